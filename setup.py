@@ -1,0 +1,18 @@
+"""Installs the project's packages; versions are pinned by requirements.lock, which `make` passes as constraints."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="rldtf-jax",
+    version="0.1.0",
+    description="Reinforcement learning from digital twin feedback: Qwen2.5 in JAX, judged by a Sionna network twin",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["rldtf_jax*", "twin*", "experiments*"]),
+    install_requires=[
+        "jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "safetensors", "gguf", "tokenizers",
+        "sionna-no-rt==1.2.*", "tensorflow",
+        "hydra-core", "tensorboardX", "tqdm", "matplotlib", "jinja2",
+    ],
+    extras_require={"test": ["pytest", "hypothesis", "transformers", "torch"]},
+)
