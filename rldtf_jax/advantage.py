@@ -1,0 +1,60 @@
+"""Advantages: the paper's A_t = R - V_old(s_t) and the common forms beside it.
+
+All take `reward_B`, the values `value_BxT` stored at rollout, and `mask_BxT`; all return (advantage_BxT, return_BxT)
+without gradient, the return being what the critic regresses on.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def reward_minus_value(reward_B, value_BxT, mask_BxT):
+    """A_t = R(u, a) - V_old(s_t), the form under Eq. 6."""
+    return _gradient_free(reward_B[:, None] - value_BxT, reward_B[:, None], mask_BxT)
+
+
+def gae(reward_B, value_BxT, mask_BxT, gamma, lam):
+    """Generalised advantage estimation with the reward at the last token; R - V at gamma = lam = 1."""
+    mask = jnp.asarray(mask_BxT).astype(bool)
+    value = jnp.where(mask, value_BxT, 0.0)
+    next_mask = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    next_value = jnp.where(next_mask, jnp.pad(value[:, 1:], ((0, 0), (0, 1))), 0.0)
+    reward_BxT = jnp.where(mask & ~next_mask, reward_B[:, None], 0.0)
+    delta_BxT = jnp.where(mask, reward_BxT + gamma * next_value - value, 0.0)
+
+    def backwards(running_B, x):
+        delta_B, more_B = x
+        running_B = delta_B + gamma * lam * jnp.where(more_B, running_B, 0.0)
+        return running_B, running_B
+
+    _, A_TxB = jax.lax.scan(backwards, jnp.zeros_like(delta_BxT[:, 0]), (delta_BxT.T, next_mask.T), reverse=True)
+    return _gradient_free(A_TxB.T, A_TxB.T + value, mask)
+
+
+def group_relative(reward_B, value_BxT, mask_BxT, group_size):
+    """(R - mean of the prompt's group) / its standard deviation; rows of one prompt are neighbours."""
+    R_GxN = reward_B.reshape(-1, group_size)
+    A_GxN = (R_GxN - R_GxN.mean(-1, keepdims=True)) / (R_GxN.std(-1, keepdims=True) + 1e-4)
+    return _gradient_free(A_GxN.reshape(-1, 1) + 0 * value_BxT, reward_B[:, None], mask_BxT)
+
+
+def leave_one_out(reward_B, value_BxT, mask_BxT, group_size):
+    """R minus the mean reward of the other responses to the same prompt (RLOO); rows of one prompt are neighbours."""
+    R_GxN = reward_B.reshape(-1, group_size)
+    others_GxN = (R_GxN.sum(-1, keepdims=True) - R_GxN) / (group_size - 1)
+    return _gradient_free((R_GxN - others_GxN).reshape(-1, 1) + 0 * value_BxT, reward_B[:, None], mask_BxT)
+
+
+def whiten(advantage_BxT, mask_BxT):
+    """Zero mean and unit variance over the tokens that count."""
+    mask = jnp.asarray(mask_BxT).astype(bool)
+    count = jnp.maximum(jnp.sum(mask), 1)
+    mean = jnp.sum(jnp.where(mask, advantage_BxT, 0.0)) / count
+    variance = jnp.sum(jnp.where(mask, (advantage_BxT - mean) ** 2, 0.0)) / count
+    return jnp.where(mask, (advantage_BxT - mean) * jax.lax.rsqrt(variance + 1e-8), 0.0)
+
+
+def _gradient_free(advantage, ret, mask):
+    mask = jnp.asarray(mask).astype(bool)
+    advantage, ret = jnp.broadcast_arrays(advantage, ret, mask)[:2]
+    return jax.lax.stop_gradient((jnp.where(mask, advantage, 0.0), jnp.where(mask, ret, 0.0)))

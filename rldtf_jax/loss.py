@@ -1,0 +1,61 @@
+"""Eq. 6-9: the weighted PPO loss, the value loss, the regulariser and their sum.
+
+Three log-probabilities are kept apart by name: `logp` of the current policy, `old_logp` of the behaviour policy that
+sampled the tokens (the ratio's denominator), and the reference's, which enters only through `kl`. Arrays are (B, T) over
+response tokens; `mask` is true where a token counts, and what stands elsewhere, NaN included, changes nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def policy_loss(logp, old_logp, advantage, weight, mask, clip, dual_clip=None):
+    """Eq. 6: -E[sum_t w_t min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t)], sum over t, mean over the batch.
+
+    Args:
+      logp, old_logp: (B, T) log pi_theta and log pi_theta_old of the sampled tokens.
+      advantage: (B, T), or (B,) for one advantage a response; weight: (B, T) of Eq. 5; neither carries a gradient.
+      dual_clip: where given (> 1), the objective is bounded below by dual_clip * A_t for A_t < 0.
+    """
+    logp, old_logp, advantage, weight = _where(mask, logp, old_logp, advantage, weight)
+    advantage, weight = jax.lax.stop_gradient((advantage, weight))
+    ratio = jnp.exp(logp - jax.lax.stop_gradient(old_logp))
+    surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+    if dual_clip is not None:
+        surrogate = jnp.where(advantage < 0, jnp.maximum(surrogate, dual_clip * advantage), surrogate)
+    return -jnp.mean(jnp.sum(weight * surrogate, axis=-1))
+
+
+def value_loss(value, ret, mask, old_value=None, value_clip=None):
+    """Eq. 7: E[sum_t (R - V(s_t))^2], sum over t, mean over the batch.
+
+    Args:
+      value: (B, T) V_phi(s_t), s_t ending with the token before t; ret: (B, T) returns, or (B,) rewards.
+      old_value, value_clip: where given, PPO's clipped form, max of both squared errors.
+    """
+    value, ret = _where(mask, value, ret)
+    error = (jax.lax.stop_gradient(ret) - value) ** 2
+    if value_clip is not None:
+        (old_value,) = _where(mask, old_value)
+        near = old_value + jnp.clip(value - old_value, -value_clip, value_clip)
+        error = jnp.maximum(error, (jax.lax.stop_gradient(ret) - near) ** 2)
+    return jnp.mean(jnp.sum(error, axis=-1))
+
+
+def regulariser(entropy, kl, mask, beta_ent, beta_kl):
+    """Eq. 8: -beta_ent E[H(pi_theta(.|s_t))] + beta_kl E[KL(pi_theta || pi_anchor)], mean over the tokens that count."""
+    entropy, kl = _where(mask, entropy, kl)
+    count = jnp.maximum(jnp.sum(jnp.asarray(mask).astype(bool)), 1)
+    return (-beta_ent * jnp.sum(entropy) + beta_kl * jnp.sum(kl)) / count
+
+
+def total_loss(policy, value, reg, k1, k2):
+    """Eq. 9: L = L_policy + k1 L_value + k2 L_reg."""
+    return policy + k1 * value + k2 * reg
+
+
+def _where(mask, *arrays):
+    """Each array as float, a (B,) one spread over time, zero where the mask is false (so is its gradient)."""
+    mask = jnp.asarray(mask).astype(bool)
+    floats = (jnp.asarray(x, jnp.result_type(float, jnp.asarray(x).dtype)) for x in arrays)
+    return [jnp.where(mask, x[..., None] if x.ndim == mask.ndim - 1 else x, 0.0) for x in floats]
