@@ -1,0 +1,1 @@
+"""Reinforcement learning from digital twin feedback, in JAX."""

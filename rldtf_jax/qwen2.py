@@ -1,0 +1,359 @@
+"""Qwen2.5 in Flax NNX: config, stacked and scanned layers, KV cache, LM head or value head.
+
+Dimensions in names: B batch, T time, P prompt length, D model width, F MLP width, H query heads, K key/value heads,
+G = H // K, C head width, V vocabulary rows, S cache slots, N = B * T. `x_BxT` has shape (B, T). A layer's parameters
+carry a leading axis over the layers.
+
+The architecture is that of Qwen2.5 (arXiv:2412.15115): pre-norm decoder, grouped-query attention with biases on q, k
+and v, rotary positions, RMSNorm, SwiGLU.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from rldtf_jax.mesh import constrain
+
+MASKED = -1e9  # a logit no token is sampled at; finite, so that p * log p stays 0 in an entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2Config:
+    """Shape and numerics of a model; the first block has the names of an HF config.json."""
+
+    vocab_size: int  # rows of the embedding
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int | None = None  # None: hidden_size // num_attention_heads
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = True
+    attention_bias: bool = True  # on q, k and v
+
+    num_tokens: int | None = None  # ids of the tokenizer; logits of the rows beyond are MASKED. None: all rows are ids
+    dtype: str = "float32"  # of the computation; norms, softmax and logits are float32
+    param_dtype: str = "float32"
+    remat: bool | str = False  # recompute each layer in the backward pass; a name in jax.checkpoint_policies saves some
+    unroll: int = 1  # layers per step of the scan
+
+    def __post_init__(self):
+        if self.head_dim is None:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if self.num_tokens is None:
+            object.__setattr__(self, "num_tokens", self.vocab_size)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"{self.num_attention_heads} query heads are no multiple of {self.num_key_value_heads} key/value heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        if not 0 < self.num_tokens <= self.vocab_size:
+            raise ValueError(f"num_tokens must be in 1..{self.vocab_size}, got {self.num_tokens}")
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], **overrides) -> "Qwen2Config":
+        """Reads an HF config.json given as a dict.
+
+        Raises ValueError, naming it, for a model type other than qwen2 and for a feature the model does not have
+        (sliding-window attention, scaled rotary positions, an activation other than SiLU).
+        """
+        if config.get("model_type") != "qwen2":
+            raise ValueError(f"model_type {config.get('model_type')!r} is not supported, only 'qwen2'")
+        if config.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"hidden_act {config['hidden_act']!r} is not supported, only 'silu'")
+        layer_types = set(config.get("layer_types") or ["full_attention"])
+        if config.get("use_sliding_window") or layer_types != {"full_attention"}:
+            raise ValueError(f"sliding-window attention is not supported (layer types {sorted(layer_types)})")
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
+            raise ValueError(f"rope scaling of type {rope_type!r} is not supported, only 'default'")
+
+        fields = {f.name for f in dataclasses.fields(cls)} - {"dtype"}
+        known = {name: value for name, value in config.items() if name in fields}
+        known["rope_theta"] = float(rope.get("rope_theta", config.get("rope_theta", 1e4)))
+        known.setdefault("num_key_value_heads", config.get("num_attention_heads"))
+        known.setdefault("tie_word_embeddings", False)
+        known.setdefault("param_dtype", config.get("dtype") or config.get("torch_dtype") or "float32")
+        known["dtype"] = known["param_dtype"]
+        missing = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING} - known.keys()
+        if missing:
+            raise ValueError(f"the config lacks {', '.join(sorted(missing))}")
+        return cls(**(known | overrides))
+
+    @classmethod
+    def preset(cls, name: str, **overrides) -> "Qwen2Config":
+        """A size by name; raises ValueError for an unknown one."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}, known: {', '.join(PRESETS)}")
+        return cls(**(PRESETS[name] | overrides))
+
+
+def _qwen25(hidden, intermediate, layers, heads, kv_heads, tied, rows=151936):
+    return dict(
+        vocab_size=rows,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=tied,
+        num_tokens=151665,
+        dtype="bfloat16",
+        param_dtype="bfloat16",
+        remat=True,
+    )
+
+
+PRESETS = {
+    "tiny": dict(
+        vocab_size=1024,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_theta=1e4,
+        unroll=4,
+    ),
+    "qwen2.5-0.5b": _qwen25(896, 4864, 24, 14, 2, True),
+    "qwen2.5-1.5b": _qwen25(1536, 8960, 28, 12, 2, True),
+    "qwen2.5-3b": _qwen25(2048, 11008, 36, 16, 2, True),
+    "qwen2.5-7b": _qwen25(3584, 18944, 28, 28, 4, False, rows=152064),
+    "smollm2-135m": dict(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        rope_theta=1e5,
+        rms_norm_eps=1e-5,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+    """One parameter: its shape, the logical axis of each dimension (see `mesh.RULES`) and how it starts."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: str = "normal"  # normal (std 0.02, as HF) | zeros | ones
+
+
+def param_table(config: Qwen2Config, head: str = "lm") -> dict[str, ParamSpec]:
+    """Every parameter by path; initialisation, shardings and the import of weights follow from this table."""
+    c = config
+    L, D, F, V = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.vocab_size
+    HC, KC = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    table = {
+        "embed": ParamSpec((V, D), ("vocab", "embed")),
+        "layers.attn_norm": ParamSpec((L, D), ("layers", None), "ones"),
+        "layers.wq": ParamSpec((L, D, HC), ("layers", "embed", "heads")),
+        "layers.wk": ParamSpec((L, D, KC), ("layers", "embed", "kv_heads")),
+        "layers.wv": ParamSpec((L, D, KC), ("layers", "embed", "kv_heads")),
+        "layers.wo": ParamSpec((L, HC, D), ("layers", "heads", "embed")),
+        "layers.mlp_norm": ParamSpec((L, D), ("layers", None), "ones"),
+        "layers.w_gate": ParamSpec((L, D, F), ("layers", "embed", "mlp")),
+        "layers.w_up": ParamSpec((L, D, F), ("layers", "embed", "mlp")),
+        "layers.w_down": ParamSpec((L, F, D), ("layers", "mlp", "embed")),
+        "norm": ParamSpec((D,), (None,), "ones"),
+    }
+    if c.attention_bias:
+        table["layers.bq"] = ParamSpec((L, HC), ("layers", "heads"), "zeros")
+        table["layers.bk"] = ParamSpec((L, KC), ("layers", "kv_heads"), "zeros")
+        table["layers.bv"] = ParamSpec((L, KC), ("layers", "kv_heads"), "zeros")
+    if head == "value":
+        table["value_head"] = ParamSpec((D,), (None,), "zeros")
+        table["value_bias"] = ParamSpec((), (), "zeros")
+    elif head != "lm":
+        raise ValueError(f"head must be 'lm' or 'value', got {head!r}")
+    elif not c.tie_word_embeddings:
+        table["lm_head"] = ParamSpec((V, D), ("vocab", "embed"))
+    return table
+
+
+def _init(spec: ParamSpec, rngs: nnx.Rngs, dtype) -> jax.Array:
+    if spec.init == "normal":
+        return 0.02 * jax.random.normal(rngs.params(), spec.shape, dtype)
+    return jnp.full(spec.shape, {"zeros": 0.0, "ones": 1.0}[spec.init], dtype)
+
+
+def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    """RMSNorm over the last axis, computed in float32, in the dtype of x."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (normed * scale_D).astype(x.dtype)
+
+
+def rope_table(position, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, float32, shape position.shape + (head_dim // 2,)."""
+    frequency_c = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = position[..., None].astype(jnp.float32) * frequency_c
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates the two halves of the last axis against each other; cos and sin broadcast against half of x."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def qkv(config: Qwen2Config, layer: dict, x_NxD: jax.Array):
+    """Normed input through the three projections: (N, H*C), (N, K*C), (N, K*C); q is scaled by 1/sqrt(C)."""
+    h_NxD = rms_norm(x_NxD, layer["attn_norm"], config.rms_norm_eps)
+    q, k, v = (h_NxD @ layer[name].astype(h_NxD.dtype) for name in ("wq", "wk", "wv"))
+    if config.attention_bias:
+        q, k, v = (y + layer[name].astype(y.dtype) for y, name in ((q, "bq"), (k, "bk"), (v, "bv")))
+    return q * config.head_dim**-0.5, k, v
+
+
+def mlp(config: Qwen2Config, layer: dict, x_NxD: jax.Array) -> jax.Array:
+    """Normed input through SwiGLU."""
+    h_NxD = rms_norm(x_NxD, layer["mlp_norm"], config.rms_norm_eps)
+    w_gate, w_up, w_down = (layer[name].astype(h_NxD.dtype) for name in ("w_gate", "w_up", "w_down"))
+    return (jax.nn.silu(h_NxD @ w_gate) * (h_NxD @ w_up)) @ w_down
+
+
+def attend(q_BxKxQxC, k_BxKxSxC, v_BxKxSxC, mask) -> jax.Array:
+    """Softmax attention with float32 scores; Q counts queries times grouped heads, mask broadcasts to (B, K, Q, S)."""
+    score_BxKxQxS = jnp.einsum("bkqc,bksc->bkqs", q_BxKxQxC, k_BxKxSxC, preferred_element_type=jnp.float32)
+    weight_BxKxQxS = jax.nn.softmax(jnp.where(mask, score_BxKxQxS, MASKED), axis=-1)
+    return jnp.einsum("bkqs,bksc->bkqc", weight_BxKxQxS.astype(v_BxKxSxC.dtype), v_BxKxSxC)
+
+
+def block(config: Qwen2Config, layer: dict, x_BxTxD: jax.Array, cos_TxC2, sin_TxC2):
+    """One decoder layer over whole sequences: (x_BxTxD, (k_BxKxTxC, v_BxKxTxC)).
+
+    Matmuls with weights run on (B*T, D) and attention on (B, K, G*T, C): on a CPU that is half the time of the
+    einsum-as-written form, backward pass included.
+    """
+    c = config
+    B, T, D = x_BxTxD.shape
+    H, K, C = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    x_NxD = x_BxTxD.reshape(B * T, D)
+    q, k, v = qkv(c, layer, x_NxD)
+    q_BxKxGxTxC = rope(q.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4), cos_TxC2, sin_TxC2)
+    k_BxKxTxC = rope(k.reshape(B, T, K, C).transpose(0, 2, 1, 3), cos_TxC2, sin_TxC2)
+    v_BxKxTxC = v.reshape(B, T, K, C).transpose(0, 2, 1, 3)
+    causal_QxT = jnp.tile(jnp.tril(jnp.ones((T, T), bool)), (H // K, 1))
+    a = attend(q_BxKxGxTxC.reshape(B, K, H // K * T, C), k_BxKxTxC, v_BxKxTxC, causal_QxT)
+    a_NxHC = a.reshape(B, K, H // K, T, C).transpose(0, 3, 1, 2, 4).reshape(B * T, H * C)
+    x_NxD = x_NxD + a_NxHC @ layer["wo"].astype(a_NxHC.dtype)
+    x_NxD = x_NxD + mlp(c, layer, x_NxD)
+    return constrain(x_NxD.reshape(B, T, D), ("batch", "time", None)), (k_BxKxTxC, v_BxKxTxC)
+
+
+class Qwen2(nnx.Module):
+    """The model. Split it once (`graphdef, params = nnx.split(model)`) and merge inside jax.jit.
+
+    head="lm" gives logits, head="value" one value per position (zero at the start).
+    """
+
+    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs, head: str = "lm"):
+        self.config = config
+        self.head = head
+        dtype = jnp.dtype(config.param_dtype)
+        params = {path: nnx.Param(_init(s, rngs, dtype)) for path, s in param_table(config, head).items()}
+        prefix = "layers."
+        self.layers = nnx.Dict({p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)})
+        for path, param in params.items():
+            if not path.startswith(prefix):
+                setattr(self, path, param)
+
+    def __call__(self, tokens_BxT: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        """Right-padded token ids -> logits (B, T, V) or values (B, T), float32. See `hidden` for lengths."""
+        hidden_BxTxD = self.hidden(tokens_BxT, lengths)
+        return self.unembed(hidden_BxTxD) if self.head == "lm" else self.value(hidden_BxTxD)
+
+    def hidden(self, tokens_BxT: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        """Final-norm hidden states (B, T, D).
+
+        Attention is causal and padding is on the right, so padding never reaches a real position; with lengths (B,)
+        the states beyond the end are zero, and so are their gradients.
+        """
+        x_BxTxD, _ = self._layers(tokens_BxT, keep_cache=False)
+        if lengths is None:
+            return x_BxTxD
+        real_BxT = jnp.arange(tokens_BxT.shape[1]) < lengths[:, None]
+        return jnp.where(real_BxT[..., None], x_BxTxD, 0)
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Logits, float32, of hidden states (..., D); those of surplus rows are MASKED."""
+        table_VxD = (self.embed if self.config.tie_word_embeddings else self.lm_head)[...]
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = jnp.einsum("nd,vd->nv", flat, table_VxD.astype(flat.dtype), preferred_element_type=jnp.float32)
+        if self.config.num_tokens < self.config.vocab_size:
+            logits = jnp.where(jnp.arange(self.config.vocab_size) < self.config.num_tokens, logits, MASKED)
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+    def value(self, hidden: jax.Array) -> jax.Array:
+        """Values, float32, of hidden states (..., D) -> (...)."""
+        return hidden.astype(jnp.float32) @ self.value_head[...].astype(jnp.float32) + self.value_bias[...]
+
+    def prefill(self, tokens_BxP: jax.Array, lengths_B: jax.Array, cache_len: int):
+        """Reads the prompts; returns the hidden state (B, D) at each prompt's last token and a cache for `decode`.
+
+        cache_len: the number of slots S >= P. Prompt token p sits in slot p, the t-th decoded token of every row in
+        slot P + t: one write serves the batch, whatever the prompt lengths. Raises ValueError if S < P.
+        """
+        B, P = tokens_BxP.shape
+        if cache_len < P:
+            raise ValueError(f"cache_len {cache_len} is below the prompts' padded length {P}")
+        x_BxPxD, kv_LxBxKxPxC = self._layers(tokens_BxP, keep_cache=True)
+        hidden_BxD = jnp.take_along_axis(x_BxPxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+        grow = lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, 0), (0, cache_len - P), (0, 0)))
+        cache = {
+            "kv": [tuple(grow(a)[i] for a in kv_LxBxKxPxC) for i in range(self.config.num_hidden_layers)],
+            "visible_BxS": jnp.arange(cache_len) < lengths_B[:, None],
+            "slot": jnp.int32(P),
+        }
+        return hidden_BxD, cache
+
+    def decode(self, token_B: jax.Array, position_B: jax.Array, cache: dict):
+        """One token per row, at its own position: the hidden state (B, D) and the cache with the token in it."""
+        c = self.config
+        (B,), H, K, C = token_B.shape, c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        slot, visible_BxS = cache["slot"], cache["visible_BxS"]
+        visible_BxS = visible_BxS | (jnp.arange(visible_BxS.shape[1]) == slot)
+        cos_Bx1xC2, sin_Bx1xC2 = (a[:, None] for a in rope_table(position_B, C, c.rope_theta))
+        x_BxD = self._embed(token_B)
+        kv = []
+        for i, (k_BxKxSxC, v_BxKxSxC) in enumerate(cache["kv"]):
+            layer = {name: param[...][i] for name, param in self.layers.items()}
+            q, k, v = qkv(c, layer, x_BxD)
+            q_BxHxC = rope(q.reshape(B, H, C), cos_Bx1xC2, sin_Bx1xC2)
+            k_BxKxC = rope(k.reshape(B, K, C), cos_Bx1xC2, sin_Bx1xC2)
+            k_BxKxSxC = jax.lax.dynamic_update_slice_in_dim(k_BxKxSxC, k_BxKxC[:, :, None], slot, axis=2)
+            v_BxKxSxC = jax.lax.dynamic_update_slice_in_dim(v_BxKxSxC, v.reshape(B, K, 1, C), slot, axis=2)
+            kv.append((k_BxKxSxC, v_BxKxSxC))
+            a = attend(q_BxHxC.reshape(B, K, H // K, C), k_BxKxSxC, v_BxKxSxC, visible_BxS[:, None, None])
+            x_BxD = x_BxD + a.reshape(B, H * C) @ layer["wo"].astype(a.dtype)
+            x_BxD = x_BxD + mlp(c, layer, x_BxD)
+        cache = {"kv": kv, "visible_BxS": visible_BxS, "slot": slot + 1}
+        return rms_norm(x_BxD, self.norm[...], c.rms_norm_eps), cache
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        return self.embed[...].astype(self.config.dtype)[tokens]
+
+    def _layers(self, tokens_BxT: jax.Array, keep_cache: bool):
+        c = self.config
+        cos_TxC2, sin_TxC2 = rope_table(jnp.arange(tokens_BxT.shape[1]), c.head_dim, c.rope_theta)
+
+        def step(x_BxTxD, layer):
+            x_BxTxD, kv = block(c, layer, x_BxTxD, cos_TxC2, sin_TxC2)
+            return x_BxTxD, kv if keep_cache else None
+
+        if c.remat:
+            policy = getattr(jax.checkpoint_policies, c.remat) if isinstance(c.remat, str) else None
+            step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+        layers = {name: param[...] for name, param in self.layers.items()}
+        x_BxTxD = constrain(self._embed(tokens_BxT), ("batch", "time", None))
+        x_BxTxD, kv = jax.lax.scan(step, x_BxTxD, layers, unroll=c.unroll)
+        return rms_norm(x_BxTxD, self.norm[...], c.rms_norm_eps), kv

@@ -1,0 +1,114 @@
+"""Sampling: one jitted prefill and one while_loop that stops when every row has ended.
+
+Dimensions in names: B rows, P padded prompt length, R = max_new_tokens, V vocabulary rows.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+from jax.custom_batching import custom_vmap
+import jax.numpy as jnp
+
+from rldtf_jax.qwen2 import MASKED
+
+PAD_ID = 0
+
+
+class Samples(NamedTuple):
+    """Responses. Lengths, never token values, say which positions are real."""
+
+    tokens_BxR: jax.Array  # int32, PAD_ID after the end
+    lengths_B: jax.Array  # int32, the EOS counted where there is one
+    logp_BxR: jax.Array  # float32 behaviour log-probabilities, 0 after the end
+    ended_B: jax.Array  # bool: the row has its EOS (False: cut off at R tokens)
+
+
+def row_keys(key: jax.Array, row_ids: jax.Array) -> jax.Array:
+    """One key per row from its id alone, so that a row's draws do not depend on the batch it is in."""
+    return jax.vmap(lambda row_id: jax.random.fold_in(key, row_id))(row_ids)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "top_k"))
+def sample(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    prompts_BxP: jax.Array,
+    prompt_lengths_B: jax.Array,
+    keys_B: jax.Array,
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Samples:
+    """Samples a response to every right-padded prompt; may be vmapped over a leading axis of params, prompts and keys.
+
+    Row b draws its t-th token with fold_in(keys_B[b], t). temperature 0 is greedy; top_k 0 and top_p 1 filter nothing.
+    The log-probabilities are those of the unfiltered distribution at the temperature (at temperature 1 when greedy).
+    """
+    model = nnx.merge(graphdef, params)
+    B, P = prompts_BxP.shape
+    hidden_BxD, cache = model.prefill(prompts_BxP, prompt_lengths_B, P + max_new_tokens)
+    scale = jnp.where(temperature > 0, 1.0 / jnp.where(temperature > 0, temperature, 1.0), 1.0)
+
+    def alive(state):
+        t, samples = state[:2]
+        return (t < max_new_tokens) & _any_alive(samples.ended_B)
+
+    def step(state):
+        t, (tokens_BxR, lengths_B, logp_BxR, ended_B), hidden_BxD, cache = state
+        logits_BxV = model.unembed(hidden_BxD) * scale
+        keys_t_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
+        token_B = _draw(keys_t_B, logits_BxV, temperature, top_k, top_p)
+        logp_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), token_B[:, None], axis=1)[:, 0]
+        token_B = jnp.where(ended_B, PAD_ID, token_B)
+        samples = Samples(
+            tokens_BxR.at[:, t].set(token_B),
+            lengths_B + ~ended_B,
+            logp_BxR.at[:, t].set(jnp.where(ended_B, 0.0, logp_B)),
+            ended_B | (token_B == eos_id),
+        )
+        hidden_BxD, cache = model.decode(token_B, prompt_lengths_B + t, cache)
+        return t + 1, samples, hidden_BxD, cache
+
+    empty = Samples(
+        jnp.full((B, max_new_tokens), PAD_ID, jnp.int32),
+        jnp.zeros(B, jnp.int32),
+        jnp.zeros((B, max_new_tokens), jnp.float32),
+        jnp.zeros(B, bool),
+    )
+    return jax.lax.while_loop(alive, step, (jnp.int32(0), empty, hidden_BxD, cache))[1]
+
+
+def _draw(keys_B, logits_BxV, temperature, top_k, top_p):
+    """One token id per row from the filtered distribution, or the most likely one at temperature 0."""
+    greedy_B = jnp.argmax(logits_BxV, axis=-1)
+    if top_k:
+        floor_Bx1 = jax.lax.top_k(logits_BxV, top_k)[0][:, -1:]
+        logits_BxV = jnp.where(logits_BxV < floor_Bx1, MASKED, logits_BxV)
+    logits_BxV = jax.lax.cond(top_p < 1.0, _nucleus, lambda logits_BxV, _: logits_BxV, logits_BxV, top_p)
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BxV)
+    return jnp.where(temperature > 0, drawn_B, greedy_B).astype(jnp.int32)
+
+
+def _nucleus(logits_BxV, top_p):
+    """Masks all but the most likely tokens whose probabilities first add up to top_p."""
+    p_BxV = jax.nn.softmax(logits_BxV)
+    sorted_BxV = jnp.sort(p_BxV, axis=-1, descending=True)
+    mass_before_BxV = jnp.cumsum(sorted_BxV, axis=-1) - sorted_BxV
+    floor_Bx1 = jnp.min(jnp.where(mass_before_BxV < top_p, sorted_BxV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(p_BxV < floor_Bx1, MASKED, logits_BxV)
+
+
+@custom_vmap
+def _any_alive(ended):
+    return ~jnp.all(ended)
+
+
+@_any_alive.def_vmap
+def _any_alive_of_all_arms(_axis_size, _in_batched, ended):
+    # A loop condition that is not batched keeps vmap from copying the whole cache in a select at every step.
+    return _any_alive(ended), False
