@@ -11,8 +11,6 @@ import jax
 from jax.custom_batching import custom_vmap
 import jax.numpy as jnp
 
-from rldtf_jax.qwen2 import MASKED
-
 PAD_ID = 0
 
 
@@ -30,7 +28,7 @@ def row_keys(key: jax.Array, row_ids: jax.Array) -> jax.Array:
     return jax.vmap(lambda row_id: jax.random.fold_in(key, row_id))(row_ids)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "top_k"))
+@partial(jax.jit, static_argnames=("graphdef", "max_new_tokens"))
 def sample(
     graphdef: nnx.GraphDef,
     params: nnx.State,
@@ -84,23 +82,41 @@ def sample(
 
 
 def _draw(keys_B, logits_BxV, temperature, top_k, top_p):
-    """One token id per row from the filtered distribution, or the most likely one at temperature 0."""
-    greedy_B = jnp.argmax(logits_BxV, axis=-1)
-    if top_k:
-        floor_Bx1 = jax.lax.top_k(logits_BxV, top_k)[0][:, -1:]
-        logits_BxV = jnp.where(logits_BxV < floor_Bx1, MASKED, logits_BxV)
-    logits_BxV = jax.lax.cond(top_p < 1.0, _nucleus, lambda logits_BxV, _: logits_BxV, logits_BxV, top_p)
-    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BxV)
-    return jnp.where(temperature > 0, drawn_B, greedy_B).astype(jnp.int32)
-
-
-def _nucleus(logits_BxV, top_p):
-    """Masks all but the most likely tokens whose probabilities first add up to top_p."""
+    """One token id per row: by inverse distribution from the filtered probabilities, the most likely at temperature 0."""
     p_BxV = jax.nn.softmax(logits_BxV)
-    sorted_BxV = jnp.sort(p_BxV, axis=-1, descending=True)
-    mass_before_BxV = jnp.cumsum(sorted_BxV, axis=-1) - sorted_BxV
-    floor_Bx1 = jnp.min(jnp.where(mass_before_BxV < top_p, sorted_BxV, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(p_BxV < floor_Bx1, MASKED, logits_BxV)
+    p_BxV = jax.lax.cond((top_k > 0) | (top_p < 1.0), _filter, lambda p_BxV, *_: p_BxV, p_BxV, top_k, top_p)
+    # Zeros where p is: a parallel sum need not be monotone to the last bit, and what is filtered is never drawn.
+    cumulative_BxV = jnp.where(p_BxV > 0, jnp.cumsum(p_BxV, axis=-1), 0.0)
+    u_B = jax.vmap(jax.random.uniform)(keys_B)
+    drawn_B = jnp.argmax(cumulative_BxV > u_B[:, None] * cumulative_BxV.max(-1, keepdims=True), axis=-1)
+    return jnp.where(temperature > 0, drawn_B, jnp.argmax(logits_BxV, axis=-1)).astype(jnp.int32)
+
+
+def _filter(p_BxV, top_k, top_p):
+    """Probabilities with zeros outside the top_k most likely tokens, then outside the nucleus of mass top_p."""
+    count = jnp.where(top_k > 0, top_k, p_BxV.shape[-1])
+    p_BxV = jnp.where(p_BxV >= _floor(p_BxV, jnp.ones_like(p_BxV), count), p_BxV, 0.0)
+    mass_BxV = p_BxV / p_BxV.sum(-1, keepdims=True)
+    return jnp.where(p_BxV >= _floor(p_BxV, mass_BxV, top_p), p_BxV, 0.0)
+
+
+def _floor(p_BxV, weight_BxV, total):
+    """The largest p such that tokens at least as likely weigh total together, by bisection on the bits of p.
+
+    Non-negative floats are ordered as their bits, so 31 halvings are exact; a sort takes ten times as long on a CPU.
+    """
+
+    def halve(_, bounds):
+        low_Bx1, high_Bx1 = bounds
+        middle_Bx1 = low_Bx1 + (high_Bx1 - low_Bx1) // 2
+        kept_BxV = p_BxV >= jax.lax.bitcast_convert_type(middle_Bx1, jnp.float32)
+        enough_Bx1 = jnp.sum(jnp.where(kept_BxV, weight_BxV, 0.0), axis=-1, keepdims=True) >= total
+        return jnp.where(enough_Bx1, middle_Bx1, low_Bx1), jnp.where(enough_Bx1, high_Bx1, middle_Bx1)
+
+    low_Bx1 = jnp.zeros((p_BxV.shape[0], 1), jnp.int32)
+    above_one = jax.lax.bitcast_convert_type(jnp.float32(2.0), jnp.int32)
+    low_Bx1, _ = jax.lax.fori_loop(0, 31, halve, (low_Bx1, low_Bx1 + above_one))
+    return jax.lax.bitcast_convert_type(low_Bx1, jnp.float32)
 
 
 @custom_vmap
