@@ -1,0 +1,87 @@
+"""Channel realisations from Sionna, and what is known of their statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import j0
+from sionna.phy import config
+from sionna.phy.channel import RayleighBlockFading, cir_to_ofdm_channel, subcarrier_frequencies
+from sionna.phy.channel.tr38901 import TDL
+
+from .grid import NUM_SC
+from .physical import SPEED_OF_LIGHT_MPS, ChannelState
+from .spec import SYMBOLS_PER_SLOT, slot_ms
+
+CYCLIC_PREFIX = 144 / 2048  # of the useful symbol (TS 38.211 5.3.1)
+LOS_ANGLE_RAD = np.pi / 4  # Sionna's angle of arrival of the line of sight
+_CARRIER_HZ = 1e9  # Sionna asks for carrier and speed; only their product counts
+
+
+def _tdl(state: ChannelState) -> TDL:
+    speed_mps = state.doppler_hz * SPEED_OF_LIGHT_MPS / _CARRIER_HZ
+    return TDL(state.channel[-1].upper(), state.delay_spread_ns * 1e-9, _CARRIER_HZ, min_speed=speed_mps,
+               los_angle_of_arrival=LOS_ANGLE_RAD, num_rx_ant=state.num_rx, num_tx_ant=state.num_layers)
+
+
+def realise(state: ChannelState, num_slots: int, seed: int) -> np.ndarray:
+    """Frequency responses, [num_rx, num_layers, num_slots, 14 * NUM_SC] complex64, unit average power.
+
+    awgn: one fixed matrix of unit-modulus entries with orthogonal columns (a DFT), so that every layer has gain num_rx.
+    rayleigh: independent CN(0, 1) per antenna pair and slot. tdl: TR 38.901 7.7.2, uncorrelated antennas.
+    """
+    shape = (state.num_rx, state.num_layers, num_slots, SYMBOLS_PER_SLOT * NUM_SC)
+    if state.channel == "awgn":
+        dft = np.exp(-2j * np.pi * np.outer(np.arange(state.num_rx), np.arange(state.num_layers)) / state.num_rx)
+        return np.broadcast_to(dft.astype(np.complex64)[:, :, None, None], shape)
+    config.seed = seed
+    if state.channel == "rayleigh":
+        a, _ = RayleighBlockFading(1, state.num_rx, 1, state.num_layers)(num_slots, 1)  # [S, 1, rx, 1, L, 1, 1]
+        return np.broadcast_to(a.numpy()[:, 0, :, 0, :, 0].transpose(1, 2, 0, 3), shape)
+    symbol_s = slot_ms(state.scs_khz) * 1e-3 / SYMBOLS_PER_SLOT
+    a, tau = _tdl(state)(num_slots, SYMBOLS_PER_SLOT, 1 / symbol_s)
+    h = cir_to_ofdm_channel(subcarrier_frequencies(NUM_SC, state.scs_khz * 1e3), a, tau)  # [S, 1, rx, 1, L, 14, NUM_SC]
+    return np.ascontiguousarray(h.numpy()[:, 0, :, 0].transpose(1, 2, 0, 3, 4)).reshape(shape)
+
+
+def _profile(state: ChannelState) -> tuple[np.ndarray, np.ndarray, float]:
+    """Delays in s and mean powers of the diffuse taps, and the power of the specular part of the first tap."""
+    tdl = _tdl(state)
+    los = float(tdl.mean_power_los) if tdl.los else 0.0
+    powers = tdl.mean_powers.numpy().astype(float)
+    powers[0] -= los
+    return tdl.delays.numpy().astype(float), powers, los
+
+
+def correlation(state: ChannelState) -> tuple[np.ndarray, np.ndarray]:
+    """Correlations E[h(t + dt, f + df) h*(t, f)] of the channel model, as used by the Wiener filter.
+
+    Returns the sum of separable terms: time [terms, 27] for lags -13 .. 13 symbols, frequency [terms, 2 NUM_SC - 1] for
+    lags of -(NUM_SC - 1) .. NUM_SC - 1 subcarriers. Diffuse taps: Jakes J0(2 pi fD dt) times the profile's transform;
+    line of sight: exp(j 2 pi fD cos(angle) dt), flat over frequency.
+    """
+    if state.channel in ("awgn", "rayleigh"):
+        return np.ones((1, 2 * SYMBOLS_PER_SLOT - 1)), np.ones((1, 2 * NUM_SC - 1))
+    delays_s, powers, los = _profile(state)
+    lag_s = np.arange(1 - SYMBOLS_PER_SLOT, SYMBOLS_PER_SLOT) * slot_ms(state.scs_khz) * 1e-3 / SYMBOLS_PER_SLOT
+    lag_hz = np.arange(1 - NUM_SC, NUM_SC) * state.scs_khz * 1e3
+    phase = 2 * np.pi * state.doppler_hz * lag_s
+    diffuse = np.exp(-2j * np.pi * np.outer(lag_hz, delays_s)) @ powers
+    specular = los * np.ones(2 * NUM_SC - 1)
+    return np.stack([j0(phase), np.exp(1j * phase * np.cos(LOS_ANGLE_RAD))]), np.stack([diffuse, specular])
+
+
+def residual_interference(state: ChannelState) -> float:
+    """Power of what a cyclic-prefix receiver with one-tap equalisation cannot use, relative to the received power 1.
+
+    Inter-carrier interference of Jakes fading within a symbol, 1 - 2 int_0^1 (1 - x) J0(2 pi fD T x) dx (Russell and
+    Stuber, 1995), and taps beyond the cyclic prefix: a tap late by e symbols keeps (1 - e)^2 of its power, and the rest
+    is inter-symbol and inter-carrier interference. Both are added to the noise as Gaussian.
+    """
+    if state.channel in ("awgn", "rayleigh"):
+        return 0.0
+    symbol_s = 1e-3 / state.scs_khz
+    x = (np.arange(200) + 0.5) / 200
+    doppler = 1 - 2 * np.mean((1 - x) * j0(2 * np.pi * state.doppler_hz * symbol_s * x))
+    delays_s, powers, _ = _profile(state)
+    late = np.clip(delays_s / symbol_s - CYCLIC_PREFIX, 0, 1)
+    return float(max(0.0, doppler) + np.sum(powers * (2 * late - late**2)))

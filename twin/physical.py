@@ -1,0 +1,117 @@
+"""The part of Scenario x Workflow that error rates depend on: the key of the cache, and all a worker is told.
+
+Error rates do not depend on num_prb, max_prb or compute_gflops. A channel without memory has no delay spread or Doppler,
+carrier and speed act only through the Doppler shift, perfect estimation has no pilots to choose, and one layer has
+nothing to separate: zf and lmmse are then both maximum-ratio combining.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+
+from .spec import Scenario, Workflow
+
+SPEED_OF_LIGHT_MPS = 299_792_458.0
+CODE_LENGTH = 1152  # coded bits of the simulated code block; every modulation x layers divides it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How points are simulated; part of the cache's key.
+
+    Blocks come in rounds of 32 slots, one code block each, until there are `enough_block_errors`, or no error in
+    `enough_bits` information bits, or `max_blocks`. So hopeless and easy points cost a round or two, and the blocks go to
+    the threshold region.
+    """
+
+    check_node: str = "offset-minsum"  # LDPC check-node update: offset-minsum | minsum | boxplus-phi (belief propagation)
+    max_blocks: int = 128
+    enough_block_errors: int = 20
+    enough_bits: int = 20_000
+
+    def __post_init__(self):
+        if self.check_node not in ("offset-minsum", "minsum", "boxplus-phi"):
+            raise ValueError(f"Settings.check_node: expected offset-minsum, minsum or boxplus-phi, got {self.check_node!r}")
+        for name in ("max_blocks", "enough_block_errors", "enough_bits"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"Settings.{name}: expected a positive integer, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a simulation counted. The sums of squares over slots give the variance between independent channels."""
+
+    num_blocks: int = 0
+    num_bits: int = 0
+    block_errors: int = 0
+    bit_errors: int = 0
+    bit_errors_squared: int = 0  # sum over slots of (bit errors of the slot)^2
+
+    def enough(self, settings: Settings) -> bool:
+        return (
+            self.num_blocks >= settings.max_blocks
+            or self.block_errors >= settings.enough_block_errors
+            or (self.block_errors == 0 and self.num_bits >= settings.enough_bits)
+        )
+
+
+@dataclass(frozen=True)
+class ChannelState:
+    """What channel realisations depend on. Nominal values (0) where the channel does not depend on a field."""
+
+    channel: str
+    num_rx: int
+    num_layers: int
+    delay_spread_ns: float = 0.0
+    doppler_hz: float = 0.0
+    scs_khz: int = 0
+
+
+@dataclass(frozen=True)
+class Point:
+    """One distinct simulation."""
+
+    state: ChannelState
+    snr_db: float
+    code: str
+    num_info_bits: int
+    decoder_iterations: int
+    bits_per_symbol: int
+    num_dmrs: int
+    estimator: str
+    detector: str
+
+    def key(self) -> str:
+        return repr(astuple(self))
+
+
+def num_info_bits(code: str, code_rate: float) -> int:
+    """Information bits k of the simulated block: a multiple of 8, so that there are at most 106 different codes."""
+    return CODE_LENGTH if code == "none" else 8 * max(29, round(code_rate * CODE_LENGTH / 8))
+
+
+def effective_rate(workflow: Workflow) -> float:
+    """Information bits per coded bit as simulated: code_rate to within 4/1152, or 1 without a code."""
+    return num_info_bits(workflow.code, workflow.code_rate) / CODE_LENGTH
+
+
+@lru_cache(maxsize=1 << 16)
+def physical(scenario: Scenario, workflow: Workflow) -> Point:
+    """The distinct simulation that a pair stands for. Pairs with the same Point have the same ber and bler."""
+    s, w = scenario, workflow
+    memory = {}
+    if s.channel not in ("awgn", "rayleigh"):
+        doppler_hz = s.speed_mps * s.carrier_ghz * 1e9 / SPEED_OF_LIGHT_MPS
+        memory = dict(delay_spread_ns=s.delay_spread_ns, doppler_hz=doppler_hz, scs_khz=w.scs_khz)
+    return Point(
+        state=ChannelState(s.channel, s.num_rx_ant, w.num_layers, **memory),
+        snr_db=s.snr_db,
+        code=w.code,
+        num_info_bits=num_info_bits(w.code, w.code_rate),
+        decoder_iterations=0 if w.code == "none" else w.decoder_iterations,
+        bits_per_symbol=w.bits_per_symbol,
+        num_dmrs=0 if w.estimator == "perfect" else w.num_dmrs,
+        estimator=w.estimator,
+        detector="mrc" if w.num_layers == 1 and w.detector in ("zf", "lmmse") else w.detector,
+    )

@@ -1,0 +1,143 @@
+"""Worker processes: points in, counts out, in whatever order they finish.
+
+Workers are started with a socket of their own and nothing else inherited; the parent never imports TensorFlow. A worker
+that dies is replaced and the point it was at is tried once more; a point that kills two workers becomes an error.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from .physical import Counts, Point, Settings
+
+CHUNK = 16  # points per message: about 0.1 s of work
+QUIET_AND_SINGLE_THREADED = {
+    "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+class TwinError(RuntimeError):
+    """A point that could not be simulated."""
+
+
+class _Worker:
+    """One process, its connection, and the jobs it was sent and has not answered yet."""
+
+    def __init__(self, settings: Settings, seed: int):
+        ours, theirs = socket.socketpair()
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "twin.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()], env=os.environ | QUIET_AND_SINGLE_THREADED | {"PYTHONPATH": path},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+        )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+        self.connection.send((settings, seed))
+        self.jobs: deque = deque()
+        self.busy = False
+
+    def send(self, kind: str, jobs) -> None:
+        self.connection.send((kind, list(jobs)))
+        self.jobs, self.busy = deque(jobs) if kind == "run" else deque(), True
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Pool:
+    """`num_workers` processes that simulate points under one seed and one Settings."""
+
+    def __init__(self, num_workers: int, settings: Settings, seed: int):
+        self.num_workers, self.settings, self.seed = num_workers, settings, seed
+        self.workers: list[_Worker] = []
+        self.traces: dict[int, int] = {}  # process id -> compiled stages traced so far
+
+    def start(self) -> None:
+        """Start the processes; they import TensorFlow while the caller goes on."""
+        while len(self.workers) < self.num_workers:
+            self.workers.append(_Worker(self.settings, self.seed))
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+        self.workers.clear()
+
+    def warm(self, codes: list[int]) -> None:
+        """Compile these codes' decoders (information bits per block) and all demappers in every worker."""
+        self._settle()
+        for worker in self.workers:
+            worker.send("warm", codes)
+        self._settle()
+
+    def run(self, points: list[Point]) -> Iterator[tuple[Point, Counts | TwinError, float]]:
+        """Yield (point, counts or error, seconds) for each of the distinct points as they finish."""
+        self._settle()
+        todo, deaths = deque(enumerate(points)), {}
+        remaining = len(points)
+        while remaining:
+            self.start()
+            for worker in self.workers:
+                if todo and not worker.busy:
+                    size = max(1, min(CHUNK, len(todo) // self.num_workers))
+                    self._send(worker, [todo.popleft() for _ in range(size)])
+            for worker, message in self._messages():
+                if message is None:
+                    self.workers.remove(worker)
+                    worker.stop()
+                    if worker.jobs:
+                        job, point = worker.jobs.popleft()
+                        deaths[job] = deaths.get(job, 0) + 1
+                        todo.extendleft(reversed(worker.jobs))
+                        if deaths[job] < 2:
+                            todo.appendleft((job, point))
+                        else:
+                            remaining -= 1
+                            yield point, TwinError(f"{point}: killed its worker twice"), 0.0
+                elif message[0] == "idle":
+                    self._idle(worker, message)
+                elif message[0] != "ready":
+                    job, answer, seconds = message
+                    _, point = worker.jobs.popleft()
+                    remaining -= 1
+                    yield point, TwinError(f"{point}: {answer}") if isinstance(answer, str) else answer, seconds
+
+    def _send(self, worker: _Worker, jobs) -> None:
+        try:
+            worker.send("run", jobs)
+        except (BrokenPipeError, ConnectionResetError):
+            worker.jobs, worker.busy = deque(jobs), True  # its end of file comes next, in _messages
+
+    def _idle(self, worker: _Worker, message) -> None:
+        worker.busy, self.traces[worker.process.pid] = False, message[1]
+
+    def _messages(self):
+        """Wait for messages of the workers; None stands for a worker that died."""
+        by_connection = {worker.connection: worker for worker in self.workers}
+        for connection in wait(list(by_connection)):
+            try:
+                yield by_connection[connection], connection.recv()
+            except (EOFError, OSError):
+                yield by_connection[connection], None
+
+    def _settle(self) -> None:
+        """Start what is missing and let workers finish what an interrupted call left them with."""
+        self.start()
+        while any(worker.busy for worker in self.workers):
+            for worker, message in self._messages():
+                if message is None:
+                    self.workers.remove(worker)
+                    worker.stop()
+                    self.start()
+                elif message[0] == "idle":
+                    self._idle(worker, message)

@@ -1,0 +1,186 @@
+"""What the twin is asked and what it answers: a Scenario, a Workflow, a QoS.
+
+Frozen dataclasses of plain numbers and strings. Every field has a default and is checked where it is set: an error names
+the field, the value and what was expected.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+
+CHANNELS = ("awgn", "rayleigh", "tdl-a", "tdl-b", "tdl-c", "tdl-d", "tdl-e")
+CODES = ("none", "ldpc")
+ESTIMATORS = ("perfect", "ls", "ls-nearest", "lmmse")
+DETECTORS = ("zf", "lmmse", "deeprx")
+SCS_KHZ = (15, 30, 60, 120)
+BITS_PER_SYMBOL = (2, 4, 6, 8)
+MAX_PRB = 273
+MAX_ANT = 4
+SYMBOLS_PER_SLOT = 14
+SUBCARRIERS_PER_PRB = 12
+
+
+class WorkflowError(ValueError):
+    """A workflow that cannot be read, or that the scenario at hand cannot run."""
+
+
+def _choice(cls, name, value, choices):
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)
+    if type(value) is not type(choices[0]) or value not in choices:
+        raise ValueError(f"{cls}.{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
+    return value
+
+
+def _int(cls, name, value, low, high):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+        raise ValueError(f"{cls}.{name}: expected an integer in [{low}, {high}], got {value!r}")
+    return int(value)
+
+
+def _float(cls, name, value, low, high):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
+        raise ValueError(f"{cls}.{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
+    return float(value)
+
+
+SCENARIO_RULES = {
+    "channel": (_choice, CHANNELS),
+    "snr_db": (_float, -40, 80),
+    "num_tx_ant": (_int, 1, MAX_ANT),
+    "num_rx_ant": (_int, 1, MAX_ANT),
+    "delay_spread_ns": (_float, 0, 5000),
+    "speed_mps": (_float, 0, 300),
+    "carrier_ghz": (_float, 0.1, 100),
+    "max_prb": (_int, 1, MAX_PRB),
+    "compute_gflops": (_float, 1e-6, 1e9),
+}
+WORKFLOW_RULES = {
+    "num_prb": (_int, 1, MAX_PRB),
+    "scs_khz": (_choice, SCS_KHZ),
+    "code": (_choice, CODES),
+    "code_rate": (_float, 0.2, 0.93),
+    "decoder_iterations": (_int, 1, 20),
+    "bits_per_symbol": (_choice, BITS_PER_SYMBOL),
+    "num_layers": (_int, 1, MAX_ANT),
+    "num_dmrs": (_int, 1, 2),
+    "estimator": (_choice, ESTIMATORS),
+    "detector": (_choice, DETECTORS),
+}
+
+
+def _check_fields(spec, rules):
+    """Replace every field by its checked value, numpy scalars by Python ones; raises ValueError."""
+    for name, (rule, *limits) in rules.items():
+        object.__setattr__(spec, name, rule(type(spec).__name__, name, getattr(spec, name), *limits))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """State of one radio link and of the platform that processes it.
+
+    channel: awgn | rayleigh (flat block fading, independent over antennas and slots) | tdl-a .. tdl-e (TR 38.901 7.7.2)
+    snr_db: Es/N0 per resource element at each receive antenna, average channel gain 1, total over the layers
+    absent: modules the platform lacks, written tool.method, such as "estimate.lmmse"
+    """
+
+    channel: str = "tdl-a"
+    snr_db: float = 15.0  # dB
+    num_tx_ant: int = 2
+    num_rx_ant: int = 2
+    delay_spread_ns: float = 100.0  # RMS, ns
+    speed_mps: float = 3.0  # m/s
+    carrier_ghz: float = 3.5  # GHz
+    max_prb: int = MAX_PRB
+    compute_gflops: float = 40.0  # 1e9 operations per second
+    absent: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if isinstance(self.absent, str) or not all(isinstance(m, str) for m in self.absent):
+            raise ValueError(f"Scenario.absent: expected a tuple of module names, got {self.absent!r}")
+        object.__setattr__(self, "absent", tuple(sorted(self.absent)))
+        _check_fields(self, SCENARIO_RULES)
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """One physical-layer workflow: what is sent in a slot and how it is received.
+
+    code: ldpc (TS 38.212 5.3.2) | none (validation)
+    estimator: ls (linear interpolation) | ls-nearest | lmmse (2-D Wiener filter) | perfect (validation)
+    detector: zf | lmmse | deeprx (not implemented: `check` says so)
+    """
+
+    num_prb: int = 24  # physical resource blocks granted, 12 subcarriers each
+    scs_khz: int = 30  # subcarrier spacing, kHz
+    code: str = "ldpc"
+    code_rate: float = 0.5  # information bits per coded bit
+    decoder_iterations: int = 10
+    bits_per_symbol: int = 2  # 2 QPSK, 4 16QAM, 6 64QAM, 8 256QAM
+    num_layers: int = 1  # spatial layers
+    num_dmrs: int = 1  # OFDM symbols of the slot that carry DM-RS
+    estimator: str = "ls"
+    detector: str = "lmmse"
+
+    def __post_init__(self):
+        _check_fields(self, WORKFLOW_RULES)
+
+
+@dataclass(frozen=True)
+class QoS:
+    """What a workflow delivers in a scenario.
+
+    ber: bit error rate after decoding. With no bit error seen it reads 3/num_bits, the 95 % upper bound (rule of three)
+    bler: share of code blocks in error, never below `ber` (a block is wrong as soon as one of its bits is)
+    ber_stderr, bler_stderr: standard errors over independent slots, which see independent channels
+    """
+
+    delay_ms: float
+    throughput_mbps: float
+    ber: float
+    bler: float
+    num_blocks: int
+    num_bits: int = 0
+    block_errors: int = 0
+    bit_errors: int = 0
+    ber_stderr: float = 0.0
+    bler_stderr: float = 0.0
+
+    @property
+    def ber_is_bound(self) -> bool:
+        """No bit error was seen: `ber` is an upper bound, not an estimate."""
+        return self.bit_errors == 0
+
+    def bler_interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Wilson score interval of the block error rate; z = 1.96 for 95 %."""
+        n, p = self.num_blocks, self.block_errors / self.num_blocks
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def slot_ms(scs_khz: int) -> float:
+    """Slot duration in ms: 14 symbols, 1 ms at 15 kHz (TS 38.211 4.3.2)."""
+    return 15.0 / scs_khz
+
+
+def check(scenario: Scenario, workflow: Workflow, validation: bool = False) -> None:
+    """Raise WorkflowError if the scenario cannot run the workflow.
+
+    With `validation`, the modules that exist only to validate the twin (perfect estimation, no code) are let through, and
+    so are values between the toolbox's choices: only what cannot be simulated is refused.
+    """
+    from .toolbox import refusal
+
+    rank = min(scenario.num_tx_ant, scenario.num_rx_ant)
+    if workflow.num_prb > scenario.max_prb:
+        raise WorkflowError(f"num_prb={workflow.num_prb}: the scenario grants at most {scenario.max_prb} PRB")
+    if workflow.num_layers > rank:
+        raise WorkflowError(
+            f"num_layers={workflow.num_layers}: {scenario.num_tx_ant} transmit and {scenario.num_rx_ant} receive "
+            f"antennas carry at most {rank}"
+        )
+    if reason := refusal(scenario, workflow, validation):
+        raise WorkflowError(reason)

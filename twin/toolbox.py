@@ -1,0 +1,75 @@
+"""The modules an orchestration may call: one entry each, the only table of them. Prompts show `describe()`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .spec import BITS_PER_SYMBOL, MAX_ANT, MAX_PRB, SCS_KHZ, Scenario, Workflow
+
+COMPUTE_TIERS_GFLOPS = (10.0, 40.0, 160.0)  # one small core, a few cores, an accelerator's share
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A keyword argument of a tool, the Workflow field it sets, and the values offered."""
+
+    name: str
+    field: str
+    choices: tuple = ()
+    low: int = 0  # used, with high, where choices is empty: any integer in [low, high]
+    high: int = 0
+
+    def offers(self, value) -> bool:
+        return value in self.choices if self.choices else self.low <= value <= self.high
+
+    def __str__(self):
+        shown = "|".join(map(str, self.choices)) if self.choices else f"{self.low}..{self.high}"
+        return f"{self.name}={shown}"
+
+
+@dataclass(frozen=True)
+class Tool:
+    name: str
+    stage: str  # transmit | receive
+    description: str
+    arguments: tuple[Argument, ...]
+
+
+TOOLS = (
+    Tool("grid", "transmit", "Takes num_prb resource blocks at a subcarrier spacing; wider spacing shortens the slot.",
+         (Argument("num_prb", "num_prb", low=1, high=MAX_PRB), Argument("scs_khz", "scs_khz", SCS_KHZ))),
+    Tool("modulate", "transmit", "QAM order and spatial layers; both raise the rate and need more SNR.",
+         (Argument("bits_per_symbol", "bits_per_symbol", BITS_PER_SYMBOL),
+          Argument("num_layers", "num_layers", low=1, high=MAX_ANT))),
+    Tool("encode", "transmit", "5G channel code; a lower rate corrects more errors and carries fewer bits.",
+         (Argument("code", "code", ("ldpc",)), Argument("code_rate", "code_rate", (0.2, 0.33, 0.5, 0.67, 0.83)))),
+    Tool("pilots", "transmit", "DM-RS symbols per slot; two follow a channel that changes with speed, at a cost in rate.",
+         (Argument("num_dmrs", "num_dmrs", (1, 2)),)),
+    Tool("estimate", "receive", "Channel estimation: ls interpolates linearly, lmmse filters noise and costs more.",
+         (Argument("method", "estimator", ("ls", "lmmse")),)),
+    Tool("detect", "receive", "Separates the layers: zf removes interference, lmmse also weighs the noise.",
+         (Argument("method", "detector", ("zf", "lmmse")),)),
+    Tool("decode", "receive", "Decoder iterations; more correct more errors and take longer.",
+         (Argument("iterations", "decoder_iterations", low=1, high=20),)),
+)
+
+BY_NAME = {tool.name: tool for tool in TOOLS}
+
+
+def describe(tools: tuple[Tool, ...] = TOOLS) -> str:
+    """The toolbox as a prompt shows it: one line per tool."""
+    return "\n".join(f"{t.name}({', '.join(map(str, t.arguments))})  # {t.description}" for t in tools)
+
+
+def refusal(scenario: Scenario, workflow: Workflow, validation: bool = False) -> str | None:
+    """Why the scenario's platform cannot run the workflow's modules, or None. See `twin.check`."""
+    if workflow.detector == "deeprx":
+        return "detector='deeprx': this module is not present"
+    for tool in TOOLS:
+        for argument in tool.arguments:
+            value = getattr(workflow, argument.field)
+            if f"{tool.name}.{value}" in scenario.absent:
+                return f"{tool.name}({argument.name}={value!r}): the platform lacks this module"
+            if not validation and not argument.offers(value):
+                return f"{tool.name}({argument.name}={value!r}): the toolbox offers {argument}"
+    return None
