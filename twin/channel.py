@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import j0
 from sionna.phy import config
-from sionna.phy.channel import RayleighBlockFading, cir_to_ofdm_channel, subcarrier_frequencies
+from sionna.phy.channel import RayleighBlockFading
 from sionna.phy.channel.tr38901 import TDL
 
 from .grid import NUM_SC
@@ -38,9 +38,18 @@ def realise(state: ChannelState, num_slots: int, seed: int) -> np.ndarray:
         a, _ = RayleighBlockFading(1, state.num_rx, 1, state.num_layers)(num_slots, 1)  # [S, 1, rx, 1, L, 1, 1]
         return np.broadcast_to(a.numpy()[:, 0, :, 0, :, 0].transpose(1, 2, 0, 3), shape)
     symbol_s = slot_ms(state.scs_khz) * 1e-3 / SYMBOLS_PER_SLOT
-    a, tau = _tdl(state)(num_slots, SYMBOLS_PER_SLOT, 1 / symbol_s)
-    h = cir_to_ofdm_channel(subcarrier_frequencies(NUM_SC, state.scs_khz * 1e3), a, tau)  # [S, 1, rx, 1, L, 14, NUM_SC]
-    return np.ascontiguousarray(h.numpy()[:, 0, :, 0].transpose(1, 2, 0, 3, 4)).reshape(shape)
+    a, tau = _tdl(state)(num_slots, SYMBOLS_PER_SLOT, 1 / symbol_s)  # [S, 1, rx, 1, L, paths, 14], [S, 1, 1, paths]
+    return ofdm_response(a.numpy()[:, 0, :, 0], tau.numpy()[0, 0, 0], state.scs_khz).reshape(shape)
+
+
+def ofdm_response(a: np.ndarray, tau: np.ndarray, scs_khz: int) -> np.ndarray:
+    """Response on the slice's subcarriers, [rx, L, S, 14, NUM_SC], of paths a [S, rx, L, paths, 14] with delays tau [paths].
+
+    Same as sionna.phy.channel.cir_to_ofdm_channel; delays that all slots share make it one matrix product.
+    """
+    frequencies_hz = (np.arange(NUM_SC) - NUM_SC // 2) * scs_khz * 1e3
+    transform = np.exp(-2j * np.pi * np.outer(tau.astype(float), frequencies_hz)).astype(np.complex64)
+    return np.ascontiguousarray(a.transpose(1, 2, 0, 4, 3)) @ transform
 
 
 def _profile(state: ChannelState) -> tuple[np.ndarray, np.ndarray, float]:

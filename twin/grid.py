@@ -11,6 +11,8 @@ TS 38.214 table 4.1-1.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from .physical import CODE_LENGTH
@@ -30,15 +32,17 @@ def pilots_per_slice(num_layers: int, num_dmrs: int) -> int:
     return NUM_SC // comb(num_layers) * num_dmrs
 
 
+@cache
 def pilot_index(layer: int, num_layers: int, num_dmrs: int) -> np.ndarray:
     """Where in the slice (symbol * NUM_SC + subcarrier) a layer's pilots are, [num_pilots]."""
     return np.concatenate([s * NUM_SC + np.arange(layer, NUM_SC, comb(num_layers)) for s in DMRS_SYMBOLS[num_dmrs]])
 
 
+@cache
 def data_index(bits_per_symbol: int, num_layers: int) -> np.ndarray:
     """Resource elements that carry the simulated code block, spread over the slice at random but always the same.
 
-    They avoid the symbols of both DM-RS patterns, so that a comparison of the two patterns is one of estimates alone.
+    Those of a higher order are the first of those of a lower one. They avoid the symbols of both DM-RS patterns, so that a comparison of the two patterns is one of estimates alone.
     """
     symbols = [s for s in range(SYMBOLS_PER_SLOT) if s not in DMRS_SYMBOLS[2]]
     free = np.add.outer(np.array(symbols) * NUM_SC, np.arange(NUM_SC)).ravel()

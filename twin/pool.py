@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
@@ -60,57 +61,70 @@ class Pool:
 
     def __init__(self, num_workers: int, settings: Settings, seed: int):
         self.num_workers, self.settings, self.seed = num_workers, settings, seed
-        self.workers: list[_Worker] = []
+        self.workers: dict[int, _Worker] = {}  # by slot 0 .. num_workers - 1
         self.traces: dict[int, int] = {}  # process id -> compiled stages traced so far
 
     def start(self) -> None:
-        """Start the processes; they import TensorFlow while the caller goes on."""
-        while len(self.workers) < self.num_workers:
-            self.workers.append(_Worker(self.settings, self.seed))
+        """Start the processes that are missing; they import TensorFlow while the caller goes on."""
+        for slot in set(range(self.num_workers)) - set(self.workers):
+            self.workers[slot] = _Worker(self.settings, self.seed)
 
     def close(self) -> None:
-        for worker in self.workers:
-            worker.stop()
-        self.workers.clear()
+        for slot in list(self.workers):
+            self._stop(slot)
+
+    def _stop(self, slot: int) -> None:
+        self.workers.pop(slot).stop()
 
     def warm(self, codes: list[int]) -> None:
         """Compile these codes' decoders (information bits per block) and all demappers in every worker."""
         self._settle()
-        for worker in self.workers:
+        for worker in self.workers.values():
             worker.send("warm", codes)
         self._settle()
 
     def run(self, points: list[Point]) -> Iterator[tuple[Point, Counts | TwinError, float]]:
-        """Yield (point, counts or error, seconds) for each of the distinct points as they finish."""
+        """Yield (point, counts or error, seconds) for each of the distinct points as they finish.
+
+        Points of one channel state go to one worker, which keeps its realisations, unless another one runs out of work.
+        """
         self._settle()
-        todo, deaths = deque(enumerate(points)), {}
-        remaining = len(points)
+        queues = [deque() for _ in range(self.num_workers)]
+        for job, point in enumerate(points):
+            queues[zlib.crc32(repr(point.state).encode()) % self.num_workers].append((job, point))
+        deaths, remaining = {}, len(points)
         while remaining:
             self.start()
-            for worker in self.workers:
-                if todo and not worker.busy:
-                    size = max(1, min(CHUNK, len(todo) // self.num_workers))
-                    self._send(worker, [todo.popleft() for _ in range(size)])
-            for worker, message in self._messages():
+            for slot, worker in self.workers.items():
+                if not worker.busy and (jobs := self._take(queues, slot)):
+                    self._send(worker, jobs)
+            for slot, message in self._messages():
+                worker = self.workers[slot]
                 if message is None:
-                    self.workers.remove(worker)
-                    worker.stop()
+                    self._stop(slot)
+                    queues[slot].extendleft(reversed(worker.jobs))
                     if worker.jobs:
-                        job, point = worker.jobs.popleft()
+                        job, point = worker.jobs[0]
                         deaths[job] = deaths.get(job, 0) + 1
-                        todo.extendleft(reversed(worker.jobs))
-                        if deaths[job] < 2:
-                            todo.appendleft((job, point))
-                        else:
+                        if deaths[job] == 2:
+                            queues[slot].popleft()
                             remaining -= 1
                             yield point, TwinError(f"{point}: killed its worker twice"), 0.0
                 elif message[0] == "idle":
                     self._idle(worker, message)
                 elif message[0] != "ready":
-                    job, answer, seconds = message
+                    _, answer, seconds = message
                     _, point = worker.jobs.popleft()
                     remaining -= 1
                     yield point, TwinError(f"{point}: {answer}") if isinstance(answer, str) else answer, seconds
+
+    @staticmethod
+    def _take(queues: list[deque], slot: int) -> list:
+        """The next chunk of a worker: from its own queue's head, or else from the longest queue's tail."""
+        if own := queues[slot]:
+            return [own.popleft() for _ in range(min(CHUNK, len(own)))]
+        longest = max(queues, key=len)
+        return [longest.pop() for _ in range(min(CHUNK, (len(longest) + 1) // 2))][::-1]
 
     def _send(self, worker: _Worker, jobs) -> None:
         try:
@@ -122,22 +136,21 @@ class Pool:
         worker.busy, self.traces[worker.process.pid] = False, message[1]
 
     def _messages(self):
-        """Wait for messages of the workers; None stands for a worker that died."""
-        by_connection = {worker.connection: worker for worker in self.workers}
-        for connection in wait(list(by_connection)):
+        """Wait for messages of the workers, by slot; None stands for a worker that died."""
+        slots = {worker.connection: slot for slot, worker in self.workers.items()}
+        for connection in wait(list(slots)):
             try:
-                yield by_connection[connection], connection.recv()
+                yield slots[connection], connection.recv()
             except (EOFError, OSError):
-                yield by_connection[connection], None
+                yield slots[connection], None
 
     def _settle(self) -> None:
         """Start what is missing and let workers finish what an interrupted call left them with."""
         self.start()
-        while any(worker.busy for worker in self.workers):
-            for worker, message in self._messages():
+        while any(worker.busy for worker in self.workers.values()):
+            for slot, message in self._messages():
                 if message is None:
-                    self.workers.remove(worker)
-                    worker.stop()
+                    self._stop(slot)
                     self.start()
                 elif message[0] == "idle":
-                    self._idle(worker, message)
+                    self._idle(self.workers[slot], message)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .spec import BITS_PER_SYMBOL, MAX_ANT, MAX_PRB, SCS_KHZ, Scenario, Workflow
 
-COMPUTE_TIERS_GFLOPS = (10.0, 40.0, 160.0)  # one small core, a few cores, an accelerator's share
+COMPUTE_TIERS_GFLOPS = (2.0, 10.0, 50.0)  # a share of a core, a core or two, an accelerator's share
 
 
 @dataclass(frozen=True)
