@@ -12,7 +12,7 @@ setup(
     install_requires=[
         "jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "safetensors", "gguf", "tokenizers",
         "sionna-no-rt==1.2.*", "tensorflow",
-        "hydra-core", "tensorboardX", "tqdm", "matplotlib", "jinja2",
+        "hydra-core", "tensorboardX", "tqdm", "matplotlib",
     ],
     extras_require={"test": ["pytest", "hypothesis", "transformers", "torch"]},
 )

@@ -55,7 +55,7 @@ def total_loss(policy, value, reg, k1, k2):
 
 
 def _where(mask, *arrays):
-    """Each array as float, a (B,) one spread over time, zero where the mask is false (so is its gradient)."""
+    """Each array as float32 at least, a (B,) one spread over time, zero where the mask is false (so is its gradient)."""
     mask = jnp.asarray(mask).astype(bool)
-    floats = (jnp.asarray(x, jnp.result_type(float, jnp.asarray(x).dtype)) for x in arrays)
+    floats = (jnp.asarray(x, jnp.promote_types(jnp.asarray(x).dtype, jnp.float32)) for x in arrays)
     return [jnp.where(mask, x[..., None] if x.ndim == mask.ndim - 1 else x, 0.0) for x in floats]

@@ -13,9 +13,9 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 # mask made of token ids can swallow it.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
-# Qwen's pre-tokenisation, with the number of digits per token left open.
+# Qwen's pre-tokenisation, with the digits per token left open; grouped digits take a space before them along.
 PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s\p{N}{1,%d}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -96,5 +96,5 @@ def train_bpe(
 
 def byte_level(digits: int) -> pre_tokenizers.PreTokenizer:
     """Qwen's split into words, then bytes as printable characters."""
-    split = pre_tokenizers.Split(Regex(PATTERN % digits), behavior="isolated", invert=False)
+    split = pre_tokenizers.Split(Regex(PATTERN % (" ?" if digits > 1 else "", digits)), behavior="isolated", invert=False)
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

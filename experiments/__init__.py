@@ -1,0 +1,1 @@
+"""Thin scripts over rldtf_jax and twin: tasks, stages, evaluation, report."""

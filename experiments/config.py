@@ -1,0 +1,169 @@
+"""The whole configuration of a run, and how it is read: Hydra YAML in configs/, overrides on the command line."""
+
+import dataclasses
+import os
+import sys
+from typing import Literal
+
+from rldtf_jax.config import ConfigError, RLDTFConfig, SFTConfig, build
+
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+
+
+def _at_least(low: float, config, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= low:
+            raise ConfigError(f"{name} = {getattr(config, name)!r}: expected a number >= {low:g}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which policy: a preset from nothing, or a local HF directory (config.json + safetensors + tokenizer.json)."""
+
+    preset: str = "tiny"
+    hf_dir: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    vocab_size: int = 1024  # of the domain BPE that a model from nothing gets
+
+    def __post_init__(self):
+        _at_least(300, self, "vocab_size")
+        if self.hf_dir is not None and not os.path.isdir(self.hf_dir):
+            raise ConfigError(f"hf_dir = {self.hf_dir!r}: no such directory")
+
+
+@dataclasses.dataclass(frozen=True)
+class TwinConfig:
+    workers: int = 2
+    seed: int = 0
+    cache: str | None = None  # SQLite file; None: twin.sqlite in the run's directory
+
+    def __post_init__(self):
+        _at_least(1, self, "workers")
+
+
+@dataclasses.dataclass(frozen=True)
+class TasksConfig:
+    """How many tasks of each split; or one's own, from a directory of train.jsonl, validation.jsonl and test.jsonl."""
+
+    train: int = 1600
+    validation: int = 100
+    test: int = 400
+    directory: str | None = None
+
+    def __post_init__(self):
+        _at_least(1, self, "train", "validation", "test")
+        if self.directory is not None and not os.path.isdir(self.directory):
+            raise ConfigError(f"directory = {self.directory!r}: no such directory")
+
+
+@dataclasses.dataclass(frozen=True)
+class InstructConfig:
+    """Instruction tuning on random valid workflows."""
+
+    pairs: int = 8000
+    sft: SFTConfig = SFTConfig()
+
+    def __post_init__(self):
+        _at_least(1, self, "pairs")
+
+
+@dataclasses.dataclass(frozen=True)
+class RejectConfig:
+    """Rejection sampling: rounds until the success rate on the validation tasks stops growing."""
+
+    max_rounds: int = 3
+    samples_per_task: int = 4
+    keep_per_task: int = 2
+    min_gain: float = 0.01  # of the success rate, or the rounds end
+    sft: SFTConfig = SFTConfig()
+
+    def __post_init__(self):
+        _at_least(1, self, "max_rounds", "samples_per_task", "keep_per_task")
+        _at_least(0, self, "min_gain")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    batch_size: int = 200
+    temperature: float = 1.0  # of the one-shot response to a held-out task; 0 is greedy
+
+    def __post_init__(self):
+        _at_least(1, self, "batch_size")
+        _at_least(0, self, "temperature")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    run_dir: str = "runs/quickstart"
+    seed: int = 0
+    tensorboard: bool = True
+    model: ModelConfig = ModelConfig()
+    twin: TwinConfig = TwinConfig()
+    tasks: TasksConfig = TasksConfig()
+    instruct: InstructConfig = InstructConfig()
+    reject: RejectConfig = RejectConfig()
+    rldtf: RLDTFConfig = RLDTFConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self):
+        if self.reject.keep_per_task > self.reject.samples_per_task:
+            raise ConfigError(f"reject.keep_per_task = {self.reject.keep_per_task}: expected at most "
+                              f"reject.samples_per_task = {self.reject.samples_per_task}")
+
+
+def load(arguments: list[str]) -> ExperimentConfig:
+    """The config of `preset=NAME` (configs/NAME.yaml, quickstart by default) under the other `key=value` overrides.
+
+    Raises:
+      ConfigError: one line that says what is wrong and where.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    presets = sorted(name[:-5] for name in os.listdir(CONFIGS) if name.endswith(".yaml"))
+    preset = next((a.partition("=")[2] for a in arguments if a.startswith("preset=")), "quickstart")
+    overrides = [a for a in arguments if not a.startswith("preset=")]
+    if preset not in presets:
+        raise ConfigError(f"preset = {preset!r}: expected one of {', '.join(presets)} (configs/)")
+    bad = next((a for a in overrides if "=" not in a), None)
+    if bad is not None:
+        raise ConfigError(f"{bad!r}: expected key=value")
+    try:
+        with initialize_config_dir(CONFIGS, version_base="1.3"):
+            tree = compose(preset, [o if o.split("=")[0] in ("model", "twin") else f"++{o.lstrip('+')}" for o in overrides])
+        return build(ExperimentConfig, OmegaConf.to_container(tree, resolve=True))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
+def save(config: ExperimentConfig, path: str) -> None:
+    """The resolved config as YAML, readable by `load` and by people."""
+    from omegaconf import OmegaConf
+
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
+    os.replace(f"{path}.partial", path)
+
+
+def command(function):
+    """Runs `function(config)` on the command line's config. Exit status: 2 with one line for a wrong config, 130 after a
+    stop that was asked for, 1 with one line where training diverged."""
+    from rldtf_jax.loop import Diverged, Interrupted
+
+    try:
+        function(load(sys.argv[1:]))
+    except (ConfigError, FileNotFoundError, NotADirectoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        print(f"\n{stop}. The same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("\nstopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,128 @@
+"""The judge that training asks: token ids -> text -> workflow -> twin -> Eq. 2, each distinct thing once."""
+
+import dataclasses
+import functools
+from collections import Counter
+from typing import Sequence
+
+import jax
+import numpy as np
+
+from rldtf_jax.reward import NO_SERVICE, RewardConfig, fulfilled, reward
+from rldtf_jax.rldtf import Verdict
+from rldtf_jax.sft import batch_rows
+from rldtf_jax.tokenizer import Tokenizer
+from twin import Twin, Workflow, WorkflowError, check, parse
+
+from experiments.orchestration import translate
+from experiments.tasks import Task
+
+
+class TwinEnvironment:
+    """Tasks in, verdicts out; satisfies `rldtf_jax.rldtf.Environment`."""
+
+    def __init__(self, tasks: Sequence[Task], tokenizer: Tokenizer, twin: Twin, config: RewardConfig, *, seed: int = 0):
+        self.tasks, self.tokenizer, self.twin, self.config, self.seed = list(tasks), tokenizer, twin, config, seed
+        self.eos_id = tokenizer.eos_id
+        self.prompts = [tokenizer.apply_chat(task.prompt()) for task in self.tasks]
+        self.width = -(-max(map(len, self.prompts)) // 8) * 8
+
+    def rows(self, indices: Sequence[int]) -> tuple[list[Task], np.ndarray, np.ndarray]:
+        """(tasks, prompts_BxP right-padded, lengths_B); P is the same for every choice of rows."""
+        prompts_BxP = np.zeros((len(indices), self.width), np.int32)
+        for row, i in zip(prompts_BxP, indices):
+            row[:len(self.prompts[i])] = self.prompts[i]
+        return ([self.tasks[i] for i in indices], prompts_BxP,
+                np.array([len(self.prompts[i]) for i in indices], np.int32))
+
+    def batch(self, step: int, num_prompts: int):
+        """The tasks of a step: epochs of a fresh permutation each, a function of (seed, step) alone."""
+        return self.rows(batch_rows(self.seed, step, num_prompts, len(self.tasks)))
+
+    def judge(self, tasks: Sequence[Task], responses: Sequence[np.ndarray]) -> Verdict:
+        return self.judge_text(tasks, self.texts(responses))
+
+    def texts(self, responses: Sequence[np.ndarray]) -> list[str]:
+        """Each response's text up to its first EOS."""
+        ends = [int(np.argmax(ids == self.eos_id)) if (ids == self.eos_id).any() else len(ids) for ids in responses]
+        return self.tokenizer.backend.decode_batch(
+            [ids[:end].tolist() for ids, end in zip(responses, ends)], skip_special_tokens=False)
+
+    def judge_text(self, tasks: Sequence[Task], texts: Sequence[str]) -> Verdict:
+        """Rewards of M texts. What does not parse, or asks for what the scenario lacks, gets -1 and no simulation."""
+        workflows, failure = zip(*(read(text) for text in texts)) if texts else ((), ())
+        failure = [reason or refused(task.scenario, workflow) for task, workflow, reason in
+                   zip(tasks, workflows, failure)]
+        return self.judge_workflows(tasks, workflows, failure)
+
+    def judge_workflows(self, tasks: Sequence[Task], workflows: Sequence[Workflow | None],
+                        failure: Sequence[str | None]) -> Verdict:
+        """Rewards of M workflows; those with a failure are not run."""
+        runnable = [m for m, reason in enumerate(failure) if reason is None]
+        before = dataclasses.replace(self.twin.stats)
+        pairs = list(dict.fromkeys((tasks[m].scenario, workflows[m]) for m in runnable))
+        qos = dict(zip(pairs, self.twin.evaluate(pairs)))
+        after = self.twin.stats
+
+        reward_M = np.full(len(tasks), NO_SERVICE, np.float32)
+        fulfilled_M = np.zeros(len(tasks), bool)
+        if runnable:
+            measured = np.array([(q.delay_ms, q.throughput_mbps, q.ber) for q in
+                                 (qos[tasks[m].scenario, workflows[m]] for m in runnable)])
+            required = np.array([tasks[m].required for m in runnable])
+            reward_M[runnable], fulfilled_M[runnable] = score(measured, required, self.config)
+        stats = {"sequences": len(tasks), "workflows": len(pairs),
+                 "distinct": after.distinct - before.distinct, "simulated": after.simulated - before.simulated,
+                 "seconds": after.seconds - before.seconds}
+        return Verdict(reward_M, fulfilled_M, list(failure), stats)
+
+    def summary(self, tasks: Sequence[Task], verdict: Verdict) -> dict[str, float]:
+        """Mean reward by service class and the share of each kind of failure."""
+        by_service: dict[str, list[float]] = {}
+        for task, R in zip(tasks, verdict.reward_M):
+            by_service.setdefault(task.service, []).append(float(R))
+        kinds = Counter(reason for reason in verdict.failure_M if reason)
+        return ({f"reward/{service}": np.mean(values) for service, values in sorted(by_service.items())}
+                | {"failed": sum(kinds.values()) / len(tasks)}
+                | {f"failed/{kind}": count / len(tasks) for kind, count in sorted(kinds.items())})
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def read(text: str) -> tuple[Workflow | None, str | None]:
+    """(workflow, None), or (None, the word for what is wrong with the text)."""
+    try:
+        code = translate(text)
+    except WorkflowError as error:
+        return None, str(error).partition(":")[0].split(" ")[0]
+    return _parse(code)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _parse(code: str) -> tuple[Workflow | None, str | None]:
+    try:
+        return parse(code), None
+    except WorkflowError:
+        return None, "parse"
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def refused(scenario, workflow: Workflow) -> str | None:
+    """Why the scenario cannot run the workflow, in a word, or None."""
+    try:
+        check(scenario, workflow)
+    except WorkflowError:
+        return "scenario"
+    return None
+
+
+def score(measured: np.ndarray, required: np.ndarray, config: RewardConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(R, fulfilled) of n rows of (delay_ms, throughput_mbps, ber); padded to powers of two, so few shapes compile."""
+    n = len(measured)
+    pad = ((0, max(64, 1 << (n - 1).bit_length()) - n), (0, 0))
+    R, good = _score(np.pad(measured, pad, "edge"), np.pad(required, pad, "edge"), config)
+    return np.asarray(R)[:n], np.asarray(good)[:n]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _score(measured, required, config: RewardConfig):
+    return reward(measured, required, config), fulfilled(measured, required)

@@ -1,0 +1,99 @@
+"""The language between policy and twin: a link's state as a prompt, a workflow as structured natural language, and f(a),
+the deterministic translation of that language into the twin's code (III.B, the `grammar` translator)."""
+
+import math
+import re
+
+from twin import Scenario, Workflow, WorkflowError
+
+QAM = {2: "QPSK", 4: "16QAM", 6: "64QAM", 8: "256QAM"}
+THINK, END_THINK = "<think>", "</think>"
+
+# One pattern a workflow field. Exactly one match each; whatever stands between them does not matter.
+_START, _END = r"(?<![\w.+-])", r"(?![\w+-]|\.\d)"
+FIELDS = {
+    "scs_khz": r"(\d{1,4}) kHz",
+    "bits_per_symbol": r"(QPSK|16QAM|64QAM|256QAM)",
+    "num_layers": r"(\d{1,4}) layers?",
+    "code": r"(LDPC|polar)",
+    "code_rate": r"rate (\d\.\d{1,4})",
+    "decoder_iterations": r"(\d{1,4}) iterations?",
+    "num_dmrs": r"(\d{1,4}) DMRS",
+    "estimator": r"(\w+) estimation",
+    "detector": r"(\w+) detection",
+    "num_prb": r"(\d{1,4}) PRB",
+}
+_PATTERNS = {name: re.compile(_START + pattern + _END, re.ASCII) for name, pattern in FIELDS.items()}
+_BITS = {name: bits for bits, name in QAM.items()}
+
+
+def quantity(value: float, unit: str, small_unit: str) -> str:
+    """A value in whole numbers of its unit or of a thousandth of it: (0.5, "ms", "us") -> "500 us"."""
+    if value >= 1 and float(value).is_integer():
+        return f"{value:.0f} {unit}"
+    return f"{value * 1000:.0f} {small_unit}"
+
+
+def describe_link(scenario: Scenario) -> str:
+    """The state of link and platform, as the prompt shows it."""
+    channel = scenario.channel
+    if channel.startswith("tdl"):
+        channel += f" {scenario.delay_spread_ns:.0f} ns at {scenario.speed_mps:.0f} m/s"
+    return (f"Link: {channel}, SNR {scenario.snr_db:.0f} dB, {scenario.num_tx_ant}x{scenario.num_rx_ant} antennas, "
+            f"{scenario.max_prb} PRB, {scenario.compute_gflops:.0f} GFLOPS.")
+
+
+def describe_tools(scenario: Scenario) -> str:
+    """The modules that differ between platforms, those present; `twin.toolbox.describe()` is the whole toolbox."""
+    def present(tool, names):
+        return " ".join(str(shown) for value, shown in names.items() if f"{tool}.{value}" not in scenario.absent)
+
+    methods = {"ls": "ls", "lmmse": "lmmse"}, {"zf": "zf", "lmmse": "lmmse"}
+    return f"Tools: {present('modulate', QAM)}; {present('estimate', methods[0])}; {present('detect', methods[1])}."
+
+
+def think(scenario: Scenario, throughput_mbps: float, delay_ms: float) -> str:
+    """One line of arithmetic that a response begins with: the SNR with array gain, and what is to be met."""
+    gain_db = round(10 * math.log10(scenario.num_rx_ant))
+    return (f"{THINK}{scenario.snr_db:.0f} + {gain_db} = {scenario.snr_db + gain_db:.0f} dB, "
+            f"{quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}{END_THINK}")
+
+
+def describe_workflow(w: Workflow) -> str:
+    """A workflow in structured natural language, what the policy learns to write; `translate` reads it back."""
+    return (f"Use {w.scs_khz} kHz, {QAM[w.bits_per_symbol]} on {w.num_layers} layer{'s' * (w.num_layers > 1)}, "
+            f"{'LDPC' if w.code == 'ldpc' else w.code} rate {w.code_rate:.2f} with {w.decoder_iterations} iterations, "
+            f"{w.num_dmrs} DMRS, {w.estimator} estimation, {w.detector} detection, {w.num_prb} PRB.")
+
+
+def translate(response: str) -> str:
+    """c = f(a): the response's workflow as the twin's code, ready for `twin.parse`.
+
+    Only digits and known words pass from the response into the code.
+
+    Raises:
+      WorkflowError: a part is missing, stands twice, or the think part does not end.
+    """
+    before, end, answer = response.rpartition(END_THINK)
+    if not end and THINK in answer:
+        raise WorkflowError(f"the think part does not end with {END_THINK}")
+    found = {}
+    for name, pattern in _PATTERNS.items():
+        matches = pattern.findall(answer)
+        if len(matches) != 1:
+            raise WorkflowError(f"{name}: expected one {FIELDS[name]!r} in the answer, found {len(matches)}")
+        found[name] = matches[0]
+    return (f"grid(num_prb={int(found['num_prb'])}, scs_khz={int(found['scs_khz'])})\n"
+            f"modulate(bits_per_symbol={_BITS[found['bits_per_symbol']]}, num_layers={int(found['num_layers'])})\n"
+            f"encode(code=\"{found['code'].lower()}\", code_rate={found['code_rate']})\n"
+            f"pilots(num_dmrs={int(found['num_dmrs'])})\n"
+            f"estimate(method=\"{_word('estimation', found['estimator'])}\")\n"
+            f"detect(method=\"{_word('detection', found['detector'])}\")\n"
+            f"decode(iterations={int(found['decoder_iterations'])})\n")
+
+
+def _word(stage: str, text: str) -> str:
+    """A method's name may hold lower-case ASCII letters, digits and dashes; what it means is for the twin to say."""
+    if not re.fullmatch(r"[a-z][a-z0-9]{0,15}", text, flags=re.ASCII):
+        raise WorkflowError(f"{stage}: {text[:20]!r} is no method's name")
+    return text

@@ -1,0 +1,25 @@
+"""The main job: all stages, the evaluation on held-out tasks and the report. Stopped at any moment, it goes on from there.
+
+    python -m experiments.pipeline preset=quickstart [key=value ...]
+"""
+
+import time
+
+from experiments import report, stages
+from experiments.config import ExperimentConfig, command
+from experiments.evaluate import evaluate, table
+
+
+def main(config: ExperimentConfig) -> None:
+    start = time.monotonic()
+    with stages.opened(config) as run:
+        stages.train_rldtf(run)
+        result = evaluate(run)
+        path = report.write(run, result)
+        print(table(result))
+        print(f"run took {(time.monotonic() - start) / 60:.1f} minutes; twin: {dict(run.twin.stats)}")
+        print(f"report: {path}")
+
+
+if __name__ == "__main__":
+    command(main)

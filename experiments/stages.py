@@ -1,0 +1,275 @@
+"""The stages of a run: prepare -> instruct -> reject -> rldtf. Each leaves `<run_dir>/<stage>/model` when it is done, so
+that asking for it again returns at once, and goes on from its checkpoints when it is not."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import sys
+from typing import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rldtf_jax import hf, rldtf, sft, tokenizer
+from rldtf_jax.config import ConfigError
+from rldtf_jax.qwen2 import Qwen2, Qwen2Config
+from rldtf_jax.rldtf import Verdict
+from rldtf_jax.sample import row_keys, sample
+from rldtf_jax.tokenizer import Tokenizer
+from twin import Twin
+
+from experiments import config as configs
+from experiments import tasks as task_files
+from experiments.baselines import witnesses
+from experiments.config import ExperimentConfig
+from experiments.environment import TwinEnvironment
+from experiments.tasks import Task
+
+
+@dataclasses.dataclass
+class Run:
+    """A run directory, opened: its config, its twin, its tasks, its tokenizer."""
+
+    config: ExperimentConfig
+    twin: Twin
+    tasks: dict[str, list[Task]]
+    tokenizer: Tokenizer
+
+    def path(self, *parts: str) -> str:
+        return os.path.join(self.config.run_dir, *parts)
+
+    def environment(self, split: str) -> TwinEnvironment:
+        return TwinEnvironment(self.tasks[split], self.tokenizer, self.twin, self.config.rldtf.reward,
+                               seed=self.config.seed)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def opened(config: ExperimentConfig) -> Iterator[Run]:
+    """The run directory, opened or made, with its config, twin, tasks and tokenizer; the twin ends with the block.
+
+    Raises:
+      ConfigError: the directory was made with another config; nothing in it is touched.
+    """
+    path = os.path.join(config.run_dir, "config.yaml")
+    if os.path.exists(path):
+        _same_config(path, config)
+    else:
+        configs.save(config, path)
+    with Twin(workers=config.twin.workers, seed=config.twin.seed,
+              cache=config.twin.cache or os.path.join(config.run_dir, "twin.sqlite")) as twin:
+        twin.start()
+        tasks = prepare_tasks(config, twin)
+        yield Run(config, twin, tasks, prepare_tokenizer(config, tasks["train"]))
+
+
+def _same_config(path: str, config: ExperimentConfig) -> None:
+    from omegaconf import OmegaConf
+
+    made = _flat(OmegaConf.to_container(OmegaConf.load(path)))
+    asked = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    for key in sorted(made.keys() | asked.keys()):
+        if made.get(key) != asked.get(key):
+            raise ConfigError(f"{path}: made with {key} = {made.get(key)!r}, asked for {asked.get(key)!r}; "
+                              "choose another run_dir or remove that one")
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def prepare_tasks(config: ExperimentConfig, twin: Twin) -> dict[str, list[Task]]:
+    """The three splits: read if they are there, else drawn, each with a witness that the twin has shown to fulfil it."""
+    if config.tasks.directory:
+        return {split: task_files.load(os.path.join(config.tasks.directory, f"{split}.jsonl"))
+                for split in task_files.SPLITS}
+    paths = {split: os.path.join(config.run_dir, "tasks", f"{split}.jsonl") for split in task_files.SPLITS}
+    if not all(map(os.path.exists, paths.values())):
+        say("tasks: drawing requests, each with a workflow that the twin shows to fulfil it")
+        os.makedirs(os.path.join(config.run_dir, "tasks"), exist_ok=True)
+        for split, tasks in draw_tasks(config, twin).items():
+            task_files.save(tasks, paths[split])
+    return {split: task_files.load(path) for split, path in paths.items()}
+
+
+def draw_tasks(config: ExperimentConfig, twin: Twin) -> dict[str, list[Task]]:
+    """Feasible tasks, distinct problems, until every split is full."""
+    wanted = {split: getattr(config.tasks, split) for split in task_files.SPLITS}
+    drawn: dict[str, list[Task]] = {split: [] for split in wanted}
+    seen = set()
+    stream = task_files.candidates(config.seed)
+    while any(len(drawn[split]) < count for split, count in wanted.items()):
+        batch = []
+        while len(batch) < 512:
+            task = next(stream)
+            problem = (task.service, task.scenario, task.required)
+            if problem not in seen and len(drawn[task.split]) < wanted[task.split]:
+                seen.add(problem)
+                batch.append(task)
+        for task, witness in zip(batch, witnesses(batch, twin)):
+            if witness is not None and len(drawn[task.split]) < wanted[task.split]:
+                drawn[task.split].append(dataclasses.replace(task, witness=witness))
+    return drawn
+
+
+def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokenizer:
+    """The HF directory's own tokenizer, or the domain BPE trained on the training tasks' prompts and random responses."""
+    if config.model.hf_dir:
+        return tokenizer.load(os.path.join(config.model.hf_dir, "tokenizer.json"))
+    path = os.path.join(config.run_dir, "tokenizer.json")
+    if not os.path.exists(path):
+        rng = random.Random(f"bpe {config.seed}")
+        texts = [f"user\n{task.prompt()}\nassistant\n{task.response(task_files.random_workflow(rng, task.scenario))}"
+                 for task in train]
+        trained = tokenizer.train_bpe(texts, config.model.vocab_size)
+        trained.save(f"{path}.partial")
+        os.replace(f"{path}.partial", path)
+    return tokenizer.load(path)
+
+
+def first_model(run: Run) -> Qwen2:
+    """The model that instruction tuning starts from."""
+    config = run.config.model
+    if config.hf_dir:
+        return hf.load(config.hf_dir, dtype=config.dtype)
+    shape = Qwen2Config.preset(config.preset, vocab_size=run.tokenizer.vocab_size, dtype=config.dtype)
+    return Qwen2(shape, rngs=nnx.Rngs(run.config.seed))
+
+
+def stage_model(run: Run, stage: str) -> Qwen2 | None:
+    """The model that a finished stage left, or None."""
+    path = run.path(stage, "model")
+    return hf.load(path) if os.path.isdir(path) else None
+
+
+def instruct(run: Run) -> Qwen2:
+    """Phase 1: valid but random workflows teach the format, nothing about quality."""
+    done = stage_model(run, "instruct")
+    if done is not None:
+        return done
+    rng = random.Random(f"instruct {run.config.seed}")
+    tasks = run.tasks["train"]
+    pairs = [(task, task.response(task_files.random_workflow(rng, task.scenario)))
+             for task in (tasks[i % len(tasks)] for i in range(run.config.instruct.pairs))]
+    model = sft.train(first_model(run), sequences(run.tokenizer, pairs), run.config.instruct.sft, seed=run.config.seed,
+                      directory=run.path("instruct"), title="instruct", tensorboard=run.config.tensorboard)
+    hf.save(model, run.path("instruct", "model"))
+    return model
+
+
+def sequences(tok: Tokenizer, pairs: Sequence[tuple[Task, str]]) -> sft.Sequences:
+    return sft.Sequences.of([(tok.apply_chat(task.prompt()), tok.encode(text, special=False) + [tok.eos_id])
+                             for task, text in pairs])
+
+
+def respond(run: Run, model: Qwen2, environment: TwinEnvironment, indices: Sequence[int], *, salt: int,
+            temperature: float) -> tuple[list[Task], list[str], Verdict, list[np.ndarray]]:
+    """One response to each of the environment's tasks in `indices`: (tasks, texts, verdict, token ids)."""
+    graphdef, params = nnx.split(model)
+    size = run.config.evaluate.batch_size
+    responses, ended = [], []
+    key = jax.random.fold_in(jax.random.key(run.config.seed), salt)
+    for start in range(0, len(indices), size):
+        rows = list(indices[start:start + size])
+        fill = rows + rows[:1] * (size - len(rows))  # one shape, one compilation
+        _, prompts, lengths = environment.rows(fill)
+        samples = jax.device_get(sample(
+            graphdef, params, prompts, lengths, row_keys(key, start + jnp.arange(size)), eos_id=run.tokenizer.eos_id,
+            max_new_tokens=run.config.rldtf.sample.max_new_tokens, temperature=temperature))
+        responses += [ids[:n] for ids, n in zip(samples.tokens_BxR[:len(rows)], samples.lengths_B)]
+        ended += list(samples.ended_B[:len(rows)])
+    tasks = [environment.tasks[i] for i in indices]
+    texts = environment.texts(responses)
+    verdict = environment.judge_text(tasks, [text if end else "" for text, end in zip(texts, ended)])
+    return tasks, texts, verdict, responses
+
+
+def reject(run: Run) -> Qwen2:
+    """Rejection sampling (III.B): sample, run the twin, keep what fulfils, train on it, until that stops helping."""
+    done = stage_model(run, "reject")
+    if done is not None:
+        return done
+    config = run.config.reject
+    model = instruct(run)
+    train, validation = run.environment("train"), run.environment("validation")
+
+    def success(model):
+        return float(respond(run, model, validation, range(len(validation.tasks)), salt=1, temperature=1.0)[2]
+                     .fulfilled_M.mean())
+
+    rate, kept = success(model), []
+    say(f"reject: {rate:.1%} of the validation tasks before the first round")
+    for number in range(1, config.max_rounds + 1):
+        directory = run.path("reject", f"round_{number}")
+        kept = kept_pairs(run, model, train, number, kept, os.path.join(directory, "kept.jsonl"))
+        refined = sft.train(model, sequences(run.tokenizer, kept), config.sft, seed=run.config.seed + number,
+                            directory=directory, title=f"reject {number}", tensorboard=run.config.tensorboard)
+        new_rate = success(refined)
+        say(f"reject: {new_rate:.1%} after round {number}, trained on {len(kept)} kept responses")
+        if new_rate >= rate:
+            model = refined
+        if new_rate < rate + config.min_gain:
+            break
+        rate = new_rate
+    hf.save(model, run.path("reject", "model"))
+    return model
+
+
+def kept_pairs(run: Run, model: Qwen2, environment: TwinEnvironment, number: int, before: list[tuple[Task, str]],
+               path: str) -> list[tuple[Task, str]]:
+    """The responses that fulfil, this round's and the earlier ones', at most keep_per_task a task, the newest first."""
+    config, by_request = run.config.reject, {task.request: task for task in environment.tasks}
+    if not os.path.exists(path):
+        indices = np.repeat(np.arange(len(environment.tasks)), config.samples_per_task)
+        tasks, texts, verdict, _ = respond(run, model, environment, indices, salt=100 + number, temperature=1.0)
+        fresh = [(task, text) for task, text, good in zip(tasks, texts, verdict.fulfilled_M) if good]
+        say(f"reject: round {number} sampled {len(texts)} responses, {len(fresh)} fulfil")
+        count: dict[str, int] = {}
+        kept = []
+        for task, text in dict.fromkeys([*fresh, *before]):
+            count[task.request] = count.get(task.request, 0) + 1
+            if count[task.request] <= config.keep_per_task:
+                kept.append((task, text))
+        if not kept:
+            raise ConfigError("reject: no sampled response fulfils its task; raise reject.samples_per_task or "
+                              "instruct.sft.steps")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(f"{path}.partial", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps({"request": task.request, "response": text}) + "\n" for task, text in kept)
+        os.replace(f"{path}.partial", path)
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [(by_request[row["request"]], row["response"]) for row in rows]
+
+
+def train_rldtf(run: Run) -> Qwen2:
+    """RLDTF (III.C) from the model after rejection sampling; the critic takes its backbone and a new value head."""
+    done = stage_model(run, "rldtf")
+    if done is not None:
+        return done
+    policy = reject(run)
+    critic = value_model(policy, run.config.seed)
+    model = rldtf.train(policy, critic, run.environment("train"), run.config.rldtf, seed=run.config.seed,
+                        directory=run.path("rldtf"), tensorboard=run.config.tensorboard)
+    hf.save(model, run.path("rldtf", "model"))
+    return model
+
+
+def value_model(policy: Qwen2, seed: int) -> Qwen2:
+    """A critic with the policy's backbone and a fresh value head."""
+    critic = Qwen2(policy.config, rngs=nnx.Rngs(seed), head="value")
+    backbone = dict(nnx.to_flat_state(nnx.state(policy)))
+    merged = [(path, backbone.get(path, leaf)) for path, leaf in nnx.to_flat_state(nnx.state(critic))]
+    nnx.update(critic, nnx.from_flat_state(merged))
+    return critic
+

@@ -1,0 +1,33 @@
+"""95 % intervals."""
+
+import math
+from typing import Sequence
+
+import numpy as np
+
+Z = 1.959964
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre, half = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + Z * Z / n)), min(1.0, (centre + half) / (1 + Z * Z / n))
+
+
+def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = 4000) -> tuple[float, float]:
+    """Percentile bootstrap of a mean; (nan, nan) of nothing."""
+    values = np.asarray(values, np.float64)
+    if not len(values):
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(1)
+    return tuple(np.percentile(means, (2.5, 97.5)).tolist())
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """Mean of a - b over the same tasks, with its bootstrap interval."""
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return float(difference.mean()), mean_interval(difference, seed)

@@ -1,0 +1,180 @@
+"""What can be configured in the training of a model: frozen dataclasses, one tree, units in the comments.
+
+`build` makes such a tree from a plain dict (a resolved Hydra config) and refuses what does not belong there.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from rldtf_jax.reward import RewardConfig
+
+
+class ConfigError(ValueError):
+    """A wrong key or value; the message names the field, the value and what was expected."""
+
+
+def _expect(condition: bool, field: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{field} = {value!r}: expected {expected}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How responses are sampled."""
+
+    max_new_tokens: int = 56
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0 keeps the whole vocabulary
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        _expect(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "an integer >= 1")
+        _expect(self.temperature >= 0, "temperature", self.temperature, "a number >= 0")
+        _expect(self.top_k >= 0, "top_k", self.top_k, "an integer >= 0")
+        _expect(0 < self.top_p <= 1, "top_p", self.top_p, "a number in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a linear warm-up and a cosine decay to `final_lr_ratio` of the peak."""
+
+    lr: float = 1e-3
+    warmup_steps: int = 10
+    final_lr_ratio: float = 0.1
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    grad_clip: float = 1.0  # global norm
+
+    def __post_init__(self):
+        for name in ("lr", "warmup_steps", "final_lr_ratio", "weight_decay"):
+            _expect(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        for name in ("b1", "b2"):
+            _expect(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
+        _expect(self.grad_clip > 0, "grad_clip", self.grad_clip, "a number > 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig:
+    """Next-token training on (prompt, response) pairs."""
+
+    steps: int = 100
+    batch_size: int = 64
+    save_every: int = 10  # steps
+    optim: OptimConfig = OptimConfig()
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "save_every"):
+            _expect(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class RLDTFConfig:
+    """Eq. 2-9 and the loop around them."""
+
+    steps: int = 100
+    prompts_per_step: int = 64
+    samples_per_prompt: int = 1
+    checkpoint_every: int = 25  # steps; the reference takes the policy's weights then
+    save_every: int = 1  # steps; the state is saved, so that a killed run loses at most these
+    keep: int = 2  # saved states kept on disk
+    # Eq. 3-5
+    alpha: float = 1.0
+    threshold: float = 0.05  # of S_t; w_t = 1 at or below it
+    lam: float = 1e-6
+    num_perturb: int = 2  # N
+    delete_prob: float = 0.5  # share of perturbations that remove the token
+    weights: Literal["raw", "mean-one"] = "raw"
+    # Eq. 6-9
+    clip: float = 0.2
+    beta_ent: float = 0.01
+    beta_kl: float = 0.05
+    k1: float = 0.5
+    k2: float = 1.0
+    kl_target: Literal["reference", "old"] = "reference"
+    advantage: Literal["paper", "gae", "group", "leave-one-out"] = "paper"
+    gae_gamma: float = 1.0
+    gae_lam: float = 0.95
+    whiten: bool = False
+    aggregation: Literal["sum", "token-mean"] = "sum"
+    # optimisation
+    epochs: int = 1  # passes over a step's rollouts
+    minibatches: int = 1  # updates a pass
+    microbatches: int = 1  # gradient accumulation within an update
+    logit_chunk: int | None = None  # response positions whose float32 logits exist at once; None for all
+    policy: OptimConfig = OptimConfig(lr=3e-4)
+    critic: OptimConfig = OptimConfig(lr=1e-3)
+    critic_warmup: int = 0  # steps in which only the critic learns
+    sample: SampleConfig = SampleConfig()
+    reward: RewardConfig = RewardConfig()
+
+    def __post_init__(self):
+        for name in ("steps", "prompts_per_step", "samples_per_prompt", "checkpoint_every", "save_every", "keep",
+                     "num_perturb", "epochs", "minibatches", "microbatches"):
+            _expect(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
+        for name in ("alpha", "threshold", "clip", "beta_ent", "beta_kl", "k1", "k2", "critic_warmup"):
+            _expect(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        _expect(self.lam > 0, "lam", self.lam, "a number > 0")
+        for name in ("delete_prob", "gae_gamma", "gae_lam"):
+            _expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
+        _expect(self.sample.temperature > 0, "sample.temperature", self.sample.temperature, "a number > 0 in training")
+        _expect(self.sample.top_k == 0 and self.sample.top_p == 1, "sample.top_k, sample.top_p",
+                (self.sample.top_k, self.sample.top_p), "0 and 1 in training, or the ratio is not pi / pi_old")
+        if self.advantage in ("group", "leave-one-out"):
+            _expect(self.samples_per_prompt >= 2, "samples_per_prompt", self.samples_per_prompt,
+                    f"an integer >= 2 for advantage = {self.advantage!r}")
+        rows, parts = self.prompts_per_step * self.samples_per_prompt, self.minibatches * self.microbatches
+        _expect(rows % parts == 0, "minibatches x microbatches", parts, f"a divisor of the {rows} rollouts a step")
+
+
+def build(cls: type, mapping: dict, path: str = "") -> Any:
+    """A `cls` from nested plain dicts; `path` is where the dict stands in the whole config.
+
+    Raises:
+      ConfigError: an unknown key, a wrong type or a refused value, in one line that names it.
+    """
+    prefix = f"{path}." if path else ""
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path} = {mapping!r}: expected a group of keys ({', '.join(_names(cls))})")
+    unknown = sorted(set(mapping) - set(_names(cls)))
+    if unknown:
+        raise ConfigError(f"{prefix}{unknown[0]}: no such key; expected one of {', '.join(_names(cls))}")
+    hints = typing.get_type_hints(cls)
+    values = {key: _coerce(hints[key], value, prefix + key) for key, value in mapping.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(f"{prefix}{error}") from None
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the type that the field declares; ints pass for floats, lists for tuples."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, path)
+    if origin is Literal:
+        _expect(value in args, path, value, "one of " + ", ".join(map(repr, args)))
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(next(arg for arg in args if arg is not type(None)), value, path)
+    if origin is tuple:
+        _expect(isinstance(value, (list, tuple)), path, value, f"a list of {len(args)} values")
+        inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+        _expect(len(value) == len(inner), path, value, f"a list of {len(inner)} values")
+        return tuple(_coerce(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(inner, value)))
+    if hint is float:
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), path, value, "a number")
+        return float(value)
+    if hint is int:
+        _expect(isinstance(value, int) and not isinstance(value, bool), path, value, "an integer")
+        return value
+    _expect(isinstance(value, hint), path, value, f"a {hint.__name__}")
+    return value
