@@ -66,7 +66,8 @@ class Cache:
             database.execute(
                 "CREATE TABLE IF NOT EXISTS results (key BLOB PRIMARY KEY, value TEXT, checksum BLOB) WITHOUT ROWID"
             )
-            database.execute("SELECT key, value, checksum FROM results LIMIT 1").fetchall()
+            if [c[1] for c in database.execute("PRAGMA table_info(results)")] != ["key", "value", "checksum"]:
+                raise sqlite3.DatabaseError("it has a table of other columns")
             return database
         except sqlite3.Error:
             database.close()

@@ -18,8 +18,8 @@ OPS_PER_EDGE = 6  # min-sum message passing, per edge and iteration
 # Degrees of the check nodes, row by row (TS 38.212 tables 5.3.2-2 and 5.3.2-3): 316 and 197 edges
 _BG1 = (19, 19, 19, 19, 3, 8, 9, 7, 10, 9, 7, 8, 7, 6, 7, 7, 6, 6, 6, 6, 6, 6, 5, 5, 6, 5, 5, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5,
         4, 5, 5, 4, 5, 4, 5, 5, 4)
-_BG2 = (8, 10, 8, 10, 4, 6, 6, 6, 4, 5, 5, 5, 4, 5, 5, 4, 5, 5, 4, 4, 4, 4, 3, 4, 4, 3, 5, 3, 4, 3, 5, 3, 4, 4, 4, 4, 3, 4,
-        4, 3, 4, 4)
+_BG2 = (8, 10, 8, 10, 4, 6, 6, 6, 4, 5, 5, 5, 4, 5, 5, 4, 5, 5, 4, 4, 4, 4, 3, 4, 4, 3, 5, 3, 4, 3, 5, 3, 4, 4, 4, 4, 4, 3,
+        4, 4, 4, 4)
 _EDGES = {22: tuple(accumulate(_BG1)), 10: tuple(accumulate(_BG2))}  # by information columns: edges of the first rows
 
 

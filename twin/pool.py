@@ -6,6 +6,7 @@ that dies is replaced and the point it was at is tried once more; a point that k
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 from .physical import Counts, Point, Settings
 
 CHUNK = 16  # points per message: about 0.1 s of work
+MAX_FAILED_STARTS = 3
 QUIET_AND_SINGLE_THREADED = {
     "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
 }
@@ -31,24 +33,25 @@ class TwinError(RuntimeError):
 class _Worker:
     """One process, its connection, and the jobs it was sent and has not answered yet."""
 
-    def __init__(self, settings: Settings, seed: int):
+    def __init__(self, command: list[str], settings: Settings, seed: int):
         ours, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "twin.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()], env=os.environ | QUIET_AND_SINGLE_THREADED | {"PYTHONPATH": path},
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+            [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+            env=os.environ | QUIET_AND_SINGLE_THREADED | {"PYTHONPATH": path}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, start_new_session=True,
         )
         theirs.close()
         self.connection = Connection(ours.detach())
         self.connection.send((settings, seed))
         self.jobs: deque = deque()
-        self.busy = False
+        self.ready = self.busy = False
 
     def send(self, kind: str, jobs) -> None:
-        self.connection.send((kind, list(jobs)))
         self.jobs, self.busy = deque(jobs) if kind == "run" else deque(), True
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: its end of file is read next
+            self.connection.send((kind, list(jobs)))
 
     def stop(self) -> None:
         self.connection.close()
@@ -57,17 +60,21 @@ class _Worker:
 
 
 class Pool:
-    """`num_workers` processes that simulate points under one seed and one Settings."""
+    """`num_workers` processes that simulate points under one seed and one Settings.
 
-    def __init__(self, num_workers: int, settings: Settings, seed: int):
-        self.num_workers, self.settings, self.seed = num_workers, settings, seed
+    `command` starts one; the number of its socket is appended. What a worker says and hears: see twin.worker.
+    """
+
+    def __init__(self, num_workers: int, settings: Settings, seed: int, command=(sys.executable, "-m", "twin.worker")):
+        self.num_workers, self.settings, self.seed, self.command = num_workers, settings, seed, command
         self.workers: dict[int, _Worker] = {}  # by slot 0 .. num_workers - 1
         self.traces: dict[int, int] = {}  # process id -> compiled stages traced so far
+        self.failed_starts = 0
 
     def start(self) -> None:
         """Start the processes that are missing; they import TensorFlow while the caller goes on."""
         for slot in set(range(self.num_workers)) - set(self.workers):
-            self.workers[slot] = _Worker(self.settings, self.seed)
+            self.workers[slot] = _Worker(self.command, self.settings, self.seed)
 
     def close(self) -> None:
         for slot in list(self.workers):
@@ -97,22 +104,20 @@ class Pool:
             self.start()
             for slot, worker in self.workers.items():
                 if not worker.busy and (jobs := self._take(queues, slot)):
-                    self._send(worker, jobs)
+                    worker.send("run", jobs)
             for slot, message in self._messages():
                 worker = self.workers[slot]
                 if message is None:
                     self._stop(slot)
                     queues[slot].extendleft(reversed(worker.jobs))
-                    if worker.jobs:
+                    if worker.ready and worker.jobs:
                         job, point = worker.jobs[0]
                         deaths[job] = deaths.get(job, 0) + 1
                         if deaths[job] == 2:
                             queues[slot].popleft()
                             remaining -= 1
                             yield point, TwinError(f"{point}: killed its worker twice"), 0.0
-                elif message[0] == "idle":
-                    self._idle(worker, message)
-                elif message[0] != "ready":
+                elif message[0] not in ("ready", "idle"):
                     _, answer, seconds = message
                     _, point = worker.jobs.popleft()
                     remaining -= 1
@@ -126,23 +131,24 @@ class Pool:
         longest = max(queues, key=len)
         return [longest.pop() for _ in range(min(CHUNK, (len(longest) + 1) // 2))][::-1]
 
-    def _send(self, worker: _Worker, jobs) -> None:
-        try:
-            worker.send("run", jobs)
-        except (BrokenPipeError, ConnectionResetError):
-            worker.jobs, worker.busy = deque(jobs), True  # its end of file comes next, in _messages
-
-    def _idle(self, worker: _Worker, message) -> None:
-        worker.busy, self.traces[worker.process.pid] = False, message[1]
-
     def _messages(self):
         """Wait for messages of the workers, by slot; None stands for a worker that died."""
         slots = {worker.connection: slot for slot, worker in self.workers.items()}
         for connection in wait(list(slots)):
+            worker = self.workers[slots[connection]]
             try:
-                yield slots[connection], connection.recv()
+                message = connection.recv()
             except (EOFError, OSError):
-                yield slots[connection], None
+                message = None
+            if message is None and not worker.ready:
+                self.failed_starts += 1
+                if self.failed_starts == MAX_FAILED_STARTS:
+                    raise TwinError(f"workers do not start ({' '.join(self.command)}): see what they wrote to stderr")
+            elif message == ("ready",):
+                worker.ready, self.failed_starts = True, 0
+            elif message and message[0] == "idle":
+                worker.busy, self.traces[worker.process.pid] = False, message[1]
+            yield slots[connection], message
 
     def _settle(self) -> None:
         """Start what is missing and let workers finish what an interrupted call left them with."""
@@ -152,5 +158,3 @@ class Pool:
                 if message is None:
                     self._stop(slot)
                     self.start()
-                elif message[0] == "idle":
-                    self._idle(self.workers[slot], message)

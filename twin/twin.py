@@ -39,17 +39,18 @@ class Twin:
     workers: number of worker processes, one thread each; started at the first result that is not cached, or by `start`
     cache: SQLite file that keeps results over runs and between processes; None keeps them in memory only
     seed: of everything random; the same (scenario, workflow, seed, settings) always gives the same QoS
+    pool: what runs the simulations: a callable of (workers, settings, seed) whose result has the methods of twin.pool.Pool
     settings: fields of `twin.Settings`, such as check_node="boxplus-phi" or max_blocks=512
     """
 
-    def __init__(self, workers: int = 2, cache: str | os.PathLike | None = None, seed: int = 0, **settings):
+    def __init__(self, workers: int = 2, cache: str | os.PathLike | None = None, seed: int = 0, pool=Pool, **settings):
         if workers < 1:
             raise ValueError(f"Twin.workers: expected at least 1, got {workers!r}")
         if unknown := set(settings) - {f.name for f in fields(Settings)}:
             raise ValueError(f"Twin: unknown settings {', '.join(sorted(unknown))}")
         self.seed, self.settings = int(seed), Settings(**settings)
         self.stats = Stats()
-        self._pool = Pool(workers, self.settings, self.seed)
+        self._pool = pool(workers, self.settings, self.seed)
         self._cache = None if cache is None else Cache(cache)
         self._memory: dict[Point, Counts] = {}
         self._lock = threading.Lock()

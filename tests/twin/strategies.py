@@ -1,0 +1,49 @@
+"""Hypothesis strategies over the whole schema."""
+
+from hypothesis import strategies as st
+
+from twin import Scenario, Workflow
+from twin.spec import BITS_PER_SYMBOL, CHANNELS, CODES, ESTIMATORS, MAX_ANT, MAX_PRB, SCS_KHZ
+from twin.toolbox import BY_NAME
+
+TOOLBOX_RATES = next(a.choices for a in BY_NAME["encode"].arguments if a.field == "code_rate")
+
+
+def scenarios(**given):
+    fields = dict(
+        channel=st.sampled_from(CHANNELS),
+        snr_db=st.integers(-10, 40).map(float),
+        num_tx_ant=st.integers(1, MAX_ANT),
+        num_rx_ant=st.integers(1, MAX_ANT),
+        delay_spread_ns=st.sampled_from((10.0, 100.0, 300.0, 1000.0)),
+        speed_mps=st.sampled_from((0.0, 3.0, 30.0, 120.0)),
+        carrier_ghz=st.sampled_from((0.7, 3.5, 28.0)),
+        max_prb=st.integers(1, MAX_PRB),
+        compute_gflops=st.floats(1, 1000),
+    )
+    return st.builds(Scenario, **fields | given)
+
+
+def workflows(**given):
+    fields = dict(
+        num_prb=st.integers(1, MAX_PRB),
+        scs_khz=st.sampled_from(SCS_KHZ),
+        code=st.sampled_from(CODES),
+        code_rate=st.floats(0.2, 0.93),
+        decoder_iterations=st.integers(1, 20),
+        bits_per_symbol=st.sampled_from(BITS_PER_SYMBOL),
+        num_layers=st.integers(1, MAX_ANT),
+        num_dmrs=st.integers(1, 2),
+        estimator=st.sampled_from(ESTIMATORS),
+        detector=st.sampled_from(("zf", "lmmse")),
+    )
+    return st.builds(Workflow, **fields | given)
+
+
+@st.composite
+def feasible_pairs(draw, scenario=None, **given):
+    """A scenario and a workflow it can run, with the toolbox's code rates (every other rate costs a compilation)."""
+    s = draw(scenario or scenarios())
+    rank = min(s.num_tx_ant, s.num_rx_ant)
+    given = dict(code_rate=st.sampled_from(TOOLBOX_RATES), num_layers=st.integers(1, rank), num_prb=st.integers(1, s.max_prb)) | given
+    return s, draw(workflows(**given))
