@@ -13,6 +13,7 @@ def reward_minus_value(reward_B, value_BxT, mask_BxT):
     return _gradient_free(reward_B[:, None] - value_BxT, reward_B[:, None], mask_BxT)
 
 
+@jax.jit  # eagerly, the scan would compile anew at every call
 def gae(reward_B, value_BxT, mask_BxT, gamma, lam):
     """Generalised advantage estimation with the reward at the last token; R - V at gamma = lam = 1."""
     mask = jnp.asarray(mask_BxT).astype(bool)
@@ -35,14 +36,14 @@ def group_relative(reward_B, value_BxT, mask_BxT, group_size):
     """(R - mean of the prompt's group) / its standard deviation; rows of one prompt are neighbours."""
     R_GxN = reward_B.reshape(-1, group_size)
     A_GxN = (R_GxN - R_GxN.mean(-1, keepdims=True)) / (R_GxN.std(-1, keepdims=True) + 1e-4)
-    return _gradient_free(A_GxN.reshape(-1, 1) + 0 * value_BxT, reward_B[:, None], mask_BxT)
+    return _gradient_free(A_GxN.reshape(-1, 1), reward_B[:, None], mask_BxT)
 
 
 def leave_one_out(reward_B, value_BxT, mask_BxT, group_size):
     """R minus the mean reward of the other responses to the same prompt (RLOO); rows of one prompt are neighbours."""
     R_GxN = reward_B.reshape(-1, group_size)
     others_GxN = (R_GxN.sum(-1, keepdims=True) - R_GxN) / (group_size - 1)
-    return _gradient_free((R_GxN - others_GxN).reshape(-1, 1) + 0 * value_BxT, reward_B[:, None], mask_BxT)
+    return _gradient_free((R_GxN - others_GxN).reshape(-1, 1), reward_B[:, None], mask_BxT)
 
 
 def whiten(advantage_BxT, mask_BxT):

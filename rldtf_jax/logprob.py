@@ -57,7 +57,7 @@ def token_stats(unembed: Callable, hidden_BxTxD, tokens_BxT, anchor_unembed: Cal
 
     def chunks_first(x):  # (B, T, ...) -> (T / chunk, B, chunk, ...), zero-padded
         x = jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(x.shape[0], -(-T // chunk), chunk, *x.shape[2:]), 1, 0)
 
     def body(_, x):
         return None, stats(*x)
