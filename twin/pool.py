@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -35,12 +36,13 @@ class _Worker:
 
     def __init__(self, command: list[str], settings: Settings, seed: int):
         ours, theirs = socket.socketpair()
+        self.log = tempfile.TemporaryFile()
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()],
             env=os.environ | QUIET_AND_SINGLE_THREADED | {"PYTHONPATH": path}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=self.log, start_new_session=True,
         )
         theirs.close()
         self.connection = Connection(ours.detach())
@@ -57,6 +59,12 @@ class _Worker:
         self.connection.close()
         self.process.kill()
         self.process.wait()
+        self.log.close()
+
+    def last_words(self) -> str:
+        """The end of what it wrote to stderr, TensorFlow's greetings included."""
+        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - 2000))
+        return self.log.read().decode(errors="replace").strip()
 
 
 class Pool:
@@ -143,7 +151,7 @@ class Pool:
             if message is None and not worker.ready:
                 self.failed_starts += 1
                 if self.failed_starts == MAX_FAILED_STARTS:
-                    raise TwinError(f"workers do not start ({' '.join(self.command)}): see what they wrote to stderr")
+                    raise TwinError(f"workers do not start ({' '.join(self.command)}):\n{worker.last_words()}")
             elif message == ("ready",):
                 worker.ready, self.failed_starts = True, 0
             elif message and message[0] == "idle":

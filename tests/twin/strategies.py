@@ -43,7 +43,7 @@ def workflows(**given):
 @st.composite
 def feasible_pairs(draw, scenario=None, **given):
     """A scenario and a workflow it can run, with the toolbox's code rates (every other rate costs a compilation)."""
-    s = draw(scenario or scenarios())
+    s = draw(scenarios() if scenario is None else scenario)
     rank = min(s.num_tx_ant, s.num_rx_ant)
     given = dict(code_rate=st.sampled_from(TOOLBOX_RATES), num_layers=st.integers(1, rank), num_prb=st.integers(1, s.max_prb)) | given
     return s, draw(workflows(**given))

@@ -1,0 +1,65 @@
+"""The service: same answers whatever the batch, the workers and the cache; no retrace once warm."""
+
+import random
+
+import pytest
+from strategies import TOOLBOX_RATES
+
+from twin import Scenario, Twin, Workflow
+from twin.spec import BITS_PER_SYMBOL, CHANNELS
+
+
+def random_pairs(number, seed, rates=TOOLBOX_RATES):
+    """Feasible pairs of the toolbox, all distinct."""
+    rng = random.Random(seed)
+    pairs = {}
+    while len(pairs) < number:
+        s = Scenario(
+            channel=rng.choice(CHANNELS), snr_db=rng.randint(-5, 30), num_tx_ant=rng.choice((1, 2, 4)),
+            num_rx_ant=rng.choice((1, 2, 4)), delay_spread_ns=rng.choice((30, 100, 300)), speed_mps=rng.choice((1, 10, 30)),
+        )
+        w = Workflow(
+            scs_khz=rng.choice((15, 30, 60)), code_rate=rng.choice(rates), decoder_iterations=rng.randint(1, 20),
+            bits_per_symbol=rng.choice(BITS_PER_SYMBOL), num_layers=rng.randint(1, min(s.num_tx_ant, s.num_rx_ant)),
+            num_dmrs=rng.choice((1, 2)), estimator=rng.choice(("ls", "lmmse")), detector=rng.choice(("zf", "lmmse")),
+        )
+        pairs[s, w] = None
+    return list(pairs)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return random_pairs(60, seed=5, rates=(0.33, 0.67))
+
+
+@pytest.fixture(scope="module")
+def answers(twin, pairs):
+    return twin.evaluate(pairs)
+
+
+def test_answers_do_not_depend_on_the_batch_the_workers_or_the_cache(pairs, answers, tmp_path):
+    order = random.Random(1).sample(range(len(pairs)), len(pairs))
+    with Twin(workers=1, cache=tmp_path / "c.sqlite", seed=0) as other:
+        shuffled = other.evaluate([pairs[i] for i in order[:40]])  # other order, one worker
+        singly = [other.evaluate([pairs[i]])[0] for i in order[40:]]  # batches of one
+        assert [answers[i] for i in order] == shuffled + singly
+    with Twin(workers=3, cache=tmp_path / "c.sqlite", seed=0) as warm:
+        assert warm.evaluate(pairs * 2) == answers * 2
+        assert warm.stats.simulated == 0
+
+
+def test_another_seed_gives_other_blocks_of_the_same_statistics(pairs, answers):
+    with Twin(workers=2, seed=1) as other:
+        others = other.evaluate(pairs)
+    differ = sum(a.bit_errors != b.bit_errors for a, b in zip(answers, others))
+    assert differ > len(pairs) / 4
+    for a, b in zip(answers, others):
+        assert a.bler_interval(4.5)[0] <= b.bler_interval(4.5)[1] and b.bler_interval(4.5)[0] <= a.bler_interval(4.5)[1]
+
+
+def test_once_warm_a_thousand_pairs_trace_nothing(twin):
+    twin.warm()
+    traces = twin.traces
+    assert traces > 0
+    twin.evaluate(random_pairs(1000, seed=8))
+    assert twin.traces == traces
