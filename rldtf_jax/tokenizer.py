@@ -1,17 +1,26 @@
-"""Tokenizers behind one small interface: the domain BPE trained here, or any HF tokenizer.json.
+"""Tokenizers behind one small interface: the domain BPE trained here, Qwen2.5's, SmolLM2's, or any HF tokenizer.json.
 
 Byte-level BPE: every text round-trips, whatever the vocabulary. The chat template is that of Qwen.
 """
 
+import base64
 from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 # The first special token gets id 0. It pads, and nothing else: the end of a response is a token of its own, so that no
 # mask made of token ids can swallow it.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+QWEN25_SPECIAL_TOKENS = SPECIAL_TOKENS + tuple(
+    "<|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> "
+    "<|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> "
+    "<|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>".split()
+)
+QWEN25_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 # Qwen's pre-tokenisation, with the digits per token left open; grouped digits take a space before them along.
 PATTERN = (
@@ -59,13 +68,14 @@ class Tokenizer:
         self.backend.save(str(path))
 
 
-def load(path: str | Path) -> Tokenizer:
+def load(path: str | Path, system: str | None = None) -> Tokenizer:
     """Reads an HF tokenizer.json; raises ValueError for a file that is none or that lacks the chat tokens."""
+    text = Path(path).read_text(encoding="utf-8")
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{path}: {error}") from error
-    return Tokenizer(backend)
+    return Tokenizer(backend, system)
 
 
 def train_bpe(
@@ -98,3 +108,62 @@ def byte_level(digits: int) -> pre_tokenizers.PreTokenizer:
     """Qwen's split into words, then bytes as printable characters."""
     split = pre_tokenizers.Split(Regex(PATTERN % (" ?" if digits > 1 else "", digits)), behavior="isolated", invert=False)
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def from_ranks(
+    path: str | Path,
+    special_tokens: tuple[str, ...] = QWEN25_SPECIAL_TOKENS,
+    digits: int = 1,
+    system: str | None = QWEN25_SYSTEM,
+) -> Tokenizer:
+    """Reads a file of tiktoken ranks (a base64 token and its rank per line) and puts the special tokens behind them.
+
+    The defaults make it Qwen2.5's, which brings text to the Unicode form NFC first. `rldtf_jax.fetch` has its ranks.
+    """
+    lines = (line.split() for line in Path(path).read_bytes().splitlines() if line)
+    rank_of = {base64.b64decode(token): int(rank) for token, rank in lines}
+    merges = [_halves(token, rank_of) for token in sorted(rank_of, key=rank_of.get) if len(token) > 1]
+    printable = _printable_bytes()
+    text = lambda token: "".join(printable[byte] for byte in token)
+    vocabulary = {text(token): rank for token, rank in rank_of.items()}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [(text(a), text(b)) for a, b in merges]))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer, backend.decoder = byte_level(digits), decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
+    return Tokenizer(backend, system)
+
+
+def _halves(token: bytes, rank_of: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens whose merge makes this one: its byte pairs merged in rank order, until two are left."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        i = min(range(len(parts) - 1), key=lambda i: rank_of.get(parts[i] + parts[i + 1], len(rank_of)))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts[0], parts[1]
+
+
+def _printable_bytes() -> list[str]:
+    """The character each byte has in byte-level BPE (GPT-2): itself if it is printable, else one from U+0100 on."""
+    kept = {*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), ord("\xff") + 1)}
+    moved = iter(range(256, 512))
+    return [chr(byte) if byte in kept else chr(next(moved)) for byte in range(256)]
+
+
+def from_gguf(path: str | Path, system: str | None = SMOLLM2_SYSTEM) -> Tokenizer:
+    """Reads SmolLM2's tokenizer out of its GGUF file; raises ValueError for one of another kind."""
+    import gguf  # slow to import
+
+    fields = gguf.GGUFReader(path).fields
+    kind = fields["tokenizer.ggml.pre"].contents()
+    if kind != "smollm":
+        raise ValueError(f"{path}: pre-tokeniser {kind!r} is not supported, only 'smollm'")
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
+    control = [t for t, k in zip(tokens, fields["tokenizer.ggml.token_type"].contents()) if k == gguf.TokenType.CONTROL]
+    backend = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    return Tokenizer(backend, system)
