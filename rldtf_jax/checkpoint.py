@@ -1,6 +1,9 @@
 """Everything needed to go on bit for bit, through Orbax: atomic, asynchronous, checked when read back."""
 
+import json
 import logging
+import os
+import shutil
 import warnings
 import zlib
 from typing import Any
@@ -13,6 +16,10 @@ import orbax.checkpoint as ocp
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save at INFO and WARNING
 
 
+class OtherState(ValueError):
+    """The arrays of a checkpoint are not those asked for."""
+
+
 class Checkpoints:
     """Numbered states of a run in `directory`, of which the newest `keep` stay.
 
@@ -20,7 +27,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True,
+                                               cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(directory, options=options)
         self.directory = directory
 
@@ -28,34 +36,65 @@ class Checkpoints:
         """Starts writing; returns once the state may be changed or donated."""
         if jax.default_backend() == "cpu":  # there the writer would read the very buffers that the next step reuses
             state = jax.tree.map(jnp.copy, state)
-        meta = meta | {"crc32": _crc32(state)}
+        record = {"meta": meta, "layout": _layout(state), "crc32": _crc32(state)}
         self._manager.save(step, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)), force=True)
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave({"record": record, "crc32": _crc32_of_json(record)})), force=True)
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict] | None:
         """(step, state, meta) of the newest sound checkpoint, arrays placed as in `like`; None where there is none.
 
-        A damaged one is reported by a warning and removed, and the one before it is taken.
+        A damaged one is reported by a warning and moved aside, and the one before it is taken.
+
+        Raises:
+          OtherState: the checkpoint is sound, but its arrays are not those of `like`; it stays as it is.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = self._manager.restore(step, args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()))
-                if found.meta["crc32"] not in (None, _crc32(found.state)):
-                    raise ValueError("the arrays do not have the checksum they were saved with")
+                return step, *self._restore(step, like)
+            except OtherState:
+                raise
             except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds for damaged files
-                warnings.warn(f"{self.directory}/{step} is damaged and was removed, going back to the one before: "
-                              f"{str(error).splitlines()[0] if str(error) else type(error).__name__}")
-                self._manager.delete(step)
-                continue
-            return step, found.state, found.meta
+                self._set_aside(step, error)
         return None
+
+    def _restore(self, step: int, like: Any) -> tuple[Any, dict]:
+        found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        record, layout = found["record"], _layout(like)
+        if found["crc32"] != _crc32_of_json(record):
+            raise ValueError("its metadata do not have the checksum they were saved with")
+        for name in sorted(record["layout"].keys() | layout.keys()):
+            if record["layout"].get(name) != layout.get(name):
+                raise OtherState(f"{self.directory}/{step} is of another model: {name} is "
+                                 f"{record['layout'].get(name)} there and {layout.get(name)} here")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        if record["crc32"] not in (None, _crc32(state)):
+            raise ValueError("its arrays do not have the checksum they were saved with")
+        return state, record["meta"]
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        aside = os.path.join(self.directory, f"damaged-{step}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(os.path.join(self.directory, str(step)), aside)
+        self._manager.reload()
+        warnings.warn(f"{self.directory}/{step} is damaged and was moved to {aside}, going back to the one before: "
+                      f"{(str(error).splitlines() or [type(error).__name__])[0]}")
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _layout(state: Any) -> dict[str, str]:
+    """Dtype and shape of every leaf by its path."""
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _crc32_of_json(record: dict) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _crc32(state: Any) -> int | None:

@@ -114,6 +114,8 @@ class RLDTFConfig:
         for name in ("steps", "prompts_per_step", "samples_per_prompt", "checkpoint_every", "save_every", "keep",
                      "num_perturb", "epochs", "minibatches", "microbatches"):
             _expect(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
+        _expect(self.logit_chunk is None or self.logit_chunk >= 1, "logit_chunk", self.logit_chunk,
+                "an integer >= 1, or null")
         for name in ("alpha", "threshold", "clip", "beta_ent", "beta_kl", "k1", "k2", "critic_warmup"):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
         _expect(self.lam > 0, "lam", self.lam, "a number > 0")

@@ -27,43 +27,36 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
     """Takes `state` through `steps` calls of step_fn(state, step) -> (state, metrics), going on from `directory`.
 
     Whatever step_fn draws must depend on (its seed, step) alone: that is what makes a resumed run bit-identical.
-    metrics["skipped_in_a_row"], where present, is checked one step late.
+    metrics["skipped_in_a_row"], where present, is checked where the state is saved, and one step late elsewhere.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM, with the state saved.
       Diverged: MAX_SKIPPED_IN_A_ROW steps without a finite update.
     """
-    checkpoints = Checkpoints(os.path.join(os.path.abspath(directory), "checkpoints"), keep)
-    start, position = 0, 0
-    found = checkpoints.restore_latest(state)
-    if found is not None:
-        start, state, meta = found
-        position = meta["metrics_position"]
-    if start >= steps:
-        checkpoints.close()
-        return state
-    tracker = Tracker(directory, steps, start=start, position=position, title=title, show=show,
-                      tensorboard=tensorboard)
-    previous = {}
-    try:
-        with stop_on_signal() as stop:
+    with contextlib.closing(Checkpoints(os.path.join(os.path.abspath(directory), "checkpoints"), keep)) as checkpoints:
+        start, state, meta = checkpoints.restore_latest(state) or (0, state, {"metrics_position": 0})
+        if start >= steps:
+            return state
+        tracker = Tracker(directory, steps, start=start, position=meta["metrics_position"], title=title, show=show,
+                          tensorboard=tensorboard)
+        previous = {}
+        with contextlib.closing(tracker), stop_on_signal() as stop:
             for step in range(start, steps):
                 state, metrics = step_fn(state, step)
                 tracker.log(step, metrics)
-                done = step + 1
-                skipped = int(previous.get("skipped_in_a_row", 0))
+                done, stopping = step + 1, stop.is_set()
+                saving = done % save_every == 0 or done == steps or stopping
+                skipped = int((metrics if saving else previous).get("skipped_in_a_row", 0))
                 previous = metrics
-                ending = stop.is_set() or done == steps or skipped >= MAX_SKIPPED_IN_A_ROW
-                if done % save_every == 0 or ending:
+                if saving or skipped >= MAX_SKIPPED_IN_A_ROW:
                     checkpoints.save(done, state, {"metrics_position": tracker.flush()})
                 if skipped >= MAX_SKIPPED_IN_A_ROW:
-                    raise Diverged(f"{directory}: the last {skipped} updates up to step {done} were not finite; "
+                    raise Diverged(f"{directory}: {skipped} updates in a row were not finite by step {done}; "
                                    f"last metrics {jax.device_get(metrics)}")
-                if stop.is_set() and done < steps:
-                    raise Interrupted(f"{directory}: stopped after step {done} of {steps}")
-    finally:
-        tracker.close()
-        checkpoints.close()
+                if stopping:
+                    break
+            if stop.is_set():
+                raise Interrupted(f"{directory}: stopped after step {done} of {steps}")
     return state
 
 

@@ -2,15 +2,16 @@
 
 A step's metrics are written one step late, when the device has them anyway, so that dispatch never waits. A resumed
 run cuts the JSONL back to the byte at which its checkpoint was taken: what a killed run wrote after it is written again,
-the same.
+the same. What depends on the machine and the day (seconds, cache hits) stands apart, in `runtime.jsonl`.
 """
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, Iterator
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 JSONL = "metrics.jsonl"
+RUNTIME = "runtime.jsonl"
 
 
 class Tracker:
@@ -32,13 +34,17 @@ class Tracker:
             raise ValueError(f"{self._file.name}: {self._file.tell()} bytes long, the checkpoint knows {position}")
         self._file.truncate(position)
         self._file.seek(position)
+        self._runtime = open(os.path.join(directory, RUNTIME), "ab")
         self._writer = SummaryWriter(directory, purge_step=start) if tensorboard else None
         self._bar = tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True, file=sys.stderr,
                          mininterval=0.1 if sys.stderr.isatty() else 5.0)
         self._show, self._pending, self._clock = show, None, time.monotonic()
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Takes the metrics of `step` (device arrays welcome) and writes those of the step before."""
+        """Takes the metrics of `step` (device arrays welcome) and writes those of the step before.
+
+        metrics["runtime"], where present, is a dict of what a rerun of the step need not repeat.
+        """
         self.flush()
         self._pending = (step, metrics)
 
@@ -49,11 +55,12 @@ class Tracker:
             self._pending = None
             row = {name: _plain(value) for name, value in jax.device_get(metrics).items()}
             now = time.monotonic()
-            timing, self._clock = {"step_seconds": now - self._clock}, now
-            self._file.write(json.dumps({"step": step, **row}, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+            runtime, self._clock = {"step_seconds": now - self._clock, **row.pop("runtime", {})}, now
+            for file, values in ((self._file, row), (self._runtime, runtime)):
+                file.write(json.dumps({"step": step, **values}, allow_nan=False).encode() + b"\n")
+                file.flush()
             if self._writer is not None:
-                for name, value in (row | timing).items():
+                for name, value in (row | runtime).items():
                     if isinstance(value, (int, float)):
                         self._writer.add_scalar(name, value, step)
             self._bar.set_postfix({k: f"{row[k]:.3g}" for k in self._show if row.get(k) is not None}, refresh=False)
@@ -64,17 +71,27 @@ class Tracker:
         self.flush()
         self._bar.close()
         self._file.close()
+        self._runtime.close()
         if self._writer is not None:
             self._writer.close()
 
 
 def read(directory: str) -> list[dict[str, Any]]:
-    """The rows of a directory's JSONL; a last line cut short by a kill is left out."""
-    path = os.path.join(directory, JSONL)
-    if not os.path.exists(path):
-        return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    """The rows of a directory's JSONL, with what its runtime.jsonl knows of the same steps."""
+    rows = {row["step"]: row for row in _rows(os.path.join(directory, JSONL))}
+    for row in _rows(os.path.join(directory, RUNTIME)):
+        if row["step"] in rows:
+            rows[row["step"]] |= row
+    return list(rows.values())
+
+
+def _rows(path: str) -> Iterator[dict[str, Any]]:
+    """The lines of a JSONL file; one cut short by a kill is left out."""
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                with contextlib.suppress(json.JSONDecodeError):
+                    yield json.loads(line)
 
 
 def _plain(value: Any) -> Any:

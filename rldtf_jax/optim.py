@@ -32,7 +32,7 @@ def hyper(config: OptimConfig, step: int, steps: int) -> Hyper:
     if step < config.warmup_steps:
         scale = (step + 1) / config.warmup_steps
     else:
-        done = min((step - config.warmup_steps) / max(steps - config.warmup_steps, 1), 1.0)
+        done = min((step - config.warmup_steps) / max(steps - 1 - config.warmup_steps, 1), 1.0)
         scale = config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + np.cos(np.pi * done))
     return Hyper(*np.float32([config.lr * scale, config.b1, config.b2, config.weight_decay, config.grad_clip]))
 
@@ -47,10 +47,10 @@ def init(params: Any) -> Any:
     return _adamw(Hyper(*np.ones(5, np.float32))).init(params)
 
 
-def apply(h: Hyper, params: Any, opt_state: Any, grads: Any, loss: jax.Array) -> Applied:
-    """One step; left out where the loss or a gradient is not finite."""
+def apply(h: Hyper, params: Any, opt_state: Any, grads: Any, *watched: jax.Array) -> Applied:
+    """One step; left out where a gradient or one of the watched scalars (the loss) is not finite."""
     norm = optax.global_norm(grads)
-    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    finite = jnp.isfinite(jnp.stack([norm, *watched])).all()
     updates, new_state = _adamw(h).update(grads, opt_state, params)
     new = optax.apply_updates(params, updates), new_state
     params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, (params, opt_state))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from rldtf_jax import advantage as adv
@@ -169,12 +170,14 @@ def update(static: Static, learner: Learner, anchor, rows: Rollouts, hyper: Hype
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     ((policy_grads, critic_grads), metrics), _ = jax.lax.scan(accumulate, zeros, parts, unroll=N == 1)
 
-    policy = optim.apply(hyper.policy, learner.policy, learner.opt_policy, policy_grads, metrics["loss"])
-    critic = optim.apply(hyper.critic, learner.critic, learner.opt_critic, critic_grads, metrics["loss"])
-    left_out = ~(policy.finite & critic.finite)
-    in_a_row = jnp.where(left_out, learner.skipped_in_a_row + 1, 0)
+    # Each watches the other's gradient: an update is taken whole or left out whole.
+    policy = optim.apply(hyper.policy, learner.policy, learner.opt_policy, policy_grads, metrics["loss"],
+                         optax.global_norm(critic_grads))
+    critic = optim.apply(hyper.critic, learner.critic, learner.opt_critic, critic_grads, metrics["loss"],
+                         policy.grad_norm)
+    in_a_row = jnp.where(policy.finite, 0, learner.skipped_in_a_row + 1)
     new = Learner(policy.params, critic.params, policy.opt_state, critic.opt_state,
-                  learner.skipped + left_out, in_a_row)
+                  learner.skipped + ~policy.finite, in_a_row)
     return new, metrics | {"grad_norm": policy.grad_norm, "critic_grad_norm": critic.grad_norm,
                            "skipped": new.skipped, "skipped_in_a_row": in_a_row}
 
@@ -273,15 +276,19 @@ def rldtf_step(static: Static, env: Environment, config: RLDTFConfig, seed: int,
                     mean_one(w, mask) if config.weights == "mean-one" else w)
 
     hyper = hyper_at(config, step)
-    order = np.random.default_rng((seed, step, 1))
+    order, seen = np.random.default_rng((seed, step, 1)), []
     for _ in range(config.epochs):
         shuffled = order.permutation(B) if config.minibatches > 1 else np.arange(B)
         for part in np.split(shuffled, config.minibatches):
             minibatch = rows if len(part) == B else jax.tree.map(lambda x: x[part], rows)
             learner, metrics = update(static, learner, anchor, minibatch, hyper)
+            seen.append(metrics)
 
+    if len(seen) > 1:  # the counts are the last update's, the rest is the mean over the step's updates
+        counts = {name: metrics[name] for name in ("skipped", "skipped_in_a_row")}
+        metrics = jax.tree.map(lambda *x: sum(x) / len(x), *seen) | counts
     metrics |= rollout_metrics(verdict, w, S_BxT, mask, old_value_BxT, config.threshold)
-    metrics |= {f"twin/{name}": value for name, value in verdict.stats.items()}
+    metrics["runtime"] = {f"twin/{name}": value for name, value in verdict.stats.items()}
     metrics |= env.summary(tasks, verdict)
     metrics |= {"since_refresh": step - state.refreshed_at, "lr": hyper.policy.lr,
                 "response_tokens": samples.lengths_B.mean()}

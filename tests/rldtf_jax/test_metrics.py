@@ -1,0 +1,88 @@
+"""Metrics: one JSON line a step, and a resumed run that writes on where its checkpoint was."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rldtf_jax.metrics import JSONL, RUNTIME, Tracker, read
+
+
+def record(directory, rows, *, start=0, position=0, **options):
+    """Logs rows as the steps from start on; the JSONL's length after each."""
+    tracker, positions = Tracker(str(directory), 10, start=start, position=position, tensorboard=False, **options), []
+    for step, row in enumerate(rows, start):
+        tracker.log(step, row)
+        positions.append(tracker.flush())
+    tracker.close()
+    return positions
+
+
+def without_seconds(rows):
+    return [{name: value for name, value in row.items() if name != "step_seconds"} for row in rows]
+
+
+def test_a_step_is_written_when_the_next_one_is_logged(tmp_path):
+    tracker = Tracker(str(tmp_path), 2, tensorboard=False)
+    tracker.log(0, {"loss": 1.0})
+    assert read(str(tmp_path)) == []
+    tracker.log(1, {"loss": 2.0})
+    assert without_seconds(read(str(tmp_path))) == [{"step": 0, "loss": 1.0}]
+    tracker.close()
+    assert without_seconds(read(str(tmp_path))) == [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 2.0}]
+
+
+def test_whatever_a_step_reports_becomes_json(tmp_path):
+    record(tmp_path, [{"device": jnp.float32(0.5), "count": jnp.int32(3), "host": np.float64(0.25), "flag": np.bool_(1),
+                       "list": np.arange(3), "nested": {"a": [np.float32(1)]}, "text": "x", "nothing": None}])
+    assert without_seconds(read(str(tmp_path))) == [{
+        "step": 0, "device": 0.5, "count": 3, "host": 0.25, "flag": True, "list": [0, 1, 2], "nested": {"a": [1.0]},
+        "text": "x", "nothing": None}]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_becomes_null(tmp_path, bad):
+    record(tmp_path, [{"loss": jnp.float32(bad), "list": [bad, 1.0]}], show=("loss",))
+    assert without_seconds(read(str(tmp_path))) == [{"step": 0, "loss": None, "list": [None, 1.0]}]
+
+
+def test_what_a_rerun_need_not_repeat_stands_apart(tmp_path):
+    record(tmp_path, [{"loss": 1.0, "runtime": {"twin/simulated": np.int64(7)}}])
+    assert (tmp_path / JSONL).read_text() == '{"step": 0, "loss": 1.0}\n'
+    assert '"twin/simulated": 7' in (tmp_path / RUNTIME).read_text()
+    row, = read(str(tmp_path))
+    assert row["loss"] == 1.0 and row["twin/simulated"] == 7 and row["step_seconds"] >= 0
+
+
+@pytest.mark.parametrize("done", range(4))
+def test_a_resumed_run_cuts_back_to_its_checkpoint_and_writes_the_same_bytes(tmp_path, done):
+    rows = [{"loss": 0.1 * step, "runtime": {"seconds": step}} for step in range(4)]
+    positions = record(tmp_path, rows)
+    whole = (tmp_path / JSONL).read_bytes()
+    for name in (JSONL, RUNTIME):
+        with open(tmp_path / name, "ab") as file:
+            file.write(b'{"step": 7, "lo')  # cut short by a kill
+    record(tmp_path, rows[done + 1:], start=done + 1, position=positions[done])
+    assert (tmp_path / JSONL).read_bytes() == whole
+    assert [row["step"] for row in read(str(tmp_path))] == [0, 1, 2, 3]
+
+
+def test_a_line_cut_short_is_not_read(tmp_path):
+    (tmp_path / JSONL).write_text('{"step": 0}\n{"step": 1, "lo')
+    assert read(str(tmp_path)) == [{"step": 0}]
+    assert read(str(tmp_path / "nowhere")) == []
+
+
+def test_metrics_shorter_than_the_checkpoint_knows_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="0 bytes long, the checkpoint knows 12"):
+        Tracker(str(tmp_path), 1, position=12, tensorboard=False)
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    tracker = Tracker(str(tmp_path), 1)
+    tracker.log(0, {"policy_loss": 1.0, "text": "words", "runtime": {"twin/seconds": 2.0}})
+    tracker.close()
+    events, = tmp_path.glob("events.*")
+    content = events.read_bytes()
+    assert b"policy_loss" in content and b"twin/seconds" in content and b"words" not in content
