@@ -39,6 +39,10 @@ NAMES = {
 }
 HF, GGUF = 0, 1  # columns of NAMES
 DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(jnp.bfloat16)}
+CONFIG_NAMES = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "rope_theta rms_norm_eps tie_word_embeddings attention_bias num_tokens"
+).split()
 SHARD_BYTES = 5_000_000_000
 
 
@@ -98,7 +102,7 @@ def load_gguf(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None
     In llama files the rows of Q and K are permuted for rotation of neighbours and are put back here. Raises ValueError
     for another architecture, scaled rotary positions, or a tensor that is missing, unknown or mis-shaped.
     """
-    import gguf  # takes longer to import than the rest of this file to run
+    import gguf  # slow to import
 
     reader = gguf.GGUFReader(path)
     field = lambda key, default=None: reader.fields[key].contents() if key in reader.fields else default
@@ -171,7 +175,7 @@ def _check(source, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[in
     for what, names in (("missing", wanted.keys() - found.keys()), ("unknown", found.keys() - wanted.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"{source}: tensor {min(names)!r}{more} is {what}")
+            raise ValueError(f"{source}: {what}: tensor {min(names)!r}{more}")
     for name, shape in wanted.items():
         if tuple(found[name]) != tuple(shape):
             raise ValueError(f"{source}: tensor {name!r} has shape {tuple(found[name])}, the config says {shape}")
@@ -269,17 +273,13 @@ def _param(model: Qwen2, path: str) -> jax.Array:
 
 
 def _hf_config(config: Qwen2Config) -> dict:
-    names = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "rope_theta rms_norm_eps tie_word_embeddings attention_bias num_tokens"
-    ).split()
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "hidden_act": "silu",
         "use_sliding_window": False,
         "torch_dtype": config.param_dtype,
-    } | {name: getattr(config, name) for name in names}
+    } | {name: getattr(config, name) for name in CONFIG_NAMES}
 
 
 def _count_ids(tokenizer_json: Path) -> int:
