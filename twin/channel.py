@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import j0
 from sionna.phy import config
 from sionna.phy.channel import RayleighBlockFading
-from sionna.phy.channel.tr38901 import TDL
+from sionna.phy.channel.tr38901 import CDL, TDL, PanelArray
 
 from .grid import NUM_SC
 from .physical import SPEED_OF_LIGHT_MPS, ChannelState
@@ -17,28 +17,38 @@ LOS_ANGLE_RAD = np.pi / 4  # Sionna's angle of arrival of the line of sight
 _CARRIER_HZ = 1e9  # Sionna asks for carrier and speed; only their product counts
 
 
-def _tdl(state: ChannelState) -> TDL:
+def _model(state: ChannelState) -> TDL | CDL:
     speed_mps = state.doppler_hz * SPEED_OF_LIGHT_MPS / _CARRIER_HZ
-    return TDL(state.channel[-1].upper(), state.delay_spread_ns * 1e-9, _CARRIER_HZ, min_speed=speed_mps,
-               los_angle_of_arrival=LOS_ANGLE_RAD, num_rx_ant=state.num_rx, num_tx_ant=state.num_layers)
+    letter, delay_spread_s = state.channel[-1].upper(), state.delay_spread_ns * 1e-9
+    if state.channel.startswith("tdl"):
+        return TDL(letter, delay_spread_s, _CARRIER_HZ, min_speed=speed_mps, los_angle_of_arrival=LOS_ANGLE_RAD,
+                   num_rx_ant=state.num_rx, num_tx_ant=state.num_tx)
+    rx, tx = (
+        PanelArray(num_rows_per_panel=1, num_cols_per_panel=num_ant, polarization="single", polarization_type="V",
+                   antenna_pattern="omni", carrier_frequency=_CARRIER_HZ)
+        for num_ant in (state.num_rx, state.num_tx)
+    )
+    return CDL(letter, delay_spread_s, _CARRIER_HZ, rx, tx, "downlink", min_speed=speed_mps)
 
 
 def realise(state: ChannelState, num_slots: int, seed: int) -> np.ndarray:
-    """Frequency responses, [num_rx, num_layers, num_slots, 14 * NUM_SC] complex64, unit average power.
+    """Frequency responses, [num_rx, num_tx, num_slots, 14 * NUM_SC] complex64, unit average power.
 
     awgn: one fixed matrix of unit-modulus entries with orthogonal columns (a DFT), so that every layer has gain num_rx.
-    rayleigh: independent CN(0, 1) per antenna pair and slot. tdl: TR 38.901 7.7.2, uncorrelated antennas.
+    rayleigh: independent CN(0, 1) per antenna pair and slot. tdl: TR 38.901 7.7.2, uncorrelated antennas. cdl: TR 38.901
+    7.7.1, downlink, uniform linear arrays of omnidirectional antennas half a wavelength apart, velocity in a random
+    direction.
     """
-    shape = (state.num_rx, state.num_layers, num_slots, SYMBOLS_PER_SLOT * NUM_SC)
+    shape = (state.num_rx, state.num_tx, num_slots, SYMBOLS_PER_SLOT * NUM_SC)
     if state.channel == "awgn":
-        dft = np.exp(-2j * np.pi * np.outer(np.arange(state.num_rx), np.arange(state.num_layers)) / state.num_rx)
+        dft = np.exp(-2j * np.pi * np.outer(np.arange(state.num_rx), np.arange(state.num_tx)) / state.num_rx)
         return np.broadcast_to(dft.astype(np.complex64)[:, :, None, None], shape)
     config.seed = seed
     if state.channel == "rayleigh":
-        a, _ = RayleighBlockFading(1, state.num_rx, 1, state.num_layers)(num_slots, 1)  # [S, 1, rx, 1, L, 1, 1]
+        a, _ = RayleighBlockFading(1, state.num_rx, 1, state.num_tx)(num_slots, 1)  # [S, 1, rx, 1, L, 1, 1]
         return np.broadcast_to(a.numpy()[:, 0, :, 0, :, 0].transpose(1, 2, 0, 3), shape)
     symbol_s = slot_ms(state.scs_khz) * 1e-3 / SYMBOLS_PER_SLOT
-    a, tau = _tdl(state)(num_slots, SYMBOLS_PER_SLOT, 1 / symbol_s)  # [S, 1, rx, 1, L, paths, 14], [S, 1, 1, paths]
+    a, tau = _model(state)(num_slots, SYMBOLS_PER_SLOT, 1 / symbol_s)  # [S, 1, rx, 1, L, paths, 14], [S, 1, 1, paths]
     return ofdm_response(a.numpy()[:, 0, :, 0], tau.numpy()[0, 0, 0], state.scs_khz).reshape(shape)
 
 
@@ -53,20 +63,21 @@ def ofdm_response(a: np.ndarray, tau: np.ndarray, scs_khz: int) -> np.ndarray:
 
 
 def _profile(state: ChannelState) -> tuple[np.ndarray, np.ndarray, float]:
-    """Delays in s and mean powers of the diffuse taps, and the power of the specular part of the first tap."""
-    tdl = _tdl(state)
-    los = float(tdl.mean_power_los) if tdl.los else 0.0
-    powers = tdl.mean_powers.numpy().astype(float)
-    powers[0] -= los
-    return tdl.delays.numpy().astype(float), powers, los
+    """Delays in s and mean powers of the taps, and how much of the first one's power is a specular part of fixed angle."""
+    model = _model(state)
+    if state.channel.startswith("cdl"):  # its line of sight turns with the random velocity like every other ray
+        return model.delays.numpy().astype(float), model.powers.numpy().astype(float), 0.0
+    los = float(model.mean_power_los) if model.los else 0.0
+    return model.delays.numpy().astype(float), model.mean_powers.numpy().astype(float), los
 
 
 def correlation(state: ChannelState) -> tuple[np.ndarray, np.ndarray]:
     """Correlations E[h(t + dt, f + df) h*(t, f)] of the channel model, as used by the Wiener filter.
 
     Returns the sum of separable terms: time [terms, 27] for lags -13 .. 13 symbols, frequency [terms, 2 NUM_SC - 1] for
-    lags of -(NUM_SC - 1) .. NUM_SC - 1 subcarriers. Diffuse taps: Jakes J0(2 pi fD dt) times the profile's transform;
-    line of sight: exp(j 2 pi fD cos(angle) dt), flat over frequency.
+    lags of -(NUM_SC - 1) .. NUM_SC - 1 subcarriers. With x = 2 pi fD dt, diffuse taps of tdl: Jakes J0(x) times the
+    profile's transform; its line of sight: exp(j x cos(angle)), at the first tap's delay; cdl: mean of J0(x sin(theta)) over
+    the random elevation theta of the velocity, J0(x / 2)^2, for rays that arrive close to the horizon.
     """
     if state.channel in ("awgn", "rayleigh"):
         return np.ones((1, 2 * SYMBOLS_PER_SLOT - 1)), np.ones((1, 2 * NUM_SC - 1))
@@ -74,8 +85,11 @@ def correlation(state: ChannelState) -> tuple[np.ndarray, np.ndarray]:
     lag_s = np.arange(1 - SYMBOLS_PER_SLOT, SYMBOLS_PER_SLOT) * slot_ms(state.scs_khz) * 1e-3 / SYMBOLS_PER_SLOT
     lag_hz = np.arange(1 - NUM_SC, NUM_SC) * state.scs_khz * 1e3
     phase = 2 * np.pi * state.doppler_hz * lag_s
-    diffuse = np.exp(-2j * np.pi * np.outer(lag_hz, delays_s)) @ powers
-    specular = los * np.ones(2 * NUM_SC - 1)
+    transform = np.exp(-2j * np.pi * np.outer(lag_hz, delays_s))
+    if state.channel.startswith("cdl"):
+        return j0(phase / 2)[None] ** 2, (transform @ powers)[None]
+    specular = los * transform[:, 0]
+    diffuse = transform @ powers - specular
     return np.stack([j0(phase), np.exp(1j * phase * np.cos(LOS_ANGLE_RAD))]), np.stack([diffuse, specular])
 
 

@@ -62,7 +62,7 @@ class ChannelState:
 
     channel: str
     num_rx: int
-    num_layers: int
+    num_tx: int  # antennas that transmit
     delay_spread_ns: float = 0.0
     doppler_hz: float = 0.0
     scs_khz: int = 0

@@ -10,7 +10,7 @@ import math
 import numbers
 from dataclasses import dataclass
 
-CHANNELS = ("awgn", "rayleigh", "tdl-a", "tdl-b", "tdl-c", "tdl-d", "tdl-e")
+CHANNELS = ("awgn", "rayleigh", *(f"{kind}-{letter}" for kind in ("tdl", "cdl") for letter in "abcde"))
 CODES = ("none", "ldpc")
 ESTIMATORS = ("perfect", "ls", "ls-nearest", "lmmse")
 DETECTORS = ("zf", "lmmse", "deeprx")
@@ -81,7 +81,8 @@ def _check_fields(spec, rules):
 class Scenario:
     """State of one radio link and of the platform that processes it.
 
-    channel: awgn | rayleigh (flat block fading, independent over antennas and slots) | tdl-a .. tdl-e (TR 38.901 7.7.2)
+    channel: awgn | rayleigh (flat block fading, independent over antennas and slots) | tdl-a .. tdl-e,
+      cdl-a .. cdl-e (TR 38.901 7.7)
     snr_db: Es/N0 per resource element at each receive antenna, average channel gain 1, total over the layers
     absent: modules the platform lacks, written tool.method, such as "estimate.lmmse"
     """

@@ -1,12 +1,8 @@
 """The whole chain against closed forms, Sionna's tables and orders that any receiver obeys. Seeds are fixed."""
 
-import json
 import math
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 
-import closed_forms
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +12,7 @@ from strategies import TOOLBOX_RATES, feasible_pairs, scenarios
 from twin import Scenario, Twin, Workflow
 from twin.delay import throughput_mbps
 from twin.physical import CODE_LENGTH, effective_rate
+from twin.theory import MCS_TABLE_1, awgn_ber, rayleigh_ber, table_bler
 
 UNCODED = Workflow(code="none", estimator="perfect")
 
@@ -29,7 +26,10 @@ def assert_meets(twin, scenarios_and_orders, expected):
 
 
 def test_the_formulas_are_the_textbooks():
-    closed_forms.check_against_textbook()
+    for m, eb_n0, ber in ((2, 6, 2.388e-3), (2, 8, 1.909e-4), (4, 12, 1.387e-4), (6, 16, 2.172e-4)):
+        assert awgn_ber(m, eb_n0 + 10 * math.log10(m)) == pytest.approx(ber, rel=1e-3)
+    assert rayleigh_ber(2, 20 + 10 * math.log10(2), 1) == pytest.approx(2.481e-3, rel=1e-3)
+    assert rayleigh_ber(2, 20 + 10 * math.log10(2), 2) == pytest.approx(1.844e-5, rel=1e-3)
 
 
 def test_uncoded_qam_in_awgn_meets_the_closed_form(precise):
@@ -37,20 +37,20 @@ def test_uncoded_qam_in_awgn_meets_the_closed_form(precise):
     lowest = {2: 3, 4: 9, 6: 15, 8: 20}
     points = [(m, snr + step) for m, snr in lowest.items() for step in (0, 2, 4, 6, 8)]
     assert_meets(precise, [(Scenario(channel="awgn", num_rx_ant=1, snr_db=snr), m) for m, snr in points],
-                 [closed_forms.awgn(m, snr) for m, snr in points])
+                 [awgn_ber(m, snr) for m, snr in points])
 
 
 def test_receive_antennas_add_up_in_awgn(precise):
     points = [(2, 2.0), (4, 8.0), (6, 10.0)]
     assert_meets(precise, [(Scenario(channel="awgn", num_rx_ant=4, snr_db=snr), m) for m, snr in points],
-                 [closed_forms.awgn(m, snr + 10 * math.log10(4)) for m, snr in points])
+                 [awgn_ber(m, snr + 10 * math.log10(4)) for m, snr in points])
 
 
 @pytest.mark.parametrize("branches, snrs", [(1, (0, 5, 10, 15, 20)), (2, (0, 4, 8, 12, 15)), (4, (-4, -1, 2, 5, 7))])
 def test_uncoded_qpsk_in_rayleigh_meets_maximum_ratio_combining(precise, branches, snrs):
     scenario = Scenario(channel="rayleigh", num_rx_ant=branches)
     assert_meets(precise, [(replace(scenario, snr_db=snr), 2) for snr in snrs],
-                 [closed_forms.rayleigh_mrc(2, snr, branches) for snr in snrs])
+                 [rayleigh_ber(2, snr, branches) for snr in snrs])
 
 
 def test_zero_forcing_of_two_layers_has_the_diversity_of_one_antenna_less(precise):
@@ -58,23 +58,18 @@ def test_zero_forcing_of_two_layers_has_the_diversity_of_one_antenna_less(precis
     scenario, snrs = Scenario(channel="rayleigh", num_tx_ant=2, num_rx_ant=3), (3, 8, 12)
     pairs = [(replace(scenario, snr_db=snr), replace(UNCODED, num_layers=2, detector="zf")) for snr in snrs]
     for snr, qos in zip(snrs, precise.evaluate(pairs)):
-        expected = closed_forms.rayleigh_mrc(2, snr - 10 * math.log10(2), 2)
+        expected = rayleigh_ber(2, snr - 10 * math.log10(2), 2)
         assert abs(qos.ber - expected) < 4 * qos.ber_stderr, (snr, qos.ber, expected)
 
 
 # Sionna's tables: belief propagation, 20 iterations, AWGN
 
-RATES_38_214 = {3: 251, 6: 449, 9: 679, 13: 490, 16: 658, 20: 567, 22: 666, 24: 772}  # table 5.1.3.1-1, by MCS, out of 1024
-ORDERS = {mcs: 2 if mcs < 10 else 4 if mcs < 17 else 6 for mcs in RATES_38_214}
+MCS = (3, 6, 9, 13, 16, 20, 22, 24)
 
 
 def table_threshold_db(mcs, num_info_bits):
-    """Es/N0 at BLER 10 % in Sionna's table, between code blocks of 500 and 1000 bits in log BLER."""
-    folder = Path(find_spec("sionna").submodule_search_locations[0], "sys", "bler_tables")
-    entry = json.loads((folder / "PDSCH_table1.json").read_text())["category"]["1"]["index"]["1"]["MCS"][str(mcs)]
-    logs = [np.log10(np.maximum(entry["CBS"][size]["BLER"], 1e-4)) for size in ("500", "1000")]
-    share = np.clip((num_info_bits - 500) / 500, 0, 1)
-    return np.interp(1, -((1 - share) * logs[0] + share * logs[1]), entry["SNR_db"])
+    snr_db, bler = table_bler(mcs, num_info_bits)
+    return np.interp(1, -np.log10(bler), snr_db)
 
 
 def thresholds_db(twin, workflows, near_db):
@@ -94,12 +89,12 @@ def belief_propagation():
 
 def test_block_error_rates_are_those_of_sionnas_tables(belief_propagation):
     workflows = [
-        Workflow(code_rate=rate / 1024, bits_per_symbol=ORDERS[mcs], decoder_iterations=20, estimator="perfect")
-        for mcs, rate in RATES_38_214.items()
+        Workflow(code_rate=rate / 1024, bits_per_symbol=m, decoder_iterations=20, estimator="perfect")
+        for m, rate in (MCS_TABLE_1[mcs] for mcs in MCS)
     ]
-    table = [table_threshold_db(mcs, effective_rate(w) * CODE_LENGTH) for mcs, w in zip(RATES_38_214, workflows)]
+    table = [table_threshold_db(mcs, effective_rate(w) * CODE_LENGTH) for mcs, w in zip(MCS, workflows)]
     ours = thresholds_db(belief_propagation, workflows, table)
-    assert np.max(np.abs(np.subtract(ours, table))) < 1, dict(zip(RATES_38_214, zip(ours, table)))
+    assert np.max(np.abs(np.subtract(ours, table))) < 1, dict(zip(MCS, zip(ours, table)))
 
 
 def test_offset_min_sum_is_within_half_a_decibel_of_belief_propagation(twin, belief_propagation):

@@ -1,0 +1,139 @@
+"""python -m twin run scenario.yaml workflow.txt | sweep scenario.yaml workflow.txt | toolbox"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import yaml
+
+from . import Scenario, Twin, Workflow, breakdown, check, describe, parse
+from .physical import CODE_LENGTH, effective_rate
+from .theory import awgn_ber, nearest_mcs, rayleigh_ber, table_bler
+
+
+def read_scenario(path: str) -> Scenario:
+    """A YAML mapping of Scenario fields; raises ValueError naming the file."""
+    with open(path) as file:
+        content = yaml.safe_load(file) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping of scenario fields")
+    if unknown := set(content) - {f.name for f in fields(Scenario)}:
+        raise ValueError(f"{path}: unknown scenario fields {', '.join(sorted(map(str, unknown)))}")
+    return Scenario(**content)
+
+
+def read_workflow(path: str) -> Workflow:
+    with open(path) as file:
+        return parse(file.read())
+
+
+def run(arguments) -> None:
+    """Print the QoS and the delay by module."""
+    scenario, workflow = read_scenario(arguments.scenario), read_workflow(arguments.workflow)
+    check(scenario, workflow, validation=True)
+    with Twin(workers=1, cache=arguments.cache, seed=arguments.seed) as twin:
+        qos = twin.evaluate([(scenario, workflow)])[0]
+    low, high = qos.bler_interval()
+    print(f"throughput {qos.throughput_mbps:10.3f} Mbit/s")
+    print(f"BER        {'<' if qos.ber_is_bound else ' '}{qos.ber:9.2e}   {qos.bit_errors} of {qos.num_bits} bits")
+    print(f"BLER        {qos.block_errors / qos.num_blocks:9.2e}   {qos.block_errors} of {qos.num_blocks} blocks, 95 % in [{low:.3f}, {high:.3f}]")
+    print(f"delay      {qos.delay_ms:10.4f} ms, of which")
+    for module, ms in breakdown(scenario, workflow).items():
+        print(f"  {module:9}{ms:10.4f} {'#' * round(50 * ms / qos.delay_ms)}")
+
+
+def reference(scenario: Scenario, workflow: Workflow, snrs_db) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """(label, Es/N0 in dB, rate) of the curve that the sweep should lie on, where one is known."""
+    m, branches = workflow.bits_per_symbol, scenario.num_rx_ant
+    gain_db = 10 * np.log10(branches)
+    if workflow.num_layers > 1:
+        return None
+    if workflow.code == "none" and scenario.channel == "awgn":
+        return "BER, closed form", snrs_db, np.array([awgn_ber(m, snr + gain_db) for snr in snrs_db])
+    if workflow.code == "none" and scenario.channel == "rayleigh":
+        return "BER, closed form", snrs_db, np.array([rayleigh_ber(m, snr, branches) for snr in snrs_db])
+    mcs = nearest_mcs(m, workflow.code_rate)
+    if workflow.code == "ldpc" and scenario.channel == "awgn" and mcs is not None and mcs >= 3:
+        snr, bler = table_bler(mcs, effective_rate(workflow) * CODE_LENGTH)
+        return f"BLER, Sionna's table, MCS {mcs}", snr - gain_db, bler
+    return None
+
+
+def sweep(arguments) -> None:
+    """Print and draw BER and BLER over SNR, with 95 % intervals."""
+    scenario, workflow = read_scenario(arguments.scenario), read_workflow(arguments.workflow)
+    start, stop, step = arguments.snr
+    snrs_db = np.arange(start, stop + step / 2, step)
+    pairs = [(replace(scenario, snr_db=snr), workflow) for snr in snrs_db]
+    check(*pairs[0], validation=True)
+    with Twin(workers=arguments.workers, cache=arguments.cache, seed=arguments.seed, max_blocks=arguments.max_blocks) as twin:
+        answers = twin.evaluate(pairs)
+    print(" SNR/dB       BER      BLER  95 % interval    blocks")
+    for snr, q in zip(snrs_db, answers):
+        low, high = q.bler_interval()
+        print(f"{snr:7.2f} {'<' if q.ber_is_bound else ' '}{q.ber:9.2e} {q.block_errors / q.num_blocks:9.2e}  [{low:.3f}, {high:.3f}] {q.num_blocks:8d}")
+    draw(scenario, workflow, snrs_db, answers, arguments.out)
+    print(arguments.out)
+
+
+def draw(scenario, workflow, snrs_db, answers, path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    bler = np.array([q.block_errors / q.num_blocks for q in answers])
+    interval = np.array([q.bler_interval() for q in answers]).T
+    axes.errorbar(snrs_db, bler, yerr=np.abs(interval - bler), fmt="o-", capsize=3, label="BLER, 95 % interval")
+    seen = np.array([not q.ber_is_bound for q in answers])
+    ber = np.array([q.ber for q in answers])
+    spread = 1.96 * np.array([q.ber_stderr for q in answers])
+    axes.errorbar(snrs_db[seen], ber[seen], yerr=np.minimum(spread, 0.999 * ber)[seen], fmt="s-", capsize=3, label="BER, 95 % interval")
+    axes.plot(snrs_db[~seen], ber[~seen], "v", mfc="none", label="BER below (no error seen)")
+    if known := reference(scenario, workflow, snrs_db):
+        axes.plot(known[1], known[2], "k--", label=known[0])
+    axes.set(yscale="log", ylim=(1e-5, 1.5), xlim=(snrs_db[0] - 0.5, snrs_db[-1] + 0.5), xlabel="Es/N0 per receive antenna, dB", ylabel="error rate")
+    axes.set_title(f"{scenario.channel}, {workflow.bits_per_symbol} bits/symbol, {workflow.code} {workflow.code_rate:g}, {workflow.num_layers} layer(s)")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def snr_range(text: str) -> tuple[float, float, float]:
+    start, stop, step = (float(part) for part in text.split(":"))
+    if not step > 0 or not start <= stop or (stop - start) / step > 1000:
+        raise argparse.ArgumentTypeError(f"{text}: expected start:stop:step in dB")
+    return start, stop, step
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m twin", description="A link-level digital twin on Sionna.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("scenario", help="YAML file of scenario fields")
+    common.add_argument("workflow", help="text file with one toolbox call per line")
+    common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--cache", default=None, help="SQLite file that keeps results")
+    commands.add_parser("run", parents=[common], help="QoS and delay of one workflow").set_defaults(action=run)
+    sweeper = commands.add_parser("sweep", parents=[common], help="BER and BLER over SNR, as a table and a figure")
+    sweeper.add_argument("--snr", type=snr_range, default=(-5.0, 25.0, 1.0), metavar="START:STOP:STEP", help="dB")
+    sweeper.add_argument("--max-blocks", type=int, default=512)
+    sweeper.add_argument("--workers", type=int, default=2)
+    sweeper.add_argument("--out", default="sweep.svg")
+    sweeper.set_defaults(action=sweep)
+    commands.add_parser("toolbox", help="what a prompt shows").set_defaults(action=lambda _: print(describe()))
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.action(arguments)
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        print(f"twin: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
