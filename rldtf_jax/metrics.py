@@ -15,7 +15,6 @@ from typing import Any, Iterator
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 JSONL = "metrics.jsonl"
@@ -35,7 +34,11 @@ class Tracker:
         self._file.truncate(position)
         self._file.seek(position)
         self._runtime = open(os.path.join(directory, RUNTIME), "ab")
-        self._writer = SummaryWriter(directory, purge_step=start) if tensorboard else None
+        self._writer = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter  # it imports torch for seconds where that is installed
+
+            self._writer = SummaryWriter(directory, purge_step=start)
         self._bar = tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True, file=sys.stderr,
                          mininterval=0.1 if sys.stderr.isatty() else 5.0)
         self._show, self._pending, self._clock = show, None, time.monotonic()

@@ -318,7 +318,7 @@ def rollout_metrics(verdict: Verdict, w_BxT, S_BxT, mask_BxT, old_value_BxT, thr
     return {
         "reward": R_B.mean(), "fulfilled": verdict.fulfilled_M.mean(),
         **{f"reward_p{q}": np.percentile(R_B, q) for q in (10, 50, 90)},
-        "explained_variance": 1 - (residual ** 2).sum() / max((spread ** 2).sum(), 1e-9),
+        "explained_variance": 1 - (residual ** 2).sum() / (spread ** 2).sum() if spread.any() else np.nan,
         "weight/mean": w.mean(), "weight/effective_sample_size": w.sum() ** 2 / (w ** 2).sum() / w.size,
         "weight/over_threshold": (S > threshold).mean(),
     }

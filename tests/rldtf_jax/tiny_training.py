@@ -1,0 +1,77 @@
+"""Trainings that take seconds: a very small Qwen2, and an environment that rewards the share of one token.
+
+As a script, `tiny_training.py sft|rldtf DIRECTORY` trains and leaves the final weights in `DIRECTORY/final.npz`.
+"""
+
+import sys
+
+import jax
+import numpy as np
+from flax import nnx
+
+from rldtf_jax import rldtf, sft
+from rldtf_jax.config import OptimConfig, RLDTFConfig, SampleConfig, SFTConfig
+from rldtf_jax.qwen2 import Qwen2, Qwen2Config
+from rldtf_jax.rldtf import Verdict
+
+SHAPE = Qwen2Config(12, 32, 48, 2, 4, 2, rope_theta=1e4, num_tokens=10)
+EOS, WANTED = 1, 5
+RL = RLDTFConfig(steps=8, prompts_per_step=6, checkpoint_every=3, num_perturb=1, minibatches=2, epochs=2,
+                 sample=SampleConfig(max_new_tokens=10), policy=OptimConfig(lr=1e-2, warmup_steps=2))
+SFT = SFTConfig(steps=8, batch_size=4, save_every=1, optim=OptimConfig(lr=1e-2, warmup_steps=2))
+
+
+def policy(seed=0, shape=SHAPE):
+    """A model with weights five times as large as usual: its distribution is far from uniform."""
+    model = Qwen2(shape, rngs=nnx.Rngs(seed))
+    nnx.update(model, jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, nnx.state(model)))
+    return model
+
+
+def critic(seed=1, shape=SHAPE):
+    """A value model whose head says something."""
+    model = Qwen2(shape, rngs=nnx.Rngs(seed), head="value")
+    model.value_head[...] = 0.3 * jax.random.normal(jax.random.key(seed), (shape.hidden_size,))
+    return model
+
+
+class ShareOfToken:
+    """R is the share of WANTED before the EOS, between -1 and 1; what has no token at all does not parse."""
+
+    eos_id = EOS
+
+    def batch(self, step, num_prompts):
+        rng = np.random.default_rng((7, step))
+        lengths = rng.integers(1, 6, num_prompts).astype(np.int32)
+        prompts = rng.integers(2, SHAPE.num_tokens, (num_prompts, 5)).astype(np.int32)
+        return list(range(num_prompts)), np.where(np.arange(5) < lengths[:, None], prompts, 0), lengths
+
+    def judge(self, tasks, responses):
+        texts = [list(ids[:list(ids).index(EOS)]) if EOS in ids else list(ids) for ids in responses]
+        share = np.array([text.count(WANTED) / max(len(text), 1) for text in texts], np.float32)
+        reward = np.where([bool(text) for text in texts], 2 * share - 1, -1).astype(np.float32)
+        return Verdict(reward, share >= 0.5, [None if text else "empty" for text in texts], {"sequences": len(texts)})
+
+    def summary(self, tasks, verdict):
+        return {"failed": sum(reason is not None for reason in verdict.failure_M) / len(tasks)}
+
+
+def pairs():
+    """(prompt, response) ids: count upwards from the prompt's last token."""
+    rng = np.random.default_rng(0)
+    starts = [rng.integers(2, 6, rng.integers(1, 5)).tolist() for _ in range(10)]
+    return [(start, [*range(start[-1] + 1, start[-1] + 1 + length), EOS])
+            for start, length in zip(starts, rng.integers(1, 5, 10).tolist())]
+
+
+def train(kind, directory):
+    if kind == "sft":
+        return sft.train(policy(), sft.Sequences.of(pairs()), SFT, seed=3, directory=directory, tensorboard=False)
+    return rldtf.train(policy(), critic(), ShareOfToken(), RL, seed=3, directory=directory, tensorboard=False)
+
+
+if __name__ == "__main__":
+    kind, directory = sys.argv[1:]
+    leaves = jax.tree.leaves(nnx.state(train(kind, directory)))
+    with open(f"{directory}/final.npz", "wb") as file:
+        np.savez(file, *map(np.asarray, leaves))
