@@ -16,6 +16,7 @@ AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     # activations
     "batch": ("data", "fsdp"),
+    "data_batch": ("data",),
     "time": (),
     # parameters
     "layers": (),

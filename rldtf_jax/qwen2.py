@@ -352,7 +352,10 @@ class Qwen2(nnx.Module):
         return rms_norm(x_BxD, self.norm[...], c.rms_norm_eps), cache
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return self.embed[...].astype(self.config.dtype)[tokens]
+        # Each device looks up its columns for the rows of all fsdp peers, then the peers trade columns for rows.
+        axes = ("data_batch", *[None] * (tokens.ndim - 1))
+        x = self.embed[...].astype(self.config.dtype)[constrain(tokens, axes)]
+        return constrain(constrain(x, (*axes, "embed")), ("batch", *axes[1:], None))
 
     def _layers(self, tokens_BxT: jax.Array, keep_cache: bool):
         c = self.config
@@ -366,6 +369,5 @@ class Qwen2(nnx.Module):
             policy = getattr(jax.checkpoint_policies, c.remat) if isinstance(c.remat, str) else None
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
         layers = {name: param[...] for name, param in self.layers.items()}
-        x_BxTxD = constrain(self._embed(tokens_BxT), ("batch", "time", None))
-        x_BxTxD, kv = jax.lax.scan(step, x_BxTxD, layers, unroll=c.unroll)
+        x_BxTxD, kv = jax.lax.scan(step, self._embed(tokens_BxT), layers, unroll=c.unroll)
         return rms_norm(x_BxTxD, self.norm[...], c.rms_norm_eps), kv
