@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from scipy.special import j0
 from sionna.phy import config
@@ -17,16 +19,22 @@ LOS_ANGLE_RAD = np.pi / 4  # Sionna's angle of arrival of the line of sight
 _CARRIER_HZ = 1e9  # Sionna asks for carrier and speed; only their product counts
 
 
+def transmit_antennas(state: ChannelState) -> int:
+    """One per layer without a precoder."""
+    return state.num_layers if state.precoder == "none" else state.num_tx
+
+
+@lru_cache(maxsize=256)
 def _model(state: ChannelState) -> TDL | CDL:
     speed_mps = state.doppler_hz * SPEED_OF_LIGHT_MPS / _CARRIER_HZ
     letter, delay_spread_s = state.channel[-1].upper(), state.delay_spread_ns * 1e-9
     if state.channel.startswith("tdl"):
         return TDL(letter, delay_spread_s, _CARRIER_HZ, min_speed=speed_mps, los_angle_of_arrival=LOS_ANGLE_RAD,
-                   num_rx_ant=state.num_rx, num_tx_ant=state.num_tx)
+                   num_rx_ant=state.num_rx, num_tx_ant=transmit_antennas(state))
     rx, tx = (
         PanelArray(num_rows_per_panel=1, num_cols_per_panel=num_ant, polarization="single", polarization_type="V",
                    antenna_pattern="omni", carrier_frequency=_CARRIER_HZ)
-        for num_ant in (state.num_rx, state.num_tx)
+        for num_ant in (state.num_rx, transmit_antennas(state))
     )
     return CDL(letter, delay_spread_s, _CARRIER_HZ, rx, tx, "downlink", min_speed=speed_mps)
 
@@ -34,18 +42,20 @@ def _model(state: ChannelState) -> TDL | CDL:
 def realise(state: ChannelState, num_slots: int, seed: int) -> np.ndarray:
     """Frequency responses, [num_rx, num_tx, num_slots, 14 * NUM_SC] complex64, unit average power.
 
-    awgn: one fixed matrix of unit-modulus entries with orthogonal columns (a DFT), so that every layer has gain num_rx.
+    awgn: one fixed matrix of unit-modulus entries, the DFT of size num_rx, whose first num_rx columns are orthogonal: without
+    a precoder every layer has gain num_rx.
     rayleigh: independent CN(0, 1) per antenna pair and slot. tdl: TR 38.901 7.7.2, uncorrelated antennas. cdl: TR 38.901
     7.7.1, downlink, uniform linear arrays of omnidirectional antennas half a wavelength apart, velocity in a random
     direction.
     """
-    shape = (state.num_rx, state.num_tx, num_slots, SYMBOLS_PER_SLOT * NUM_SC)
+    num_tx = transmit_antennas(state)
+    shape = (state.num_rx, num_tx, num_slots, SYMBOLS_PER_SLOT * NUM_SC)
     if state.channel == "awgn":
-        dft = np.exp(-2j * np.pi * np.outer(np.arange(state.num_rx), np.arange(state.num_tx)) / state.num_rx)
+        dft = np.exp(-2j * np.pi * np.outer(np.arange(state.num_rx), np.arange(num_tx)) / state.num_rx)
         return np.broadcast_to(dft.astype(np.complex64)[:, :, None, None], shape)
     config.seed = seed
     if state.channel == "rayleigh":
-        a, _ = RayleighBlockFading(1, state.num_rx, 1, state.num_tx)(num_slots, 1)  # [S, 1, rx, 1, L, 1, 1]
+        a, _ = RayleighBlockFading(1, state.num_rx, 1, num_tx)(num_slots, 1)  # [S, 1, rx, 1, L, 1, 1]
         return np.broadcast_to(a.numpy()[:, 0, :, 0, :, 0].transpose(1, 2, 0, 3), shape)
     symbol_s = slot_ms(state.scs_khz) * 1e-3 / SYMBOLS_PER_SLOT
     a, tau = _model(state)(num_slots, SYMBOLS_PER_SLOT, 1 / symbol_s)  # [S, 1, rx, 1, L, paths, 14], [S, 1, 1, paths]

@@ -10,10 +10,13 @@ import math
 from itertools import accumulate
 
 from .grid import NUM_SC, pilots_per_slice
-from .physical import effective_rate
+from .physical import BLOCK_LENGTH, effective_rate, num_info_bits
 from .spec import SUBCARRIERS_PER_PRB, SYMBOLS_PER_SLOT, Scenario, Workflow, slot_ms
 
 CMAC = 8
+POLAR_LIST_SIZE = 8
+NUM_SURVIVORS = 16  # of K-Best
+N2_SYMBOLS = {15: 10, 30: 12, 60: 23, 120: 36}
 OPS_PER_EDGE = 6  # min-sum message passing, per edge and iteration
 # Degrees of the check nodes, row by row (TS 38.212 tables 5.3.2-2 and 5.3.2-3): 316 and 197 edges
 _BG1 = (19, 19, 19, 19, 3, 8, 9, 7, 10, 9, 7, 8, 7, 6, 7, 7, 6, 6, 6, 6, 6, 6, 5, 5, 6, 5, 5, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5,
@@ -52,34 +55,69 @@ def edges_per_bit(num_info_bits: float, rate: float) -> float:
     return edges[rows - 1] / columns
 
 
+def _code_operations(workflow: Workflow) -> tuple[float, float]:
+    """Operations to encode and to decode the slot's blocks.
+
+    ldpc: an exclusive-or per edge; iterations x edges x 6. polar: N log2 N exclusive-ors per block; for every path of the
+    list N log2 N node updates of 2 operations (Tal and Vardy, 2015).
+    """
+    num_bits = information_bits(workflow)
+    if workflow.code == "ldpc":
+        edges = num_bits * edges_per_bit(num_bits, workflow.code_rate)
+        return edges, OPS_PER_EDGE * workflow.decoder_iterations * edges
+    if workflow.code == "polar":
+        size = 2 ** math.ceil(math.log2(BLOCK_LENGTH["polar"]))
+        updates = num_bits / num_info_bits("polar", workflow.code_rate) * size * math.log2(size)
+        return updates, 2 * POLAR_LIST_SIZE * updates
+    return 0.0, 0.0
+
+
+def _detector_cmacs(scenario: Scenario, workflow: Workflow) -> float:
+    """Multiply-accumulates of detection per resource element.
+
+    Gram matrix and matched filter, rx L (L + 3) / 2, then
+    zf: inverse and product, L^3 + L^2; lmmse: also noise loading and unbiased scaling, 2 L^2
+    ep: 5 iterations, each an lmmse solution and moments of L sqrt(M) points per dimension
+    kbest: Cholesky factor, L^3 / 3, and K M candidates extended in each of L steps, (L + 1) / 2 terms on average
+    """
+    rx, layers, points = scenario.num_rx_ant, workflow.num_layers, 2**workflow.bits_per_symbol
+    solve = layers**3 + layers**2
+    after = {
+        "zf": solve,
+        "lmmse": solve + 2 * layers**2,
+        "ep": 5 * (solve + 2 * layers**2 + 2 * layers * math.sqrt(points)),
+        "kbest": layers**3 / 3 + NUM_SURVIVORS * points * layers * (layers + 1) / 2,
+    }
+    return rx * layers * (layers + 3) / 2 + after[workflow.detector]
+
+
 def operations(scenario: Scenario, workflow: Workflow) -> dict[str, float]:
     """Operations per slot of every module, for all resource blocks of the grant.
 
-    encode, decode: one exclusive-or per edge; iterations x edges x 6 (golden figure: 4 to 6 per edge)
+    encode, decode: see _code_operations; detect: see _detector_cmacs
+    precode: per slice of 4 PRB the covariance of a symbol and its eigenvectors, 48 rx tx^2 + 10 tx^3; L tx per data element
     fft: 5 N log2 N per receive antenna and symbol, N the next power of two
     estimate: per layer, receive antenna and resource element: 4 multiply-accumulates to interpolate linearly in
       two dimensions, 1 for the nearest pilot, one per pilot of the 4-PRB window for the Wiener filter, whose matrix
       changes only with the statistics and is not counted
-    detect: per resource element Gram matrix and matched filter, rx L (L + 3) / 2; its inverse and product, L^3 + L^2; for
-      lmmse also the noise loading and the unbiased scaling, 2 L^2
     demap: per layer symbol two PAM of 2^(Q/2) points: a distance each and a comparison per bit
     """
     s, w = scenario, workflow
-    rx, layers, num_elements = s.num_rx_ant, w.num_layers, data_elements(w)
-    num_bits = information_bits(w)
-    edges = 0.0 if w.code == "none" else num_bits * edges_per_bit(num_bits, w.code_rate)
+    rx, tx, layers, num_elements = s.num_rx_ant, s.num_tx_ant, w.num_layers, data_elements(w)
+    encode, decode = _code_operations(w)
+    precode = w.num_prb / 4 * (NUM_SC * rx * tx**2 + 10 * tx**3) + layers * tx * num_elements if w.precoder == "svd" else 0
     fft_size = 2 ** math.ceil(math.log2(w.num_prb * SUBCARRIERS_PER_PRB))
     grid_elements = w.num_prb * SUBCARRIERS_PER_PRB * SYMBOLS_PER_SLOT
     taps = {"perfect": 0, "ls": 4, "ls-nearest": 1, "lmmse": pilots_per_slice(layers, w.num_dmrs)}[w.estimator]
-    per_element = rx * layers * (layers + 3) / 2 + layers**3 + layers**2 + (2 * layers**2 if w.detector == "lmmse" else 0)
     per_dimension = 2 ** (w.bits_per_symbol // 2)
     return {
-        "encode": edges,
+        "encode": encode,
+        "precode": CMAC * precode,
         "fft": 5 * fft_size * math.log2(fft_size) * SYMBOLS_PER_SLOT * rx,
         "estimate": CMAC * taps * grid_elements * layers * rx,
-        "detect": CMAC * per_element * num_elements,
+        "detect": CMAC * _detector_cmacs(s, w) * num_elements,
         "demap": 2 * per_dimension * (2 + w.bits_per_symbol / 2) * num_elements * layers,
-        "decode": OPS_PER_EDGE * w.decoder_iterations * edges,
+        "decode": decode,
     }
 
 
@@ -90,5 +128,15 @@ def breakdown(scenario: Scenario, workflow: Workflow) -> dict[str, float]:
 
 
 def delay_ms(scenario: Scenario, workflow: Workflow) -> float:
-    """Sum of `breakdown`."""
+    """Sum of `breakdown`: the delay of a block that needs one transmission."""
     return math.fsum(breakdown(scenario, workflow).values())
+
+
+def harq_round_trip_ms(scenario: Scenario, workflow: Workflow) -> float:
+    """From the start of a transmission to the start of the next one of the same block, in whole slots.
+
+    The slot, its processing on the platform, a symbol of feedback, and the transmitter's preparation time N2 (TS 38.214
+    table 6.4-1, capability 1).
+    """
+    slot = slot_ms(workflow.scs_khz)
+    return slot * math.ceil((delay_ms(scenario, workflow) + slot * (1 + N2_SYMBOLS[workflow.scs_khz]) / SYMBOLS_PER_SLOT) / slot)

@@ -42,19 +42,24 @@ def wiener(pilots, data, state: ChannelState, noise: float) -> tuple[np.ndarray,
     return weights, np.clip(1 - np.real(np.sum(weights * r_dp.conj(), axis=1)), 0, None)
 
 
-def estimator(state: ChannelState, num_dmrs: int, method: str, noise: float) -> tuple[np.ndarray, np.ndarray]:
+def estimator(
+    state: ChannelState, num_dmrs: int, method: str, noise: float, gains: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """The estimator of every layer: weights [L, num_data, num_pilots] complex64, error variance [L, num_data] float32.
 
-    The data elements are those of QPSK; higher orders use the first of them. `noise` is the noise variance per resource element relative to a received power of 1. Both are in units of the layer's
-    channel without its share 1 / L of the power. What a receiver that only interpolates knows of its error is the noise.
+    The data elements are those of QPSK; higher orders use the first of them. `noise` is the noise variance per resource
+    element relative to a transmitted power of 1, `gains` the mean powers of the layers' channels. Errors are in units of
+    the layer's channel without its share 1 / L of the power. What a receiver that only interpolates knows of its error is
+    the noise.
     """
     num_layers = state.num_layers
     data, noise = data_index(2, num_layers), noise * num_layers / comb(num_layers)
     rows = []
-    for layer in range(num_layers):
+    for layer, gain in enumerate(gains):
         pilots = pilot_index(layer, num_layers, num_dmrs)
         if method == "lmmse":
-            rows.append(wiener(pilots, data, state, noise))
+            weights, error = wiener(pilots, data, state, noise / gain)
+            rows.append((weights, gain * error))
         else:
             weights = interpolation(pilots, data, nearest=method == "ls-nearest")
             rows.append((weights, noise * np.sum(weights**2, axis=1)))

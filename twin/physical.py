@@ -2,18 +2,21 @@
 
 Error rates do not depend on num_prb, max_prb or compute_gflops. A channel without memory has no delay spread or Doppler,
 carrier and speed act only through the Doppler shift, perfect estimation has no pilots to choose, and one layer has
-nothing to separate: zf and lmmse are then both maximum-ratio combining.
+nothing to separate: every classical detector is then maximum-ratio combining.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 from .spec import Scenario, Workflow
 
+LINEAR = ("mrc", "zf", "lmmse")  # detectors that leave a scalar channel per layer
 SPEED_OF_LIGHT_MPS = 299_792_458.0
-CODE_LENGTH = 1152  # coded bits of the simulated code block; every modulation x layers divides it
+CODE_LENGTH = 1152  # coded bits in a slot's simulated resource elements; every modulation x layers divides it
+BLOCK_LENGTH = {"none": CODE_LENGTH, "ldpc": CODE_LENGTH, "polar": 288}  # coded bits of the slot's one code block
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Counts:
     num_bits: int = 0
     block_errors: int = 0
     bit_errors: int = 0
-    bit_errors_squared: int = 0  # sum over slots of (bit errors of the slot)^2
+    bit_errors_squared: int = 0  # sum over blocks of (bit errors of the block)^2
+    num_transmissions: int = 0
 
     def enough(self, settings: Settings) -> bool:
         return (
@@ -58,11 +62,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class ChannelState:
-    """What channel realisations depend on. Nominal values (0) where the channel does not depend on a field."""
+    """What the layers' channels depend on. Nominal values (0) where a channel does not depend on a field."""
 
     channel: str
     num_rx: int
-    num_tx: int  # antennas that transmit
+    num_layers: int
+    num_tx: int = 0  # antennas that transmit, with a precoder; without, one per layer
+    precoder: str = "none"
     delay_spread_ns: float = 0.0
     doppler_hz: float = 0.0
     scs_khz: int = 0
@@ -81,37 +87,48 @@ class Point:
     num_dmrs: int
     estimator: str
     detector: str
+    num_transmissions: int
 
     def key(self) -> str:
         return repr(astuple(self))
 
+    def signatures(self) -> set[tuple]:
+        """What has to be compiled for this point: a tuple for every stage that is."""
+        m, layers = self.bits_per_symbol, self.state.num_layers
+        front = ("demap", m) if self.detector in LINEAR else (self.detector, layers, m)
+        return {front, ("decode", self.num_info_bits)} if self.code == "ldpc" else {front}
+
 
 def num_info_bits(code: str, code_rate: float) -> int:
     """Information bits k of the simulated block: a multiple of 8, so that there are at most 106 different codes."""
-    return CODE_LENGTH if code == "none" else 8 * max(29, round(code_rate * CODE_LENGTH / 8))
+    n = BLOCK_LENGTH[code]
+    return n if code == "none" else 8 * max(math.ceil(n / 5 / 8), round(code_rate * n / 8))
 
 
 def effective_rate(workflow: Workflow) -> float:
-    """Information bits per coded bit as simulated: code_rate to within 4/1152, or 1 without a code."""
-    return num_info_bits(workflow.code, workflow.code_rate) / CODE_LENGTH
+    """Information bits per coded bit as simulated: code_rate to within 4 information bits, or 1 without a code."""
+    return num_info_bits(workflow.code, workflow.code_rate) / BLOCK_LENGTH[workflow.code]
 
 
 @lru_cache(maxsize=1 << 16)
 def physical(scenario: Scenario, workflow: Workflow) -> Point:
     """The distinct simulation that a pair stands for. Pairs with the same Point have the same ber and bler."""
     s, w = scenario, workflow
-    memory = {}
+    memory, precoding = {}, {}
+    if w.precoder != "none" and s.num_tx_ant > 1:
+        precoding = dict(num_tx=s.num_tx_ant, precoder=w.precoder)
     if s.channel not in ("awgn", "rayleigh"):
         doppler_hz = s.speed_mps * s.carrier_ghz * 1e9 / SPEED_OF_LIGHT_MPS
         memory = dict(delay_spread_ns=s.delay_spread_ns, doppler_hz=doppler_hz, scs_khz=w.scs_khz)
     return Point(
-        state=ChannelState(s.channel, s.num_rx_ant, w.num_layers, **memory),
+        state=ChannelState(s.channel, s.num_rx_ant, w.num_layers, **precoding, **memory),
         snr_db=s.snr_db,
         code=w.code,
         num_info_bits=num_info_bits(w.code, w.code_rate),
-        decoder_iterations=0 if w.code == "none" else w.decoder_iterations,
+        decoder_iterations=w.decoder_iterations if w.code == "ldpc" else 0,
         bits_per_symbol=w.bits_per_symbol,
         num_dmrs=0 if w.estimator == "perfect" else w.num_dmrs,
         estimator=w.estimator,
-        detector="mrc" if w.num_layers == 1 and w.detector in ("zf", "lmmse") else w.detector,
+        detector="mrc" if w.num_layers == 1 and w.detector != "deeprx" else w.detector,
+        num_transmissions=w.num_transmissions,
     )

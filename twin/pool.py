@@ -91,11 +91,11 @@ class Pool:
     def _stop(self, slot: int) -> None:
         self.workers.pop(slot).stop()
 
-    def warm(self, codes: list[int]) -> None:
-        """Compile these codes' decoders (information bits per block) and all demappers in every worker."""
+    def warm(self, signatures: list[tuple]) -> None:
+        """Compile these stages (see Point.signatures) in every worker, and wait for it."""
         self._settle()
         for worker in self.workers.values():
-            worker.send("warm", codes)
+            worker.send("warm", signatures)
         self._settle()
 
     def run(self, points: list[Point]) -> Iterator[tuple[Point, Counts | TwinError, float]]:

@@ -9,6 +9,8 @@ A program is one call of a toolbox name per line, with literal keyword arguments
     estimate(method="ls")
     detect(method="lmmse")
     decode(iterations=10)
+
+Calls may come in any order. Those of optional tools (precode, harq) may be left out.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ MAX_CHARS = 4096
 MAX_LINES = 64
 MAX_DIGITS = 20  # a float64 written out has 17
 MAX_SIGNS = 16
+DEFAULT = Workflow()
 
 _COMMENT = re.compile(r"#[^\n]*")
 _ALPHABET = re.compile(r"""(?:[A-Za-z0-9_(),='"\- \t\r\n]|(?<=[0-9])\.(?=[0-9]))*""")
@@ -35,8 +38,8 @@ _WORD = re.compile(r"[A-Za-z_]+")
 def parse(text: str) -> Workflow:
     """Read a program.
 
-    Raises WorkflowError, with the line and what is wrong, for everything that is not exactly one call of every tool with
-    exactly its arguments and values that a Workflow accepts. Size, alphabet, nesting and numbers are limited before the
+    Raises WorkflowError, with the line and what is wrong, for everything that is not exactly one call of every tool (none or one of
+    optional tools) with exactly its arguments and values that a Workflow accepts. Size, alphabet, nesting and numbers are limited before the
     text reaches the parser, so that time and memory are bounded for any input.
     """
     text = _limited(text)
@@ -53,7 +56,7 @@ def parse(text: str) -> Workflow:
             raise WorkflowError(f"line {statement.lineno}: {tool} is called twice")
         seen.add(tool)
         fields |= arguments
-    if missing := [tool.name for tool in TOOLS if tool.name not in seen]:
+    if missing := [tool.name for tool in TOOLS if tool.name not in seen and not tool.optional]:
         raise WorkflowError(f"line {text.count(chr(10)) + 1}: missing {', '.join(missing)}")
     try:
         return Workflow(**fields)
@@ -62,10 +65,13 @@ def parse(text: str) -> Workflow:
 
 
 def render(workflow: Workflow) -> str:
-    """Write the program that `parse` reads back as the same workflow."""
-    return "\n".join(
-        f"{t.name}({', '.join(f'{a.name}={_literal(getattr(workflow, a.field))}' for a in t.arguments)})" for t in TOOLS
-    )
+    """Write the program that `parse` reads back as the same workflow. Optional calls that change nothing are left out."""
+    lines = []
+    for tool in TOOLS:
+        values = {a: getattr(workflow, a.field) for a in tool.arguments}
+        if not tool.optional or any(value != getattr(DEFAULT, a.field) for a, value in values.items()):
+            lines.append(f"{tool.name}({', '.join(f'{a.name}={_literal(value)}' for a, value in values.items())})")
+    return "\n".join(lines)
 
 
 def _literal(value) -> str:

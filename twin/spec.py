@@ -11,9 +11,11 @@ import numbers
 from dataclasses import dataclass
 
 CHANNELS = ("awgn", "rayleigh", *(f"{kind}-{letter}" for kind in ("tdl", "cdl") for letter in "abcde"))
-CODES = ("none", "ldpc")
+CODES = ("none", "ldpc", "polar")
 ESTIMATORS = ("perfect", "ls", "ls-nearest", "lmmse")
-DETECTORS = ("zf", "lmmse", "deeprx")
+DETECTORS = ("zf", "lmmse", "kbest", "ep", "deeprx")
+PRECODERS = ("none", "svd")
+MAX_TRANSMISSIONS = 4
 SCS_KHZ = (15, 30, 60, 120)
 BITS_PER_SYMBOL = (2, 4, 6, 8)
 MAX_PRB = 273
@@ -68,6 +70,8 @@ WORKFLOW_RULES = {
     "num_dmrs": (_int, 1, 2),
     "estimator": (_choice, ESTIMATORS),
     "detector": (_choice, DETECTORS),
+    "precoder": (_choice, PRECODERS),
+    "num_transmissions": (_int, 1, MAX_TRANSMISSIONS),
 }
 
 
@@ -109,9 +113,11 @@ class Scenario:
 class Workflow:
     """One physical-layer workflow: what is sent in a slot and how it is received.
 
-    code: ldpc (TS 38.212 5.3.2) | none (validation)
+    code: ldpc (TS 38.212 5.3.2) | polar (5.3.1, blocks of 288 coded bits, CRC-aided list of 8) | none (validation)
     estimator: ls (linear interpolation) | ls-nearest | lmmse (2-D Wiener filter) | perfect (validation)
-    detector: zf | lmmse | deeprx (not implemented: `check` says so)
+    detector: zf | lmmse | kbest (16 survivors) | ep (expectation propagation) | deeprx (not present: `check` says so)
+    precoder: none (layer i on antenna i) | svd (along the channel's strongest directions as they were at the slot's start)
+    num_transmissions: HARQ, at most so many transmissions of a block, each in a slot of its own, combined (Chase)
     """
 
     num_prb: int = 24  # physical resource blocks granted, 12 subcarriers each
@@ -124,6 +130,8 @@ class Workflow:
     num_dmrs: int = 1  # OFDM symbols of the slot that carry DM-RS
     estimator: str = "ls"
     detector: str = "lmmse"
+    precoder: str = "none"
+    num_transmissions: int = 1
 
     def __post_init__(self):
         _check_fields(self, WORKFLOW_RULES)
@@ -148,6 +156,7 @@ class QoS:
     bit_errors: int = 0
     ber_stderr: float = 0.0
     bler_stderr: float = 0.0
+    mean_transmissions: float = 1.0  # per block, HARQ
 
     @property
     def ber_is_bound(self) -> bool:

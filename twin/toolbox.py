@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .spec import BITS_PER_SYMBOL, MAX_ANT, MAX_PRB, SCS_KHZ, Scenario, Workflow
+from .spec import BITS_PER_SYMBOL, MAX_ANT, MAX_PRB, MAX_TRANSMISSIONS, PRECODERS, SCS_KHZ, Scenario, Workflow
 
 COMPUTE_TIERS_GFLOPS = (2.0, 10.0, 50.0)  # a share of a core, a core or two, an accelerator's share
 
@@ -33,6 +33,7 @@ class Tool:
     stage: str  # transmit | receive
     description: str
     arguments: tuple[Argument, ...]
+    optional: bool = False  # a program without it means the defaults of Workflow
 
 
 TOOLS = (
@@ -41,14 +42,18 @@ TOOLS = (
     Tool("modulate", "transmit", "QAM order and spatial layers; both raise the rate and need more SNR.",
          (Argument("bits_per_symbol", "bits_per_symbol", BITS_PER_SYMBOL),
           Argument("num_layers", "num_layers", low=1, high=MAX_ANT))),
-    Tool("encode", "transmit", "5G channel code; a lower rate corrects more errors and carries fewer bits.",
-         (Argument("code", "code", ("ldpc",)), Argument("code_rate", "code_rate", (0.2, 0.33, 0.5, 0.67, 0.83)))),
+    Tool("encode", "transmit", "5G channel code, polar for short blocks; a lower rate corrects more errors and carries fewer bits.",
+         (Argument("code", "code", ("ldpc", "polar")), Argument("code_rate", "code_rate", (0.2, 0.33, 0.5, 0.67, 0.83)))),
     Tool("pilots", "transmit", "DM-RS symbols per slot; two follow a channel that changes with speed, at a cost in rate.",
          (Argument("num_dmrs", "num_dmrs", (1, 2)),)),
-    Tool("estimate", "receive", "Channel estimation: ls interpolates linearly, lmmse filters noise and costs more.",
-         (Argument("method", "estimator", ("ls", "lmmse")),)),
-    Tool("detect", "receive", "Separates the layers: zf removes interference, lmmse also weighs the noise.",
-         (Argument("method", "detector", ("zf", "lmmse")),)),
+    Tool("precode", "transmit", "svd sends along the channel's strongest directions, if the channel holds still.",
+         (Argument("method", "precoder", PRECODERS),), optional=True),
+    Tool("harq", "transmit", "Sends a failed block again and combines, up to so many transmissions; each one takes time.",
+         (Argument("transmissions", "num_transmissions", low=1, high=MAX_TRANSMISSIONS),), optional=True),
+    Tool("estimate", "receive", "Channel estimation: ls interpolates, lmmse filters noise and costs more.",
+         (Argument("method", "estimator", ("ls-nearest", "ls", "lmmse")),)),
+    Tool("detect", "receive", "Separates the layers: zf, lmmse (weighs the noise too), ep and kbest, in order of cost.",
+         (Argument("method", "detector", ("zf", "lmmse", "ep", "kbest")),)),
     Tool("decode", "receive", "Decoder iterations; more correct more errors and take longer.",
          (Argument("iterations", "decoder_iterations", low=1, high=20),)),
 )
@@ -58,7 +63,9 @@ BY_NAME = {tool.name: tool for tool in TOOLS}
 
 def describe(tools: tuple[Tool, ...] = TOOLS) -> str:
     """The toolbox as a prompt shows it: one line per tool."""
-    return "\n".join(f"{t.name}({', '.join(map(str, t.arguments))})  # {t.description}" for t in tools)
+    return "\n".join(
+        f"{t.name}({', '.join(map(str, t.arguments))})  # {'(optional) ' if t.optional else ''}{t.description}" for t in tools
+    )
 
 
 def refusal(scenario: Scenario, workflow: Workflow, validation: bool = False) -> str | None:

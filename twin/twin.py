@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from .cache import Cache, digest
-from .delay import delay_ms, throughput_mbps
-from .physical import Counts, Point, Settings, num_info_bits, physical
+from .delay import delay_ms, harq_round_trip_ms, throughput_mbps
+from .physical import Counts, Point, Settings, physical
 from .pool import Pool, TwinError
-from .spec import QoS, Scenario, Workflow, WorkflowError, check
+from .spec import BITS_PER_SYMBOL, QoS, Scenario, Workflow, WorkflowError, check
 from .toolbox import BY_NAME
 
 MEMORY_ROWS = 1 << 18
@@ -71,12 +71,17 @@ class Twin:
         """Start the workers now, in the background: they take seconds to import TensorFlow."""
         self._pool.start()
 
-    def warm(self, code_rates: Iterable[float] | None = None) -> None:
-        """Compile what these code rates need (by default the toolbox's) in every worker, and wait for it."""
-        if code_rates is None:
-            code_rates = next(a.choices for a in BY_NAME["encode"].arguments if a.field == "code_rate")
+    def warm(self, pairs: Iterable[tuple[Scenario, Workflow]] | None = None) -> None:
+        """Compile in every worker what these pairs need, and wait for it.
+
+        By default: LDPC at the toolbox's code rates, all modulations, linear detection. K-Best and expectation propagation
+        take seconds for every number of layers and modulation.
+        """
+        if pairs is None:
+            rates = next(a.choices for a in BY_NAME["encode"].arguments if a.field == "code_rate")
+            pairs = [(Scenario(), Workflow(code_rate=r, bits_per_symbol=m)) for r in rates for m in BITS_PER_SYMBOL]
         with self._lock:
-            self._pool.warm([num_info_bits("ldpc", rate) for rate in code_rates])
+            self._pool.warm(sorted(set().union(*(physical(*pair).signatures() for pair in pairs)), key=repr))
 
     @property
     def traces(self) -> int:
@@ -147,20 +152,21 @@ class Twin:
 def _qos(scenario: Scenario, workflow: Workflow, counts: Counts | TwinError) -> QoS | TwinError:
     if isinstance(counts, TwinError):
         return counts
-    c = counts
-    num_slots, bits_per_slot = c.num_blocks, c.num_bits / c.num_blocks
-    ber = max(c.bit_errors, 3) / c.num_bits if c.bit_errors == 0 else c.bit_errors / c.num_bits
-    bler = c.block_errors / c.num_blocks
-    spread = max(0.0, c.bit_errors_squared / num_slots - (c.bit_errors / num_slots) ** 2)
+    c, num_blocks = counts, counts.num_blocks
+    ber = max(c.bit_errors, 3 * (c.bit_errors == 0)) / c.num_bits
+    bler = c.block_errors / num_blocks
+    transmissions = c.num_transmissions / num_blocks
+    spread = max(0.0, c.bit_errors_squared / num_blocks - (c.bit_errors / num_blocks) ** 2)
     return QoS(
-        delay_ms=delay_ms(scenario, workflow),
-        throughput_mbps=throughput_mbps(workflow, bler),
+        delay_ms=delay_ms(scenario, workflow) + (transmissions - 1) * harq_round_trip_ms(scenario, workflow),
+        throughput_mbps=throughput_mbps(workflow, bler) / transmissions,
         ber=ber,
         bler=max(bler, ber),
-        num_blocks=c.num_blocks,
+        num_blocks=num_blocks,
         num_bits=c.num_bits,
         block_errors=c.block_errors,
         bit_errors=c.bit_errors,
-        ber_stderr=math.sqrt(spread / num_slots) / bits_per_slot,
-        bler_stderr=math.sqrt(bler * (1 - bler) / num_slots),
+        ber_stderr=math.sqrt(spread / num_blocks) * num_blocks / c.num_bits,
+        bler_stderr=math.sqrt(bler * (1 - bler) / num_blocks),
+        mean_transmissions=transmissions,
     )

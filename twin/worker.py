@@ -2,7 +2,7 @@
 
 The parent's end closes however the parent dies, so no worker outlives it. Ctrl-C is the parent's business.
 
-Messages in: (settings, seed) once, then ("run", [(job, Point), ...]) or ("warm", [num_info_bits, ...]).
+Messages in: (settings, seed) once, then ("run", [(job, Point), ...]) or ("warm", [signature, ...]).
 Messages out: ("ready",) once; for a run (job, Counts, seconds) or (job, error text, seconds), in order; for both ("idle", traces).
 """
 
@@ -20,14 +20,13 @@ def serve(connection: Connection) -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    from . import link
+    from . import coding, link
 
     connection.send(("ready",))
     while True:
         kind, jobs = connection.recv()
         if kind == "warm":
-            for num_info_bits in jobs:
-                link.warm(num_info_bits, settings)
+            link.warm(jobs, settings)
         else:
             for job, point in jobs:
                 start = time.perf_counter()
@@ -36,7 +35,7 @@ def serve(connection: Connection) -> None:
                 except Exception as error:  # one bad point must not take the others with it
                     answer = f"{type(error).__name__}: {error}"
                 connection.send((job, answer, time.perf_counter() - start))
-        connection.send(("idle", sum(link.traces.values())))
+        connection.send(("idle", sum(coding.traces.values())))
 
 
 if __name__ == "__main__":

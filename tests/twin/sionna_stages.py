@@ -14,7 +14,7 @@ from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
 from sionna.phy.mapping import Demapper, Mapper
 from sionna.phy.mimo.equalization import lmmse_equalizer, zf_equalizer
 
-from twin import Scenario, Settings, Workflow, link, physical
+from twin import Scenario, Settings, Workflow, coding, detection, link, physical
 from twin.channel import correlation, ofdm_response, realise, residual_interference
 from twin.estimation import estimator, interpolation
 from twin.grid import NUM_SC, comb, data_index, pilot_index
@@ -41,7 +41,7 @@ def linear_detection_is_sionnas():
         noise = RNG.uniform(0.01, 1, 500).astype(np.float32)
         s = noise[:, None, None] * np.eye(rx, dtype=np.complex64)
         for lmmse, reference in ((False, zf_equalizer), (True, lmmse_equalizer)):
-            x, no = link.detect_linear(y, g, noise, lmmse)
+            x, no = detection.linear(y, g, noise, lmmse)
             x_ref, no_ref = (t.numpy().T for t in reference(y.T, g.transpose(2, 0, 1), s))
             sound = np.all(no_ref < 20, axis=0)  # float32 loses digits on nearly singular channels
             assert sound.mean() > 0.9
@@ -73,7 +73,7 @@ def the_demapper_is_sionnas_app_demapper():
         n = CODE_LENGTH // m
         x, no = gaussian(32, n, 1), RNG.uniform(0.05, 1, (32, n, 1)).astype(np.float32)
         reference = Demapper("app", "qam", m)(x[..., 0], no[..., 0]).numpy()
-        np.testing.assert_allclose(link.demap(x, no, m), reference, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(coding.demap(x, no, m), reference, rtol=1e-3, atol=1e-3)
 
 
 @check
@@ -82,16 +82,16 @@ def the_interleaver_is_that_of_38_212():
     places = np.arange(CODE_LENGTH)[None]
     for m in (2, 4, 6, 8):
         order, inverse = encoder.generate_out_int(CODE_LENGTH, m)
-        np.testing.assert_array_equal(link.interleave(places, m)[0], places[0][order])
-        np.testing.assert_array_equal(link.deinterleave(places, m)[0], places[0][inverse])
+        np.testing.assert_array_equal(coding.interleave(places, m)[0], places[0][order])
+        np.testing.assert_array_equal(coding.deinterleave(places, m)[0], places[0][inverse])
 
 
 @check
 def symbols_are_sionnas_and_of_unit_energy():
-    _, coded = link.code_blocks("ldpc", 576, 7)
+    _, coded = coding.code_blocks("ldpc", 576, 7)
     for m, layers in ((2, 1), (6, 3), (8, 4)):
-        x = link.symbols("ldpc", 576, m, layers, 7)
-        reference = Mapper("qam", m)(tf.cast(link.interleave(coded, m), tf.float32)).numpy()
+        x = coding.symbols("ldpc", 576, m, layers, 7)
+        reference = Mapper("qam", m)(tf.cast(coding.interleave(coded, m), tf.float32)).numpy()
         np.testing.assert_array_equal(x.transpose(1, 2, 0).reshape(32, -1), reference)
         assert x.shape == (layers, 32, len(data_index(m, layers))) and abs(np.mean(np.abs(x) ** 2) - 1) < 0.02
 
@@ -101,8 +101,8 @@ def stopping_early_decides_what_all_iterations_decide():
     for k in (288, 576, 960):
         encoder = LDPC5GEncoder(k, CODE_LENGTH)
         full = LDPC5GDecoder(encoder, cn_update="offset-minsum")
-        early = link.EarlyStop(encoder, cn_update="offset-minsum")
-        _, coded = link.code_blocks("ldpc", k, 3)
+        early = coding.EarlyStop(encoder, cn_update="offset-minsum")
+        _, coded = coding.code_blocks("ldpc", k, 3)
         for sigma in (0.4, 0.8, 1.2):
             noise = RNG.standard_normal(coded.shape)
             logits = tf.constant((2 * (2 * coded - 1 + sigma * noise) / sigma**2).astype(np.float32))
@@ -129,7 +129,7 @@ def layers_are_orthogonal_in_awgn():
 @check
 def the_wiener_filter_knows_the_channels_correlation():
     for channel in ("tdl-a", "tdl-d", "cdl-b", "cdl-d"):
-        state = ChannelState(channel, 1, 1, 300.0, 400.0, 30)
+        state = ChannelState(channel, 1, 1, 0, "none", 300.0, 400.0, 30)
         h = realise(state, 6000, 9)[0, 0].reshape(6000, 14, NUM_SC)
         in_time, in_frequency = correlation(state)
         for dt, df in ((0, 0), (0, 5), (0, 40), (5, 0), (9, 0), (9, 20), (-6, 12)):
@@ -143,8 +143,8 @@ def the_wiener_filter_knows_the_channels_correlation():
 def estimate_error(state, num_dmrs, method, noise):
     """Measured and predicted mean square error of every layer's estimate in the units of `estimator`."""
     h = realise(state, 1500, 3)
-    weights, predicted = estimator(state, num_dmrs, method, noise)
-    layers, data = state.num_tx, data_index(2, state.num_tx)
+    weights, predicted = estimator(state, num_dmrs, method, noise, (1.0,) * state.num_layers)
+    layers, data = state.num_layers, data_index(2, state.num_layers)
     measured = []
     for layer in range(layers):
         at = pilot_index(layer, layers, num_dmrs)
@@ -173,14 +173,14 @@ def interpolation_predicts_its_error_where_the_channel_is_flat_and_still():
 
 @check
 def the_wiener_filter_beats_linear_beats_nearest_interpolation():
-    state = ChannelState("tdl-a", 1, 1, 1000.0, 100.0, 30)
+    state = ChannelState("tdl-a", 1, 1, 0, "none", 1000.0, 100.0, 30)
     errors = [estimate_error(state, 2, method, 0.001)[0].mean() for method in ("lmmse", "ls", "ls-nearest")]
     assert errors[0] < errors[1] < errors[2], errors
 
 
 @check
 def one_pilot_symbol_loses_a_fast_channel_and_two_hold_it():
-    fast = ChannelState("tdl-a", 1, 1, 30.0, 1200.0, 30)
+    fast = ChannelState("tdl-a", 1, 1, 0, "none", 30.0, 1200.0, 30)
     errors = {n: estimate_error(fast, n, "lmmse", 0.01)[0].mean() for n in (1, 2)}
     assert errors[1] > 4 * errors[2] and errors[1] > 0.1, errors
 
@@ -204,11 +204,11 @@ def pilots_of_layers_do_not_meet_each_other_or_data():
 
 @check
 def interference_is_that_of_jakes_and_of_late_taps():
-    slow = ChannelState("tdl-b", 1, 1, 10.0, 100.0, 15)
+    slow = ChannelState("tdl-b", 1, 1, 0, "none", 10.0, 100.0, 15)
     a = 2 * np.pi * 100 / 15e3
     np.testing.assert_allclose(residual_interference(slow), a**2 / 24, rtol=0.02)
-    assert residual_interference(ChannelState("tdl-b", 1, 1, 100.0, 0.0, 15)) < 1e-6
-    late = [residual_interference(ChannelState("tdl-b", 1, 1, 1000.0, 0.0, scs)) for scs in (15, 30, 60, 120)]
+    assert residual_interference(ChannelState("tdl-b", 1, 1, 0, "none", 100.0, 0.0, 15)) < 1e-6
+    late = [residual_interference(ChannelState("tdl-b", 1, 1, 0, "none", 1000.0, 0.0, scs)) for scs in (15, 30, 60, 120)]
     assert all(a < b for a, b in zip(late, late[1:])) and late[0] < 0.01 and late[3] > 0.05, late
 
 
@@ -226,6 +226,74 @@ def noise_has_unit_variance_and_is_white():
     _, noise = link.surroundings(ChannelState("awgn", 2, 1), 5)
     assert abs(np.mean(np.abs(noise) ** 2) - 1) < 4 / np.sqrt(noise.size)
     assert abs(np.mean(noise[0] * noise[1].conj())) < 4 / np.sqrt(noise[0].size)
+
+
+@check
+def the_square_channel_keeps_all_distances():
+    for rx, layers in ((2, 2), (4, 2), (4, 3), (4, 4)):
+        y, g, noise = gaussian(rx, 1, 200), gaussian(rx, layers, 1, 200), RNG.uniform(0.1, 1, (1, 200)).astype(np.float32)
+        z, r = detection._square(y, g, noise)
+        distances = []
+        for _ in range(2):
+            x = gaussian(layers, 1, 200)
+            full = np.sum(np.abs(y - np.einsum("rlsn,lsn->rsn", g, x)) ** 2, axis=0) / noise
+            distances.append(full - np.sum(np.abs(z - np.einsum("ijsn,jsn->isn", r, x)) ** 2, axis=0))
+        np.testing.assert_allclose(*distances, rtol=0.02, atol=0.02)
+
+
+def layered_link(layers, m, snr_db):
+    """Symbols' bits [S, N, L, m], received y [rx, S, N], channel g and noise variance, in flat Rayleigh fading with rx = L."""
+    bits = RNG.integers(0, 2, (coding.NUM_SLOTS, CODE_LENGTH // (m * layers), layers, m))
+    x = Mapper("qam", m)(tf.cast(bits, tf.float32)).numpy()[..., 0].transpose(2, 0, 1)
+    g = gaussian(layers, layers, *x.shape[1:]) / np.sqrt(layers).astype(np.float32)
+    noise = np.float32(10 ** (-snr_db / 10))
+    y = np.einsum("rlsn,lsn->rsn", g, x) + np.sqrt(noise) * gaussian(layers, *x.shape[1:])
+    return bits, y, g, np.full(x.shape[1:], noise)
+
+
+@check
+def k_best_with_all_survivors_is_maximum_likelihood():
+    bits, y, g, noise = layered_link(2, 2, 8)
+    logits = detection.detect(y, g, noise, "kbest", 2).reshape(bits.shape)
+    table = np.array([[(i >> k) & 1 for k in range(3, -1, -1)] for i in range(16)]).reshape(16, 2, 2)  # all pairs of symbols
+    points = Mapper("qam", 2)(tf.cast(table, tf.float32)).numpy()[..., 0]  # [16, L]
+    distance = np.sum(np.abs(y[..., None] - np.einsum("rlsn,pl->rsnp", g, points)) ** 2, axis=0)
+    best = table[distance.argmin(-1)]
+    assert np.mean((logits > 0) != best) < 1e-3
+    one = np.where(table[None, None] == 1, distance[..., None, None], np.inf).min(2)
+    zero = np.where(table[None, None] == 0, distance[..., None, None], np.inf).min(2)
+    np.testing.assert_allclose(logits, np.clip((zero - one) / noise[..., None, None], -20, 20), atol=0.05)
+
+
+@check
+def better_detectors_make_fewer_errors():
+    for layers, m, snr_db in ((2, 4, 16), (4, 2, 10), (3, 6, 24)):
+        bits, y, g, noise = layered_link(layers, m, snr_db)
+        errors = [
+            np.mean((detection.detect(y, g, noise, name, m).reshape(bits.shape) > 0) != bits) for name in ("zf", "lmmse", "ep", "kbest")
+        ]
+        assert errors[0] > errors[1] > errors[2] > 0.9 * errors[3], (layers, m, errors)
+
+
+@check
+def polar_blocks_come_back_and_use_a_quarter_of_the_slot():
+    for rate in (0.2, 0.5, 0.83):
+        point = physical(Scenario(channel="awgn", num_rx_ant=1), Workflow(code="polar", code_rate=rate))
+        bits, coded = coding.code_blocks("polar", point.num_info_bits, 1)
+        decided = coding.decode(point, (8.0 * coded - 4).astype(np.float32), Settings())
+        np.testing.assert_array_equal(decided, bits)
+        assert coded.shape == (32, CODE_LENGTH) and bits.shape == (32, point.num_info_bits)
+
+
+@check
+def svd_directions_are_orthonormal_and_strongest_first():
+    state = ChannelState("rayleigh", 3, 2, 4, "svd")
+    h = realise(state, coding.NUM_SLOTS, 2)
+    effective = link.precode(h, 2)[..., 0]  # [rx, L, S]
+    singular = np.linalg.svd(h[..., 0].transpose(2, 0, 1), compute_uv=False)
+    gram = np.einsum("ris,rjs->ijs", effective.conj(), effective)
+    np.testing.assert_allclose(np.real(gram[[0, 1], [0, 1]]).T, singular[:, :2] ** 2, rtol=1e-3)
+    np.testing.assert_allclose(gram[0, 1], 0, atol=1e-3)
 
 
 if __name__ == "__main__":

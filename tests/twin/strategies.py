@@ -3,9 +3,10 @@
 from hypothesis import strategies as st
 
 from twin import Scenario, Workflow
-from twin.spec import BITS_PER_SYMBOL, CHANNELS, CODES, ESTIMATORS, MAX_ANT, MAX_PRB, SCS_KHZ
+from twin.spec import BITS_PER_SYMBOL, CHANNELS, CODES, ESTIMATORS, MAX_ANT, MAX_PRB, MAX_TRANSMISSIONS, PRECODERS, SCS_KHZ
 from twin.toolbox import BY_NAME
 
+SOME_CHANNELS = ("awgn", "rayleigh", "tdl-a", "tdl-b", "tdl-d", "cdl-c")  # every kind; cdl takes ten times as long
 TOOLBOX_RATES = next(a.choices for a in BY_NAME["encode"].arguments if a.field == "code_rate")
 
 
@@ -35,15 +36,23 @@ def workflows(**given):
         num_layers=st.integers(1, MAX_ANT),
         num_dmrs=st.integers(1, 2),
         estimator=st.sampled_from(ESTIMATORS),
-        detector=st.sampled_from(("zf", "lmmse")),
+        detector=st.sampled_from(("zf", "lmmse", "kbest", "ep")),
+        precoder=st.sampled_from(PRECODERS),
+        num_transmissions=st.integers(1, MAX_TRANSMISSIONS),
     )
     return st.builds(Workflow, **fields | given)
 
 
 @st.composite
 def feasible_pairs(draw, scenario=None, **given):
-    """A scenario and a workflow it can run, with the toolbox's code rates (every other rate costs a compilation)."""
-    s = draw(scenarios() if scenario is None else scenario)
+    """A scenario and a workflow it can run, by default of what compiles fast: the toolbox's code rates, linear detection."""
+    s = draw(scenarios(channel=st.sampled_from(SOME_CHANNELS)) if scenario is None else scenario)
     rank = min(s.num_tx_ant, s.num_rx_ant)
-    given = dict(code_rate=st.sampled_from(TOOLBOX_RATES), num_layers=st.integers(1, rank), num_prb=st.integers(1, s.max_prb)) | given
-    return s, draw(workflows(**given))
+    fields = dict(
+        code=st.sampled_from(("ldpc", "none")),
+        code_rate=st.sampled_from(TOOLBOX_RATES),
+        detector=st.sampled_from(("zf", "lmmse")),
+        num_layers=st.integers(1, rank),
+        num_prb=st.integers(1, s.max_prb),
+    )
+    return s, draw(workflows(**fields | given))

@@ -11,7 +11,7 @@ from twin.physical import Counts
 
 POINT = physical(Scenario(), Workflow())
 KEY = digest(POINT, Settings(), 0)
-COUNTS = Counts(32, 18432, 5, 321, 40000)
+COUNTS = Counts(32, 18432, 5, 321, 40000, 32)
 
 
 def test_a_result_comes_back_in_another_session(tmp_path):
@@ -92,7 +92,7 @@ from twin.cache import Cache, digest
 from twin.physical import Counts
 cache, point, first = Cache(sys.argv[1]), physical(Scenario(), Workflow()), int(sys.argv[2])
 for seed in range(first, first + 300):
-    cache.put(digest(point, Settings(), seed), Counts(seed, 1, 0, 0, 0))
+    cache.put(digest(point, Settings(), seed), Counts(seed, 1, 0, 0, 0, 1))
 """
     processes = [subprocess.Popen([sys.executable, "-c", writer, str(path), str(first)]) for first in (0, 200, 400)]
     assert [p.wait() for p in processes] == [0, 0, 0]

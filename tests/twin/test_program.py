@@ -112,4 +112,10 @@ def test_only_a_workflow_or_a_workflow_error_comes_out(text):
 def test_the_prompt_shows_every_tool_and_argument_but_nothing_for_validation():
     text = describe()
     assert all(f"{t.name}(" in text and all(a.name in text for a in t.arguments) for t in TOOLS)
-    assert "perfect" not in text and "none" not in text
+    assert "perfect" not in text and "code=none" not in text and "deeprx" not in text
+
+
+def test_optional_tools_may_be_left_out_and_mean_the_defaults():
+    assert {t.name for t in TOOLS if t.optional} == {"precode", "harq"}
+    assert "harq" not in GOOD and parse(GOOD + "\nharq(transmissions=1)\nprecode(method='none')") == Workflow()
+    assert parse(GOOD + "\nharq(transmissions=3)").num_transmissions == 3

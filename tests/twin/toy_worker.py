@@ -21,7 +21,7 @@ def answer(point):
         mark.unlink()
     if point.snr_db == 15:
         return "ValueError: 15 dB"
-    return Counts(32, 32 * point.num_info_bits, 3, int(100 + point.snr_db), 10000)
+    return Counts(32, 32 * point.num_info_bits, 3, int(100 + point.snr_db), 10000, 32)
 
 
 def serve(connection):
