@@ -102,6 +102,7 @@ class ExperimentConfig:
     tasks: TasksConfig = TasksConfig()
     instruct: InstructConfig = InstructConfig()
     reject: RejectConfig = RejectConfig()
+    critic: SFTConfig = SFTConfig()  # fits the critic to the rewards of the rejection rounds before the first step
     rldtf: RLDTFConfig = RLDTFConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 

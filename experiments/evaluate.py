@@ -38,7 +38,7 @@ def evaluate(run: Run) -> dict:
             if model is not None:
                 stages.say(f"evaluate: {METHODS[stage]}")
                 verdicts[stage] = stages.respond(run, model, environment, range(len(tasks)), salt=2,
-                                                 temperature=run.config.evaluate.temperature)[2]
+                                                 temperature=run.config.evaluate.temperature).verdict
         stages.say("evaluate: rule and oracle")
         rule = baselines.tuned_rule(run.tasks["validation"], run.twin)
         verdicts["rule"] = _judge(environment, tasks, [rule(task) for task in tasks])
@@ -103,8 +103,8 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
         return []
     environment, config = run.environment("test"), run.config.rldtf
     rows = range(min(count, len(environment.tasks)))
-    tasks, texts, _, responses = stages.respond(run, stages.stage_model(run, stage), environment, rows, salt=2,
-                                                temperature=run.config.evaluate.temperature)
+    tasks, _, responses, _ = stages.respond(run, stages.stage_model(run, stage), environment, rows, salt=2,
+                                            temperature=run.config.evaluate.temperature)
     lengths = np.array([len(ids) for ids in responses])
     tokens = np.zeros((len(rows), lengths.max()), np.int32)
     for row, ids in zip(tokens, responses):

@@ -52,11 +52,17 @@ def describe_tools(scenario: Scenario) -> str:
     return f"Tools: {present('modulate', QAM)}; {present('estimate', methods[0])}; {present('detect', methods[1])}."
 
 
+def describe_targets(delay_ms: float, throughput_mbps: float, ber: float) -> str:
+    """What the request comes with."""
+    return (f"Targets: {quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}, "
+            f"BER {ber:.0e}.".replace("e-0", "e-"))
+
+
 def think(scenario: Scenario, throughput_mbps: float, delay_ms: float) -> str:
     """One line of arithmetic that a response begins with: the SNR with array gain, and what is to be met."""
     gain_db = round(10 * math.log10(scenario.num_rx_ant))
-    return (f"{THINK}{scenario.snr_db:.0f} + {gain_db} = {scenario.snr_db + gain_db:.0f} dB, "
-            f"{quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}{END_THINK}")
+    return (f"{THINK} {scenario.snr_db:.0f} + {gain_db} = {scenario.snr_db + gain_db:.0f} dB, "
+            f"{quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}{END_THINK} ")
 
 
 def describe_workflow(w: Workflow) -> str:

@@ -17,7 +17,9 @@ def main(config: ExperimentConfig) -> None:
         result = evaluate(run)
         path = report.write(run, result)
         print(table(result))
-        print(f"run took {(time.monotonic() - start) / 60:.1f} minutes; twin: {dict(run.twin.stats)}")
+        twin = run.twin.stats
+        print(f"{(time.monotonic() - start) / 60:.1f} minutes; the twin simulated {twin.simulated} of {twin.requests} "
+              f"evaluations in {twin.seconds / 60:.1f} minutes, the rest were the same or in its cache")
         print(f"report: {path}")
 
 

@@ -3,18 +3,19 @@ that asking for it again returns at once, and goes on from its checkpoints when 
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import random
 import sys
-from typing import Iterator, Sequence
+from typing import Iterator, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rldtf_jax import hf, rldtf, sft, tokenizer
+from rldtf_jax import critic, hf, rldtf, sft, tokenizer
 from rldtf_jax.config import ConfigError
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from rldtf_jax.rldtf import Verdict
@@ -161,7 +162,12 @@ def instruct(run: Run) -> Qwen2:
     tasks = run.tasks["train"]
     pairs = [(task, task.response(task_files.random_workflow(rng, task.scenario)))
              for task in (tasks[i % len(tasks)] for i in range(run.config.instruct.pairs))]
-    model = sft.train(first_model(run), sequences(run.tokenizer, pairs), run.config.instruct.sft, seed=run.config.seed,
+    rows, budget = sequences(run.tokenizer, pairs), run.config.rldtf.sample.max_new_tokens
+    longest = int((rows.lengths - rows.prompt_lengths).max())
+    if longest > budget:
+        raise ConfigError(f"rldtf.sample.max_new_tokens = {budget}: expected at least {longest}, the longest response "
+                          "of the instruction data in tokens")
+    model = sft.train(first_model(run), rows, run.config.instruct.sft, seed=run.config.seed,
                       directory=run.path("instruct"), title="instruct", tensorboard=run.config.tensorboard)
     hf.save(model, run.path("instruct", "model"))
     return model
@@ -172,12 +178,21 @@ def sequences(tok: Tokenizer, pairs: Sequence[tuple[Task, str]]) -> sft.Sequence
                              for task, text in pairs])
 
 
+class Responses(NamedTuple):
+    """One response to each task, in order."""
+
+    tasks: list[Task]
+    texts: list[str]
+    tokens: list[np.ndarray]  # ids, EOS included where there is one
+    verdict: Verdict
+
+
 def respond(run: Run, model: Qwen2, environment: TwinEnvironment, indices: Sequence[int], *, salt: int,
-            temperature: float) -> tuple[list[Task], list[str], Verdict, list[np.ndarray]]:
-    """One response to each of the environment's tasks in `indices`: (tasks, texts, verdict, token ids)."""
+            temperature: float) -> Responses:
+    """Samples and judges one response to each of the environment's tasks in `indices`."""
     graphdef, params = nnx.split(model)
     size = run.config.evaluate.batch_size
-    responses, ended = [], []
+    tokens, ended = [], []
     key = jax.random.fold_in(jax.random.key(run.config.seed), salt)
     for start in range(0, len(indices), size):
         rows = list(indices[start:start + size])
@@ -186,12 +201,12 @@ def respond(run: Run, model: Qwen2, environment: TwinEnvironment, indices: Seque
         samples = jax.device_get(sample(
             graphdef, params, prompts, lengths, row_keys(key, start + jnp.arange(size)), eos_id=run.tokenizer.eos_id,
             max_new_tokens=run.config.rldtf.sample.max_new_tokens, temperature=temperature))
-        responses += [ids[:n] for ids, n in zip(samples.tokens_BxR[:len(rows)], samples.lengths_B)]
+        tokens += [ids[:n] for ids, n in zip(samples.tokens_BxR[:len(rows)], samples.lengths_B)]
         ended += list(samples.ended_B[:len(rows)])
     tasks = [environment.tasks[i] for i in indices]
-    texts = environment.texts(responses)
+    texts = environment.texts(tokens)
     verdict = environment.judge_text(tasks, [text if end else "" for text, end in zip(texts, ended)])
-    return tasks, texts, verdict, responses
+    return Responses(tasks, texts, tokens, verdict)
 
 
 def reject(run: Run) -> Qwen2:
@@ -204,16 +219,21 @@ def reject(run: Run) -> Qwen2:
     train, validation = run.environment("train"), run.environment("validation")
 
     def success(model):
-        return float(respond(run, model, validation, range(len(validation.tasks)), salt=1, temperature=1.0)[2]
-                     .fulfilled_M.mean())
+        return respond(run, model, validation, range(len(validation.tasks)), salt=1,
+                       temperature=1.0).verdict.fulfilled_M.mean()
 
-    rate, kept = success(model), []
+    rate, sampled = success(model), []
     say(f"reject: {rate:.1%} of the validation tasks before the first round")
     for number in range(1, config.max_rounds + 1):
         directory = run.path("reject", f"round_{number}")
-        kept = kept_pairs(run, model, train, number, kept, os.path.join(directory, "kept.jsonl"))
-        refined = sft.train(model, sequences(run.tokenizer, kept), config.sft, seed=run.config.seed + number,
-                            directory=directory, title=f"reject {number}", tensorboard=run.config.tensorboard)
+        sampled = sample_round(run, model, train, number) + sampled
+        kept = keep(sampled, config.keep_per_task)
+        if not kept:
+            raise ConfigError("reject: no sampled response fulfils its task; raise reject.samples_per_task or "
+                              "instruct.sft.steps")
+        refined = sft.train(model, sequences(run.tokenizer, [(train.tasks[row["task"]], row["response"]) for row in kept]),
+                            config.sft, seed=run.config.seed + number, directory=directory, title=f"reject {number}",
+                            tensorboard=run.config.tensorboard)
         new_rate = success(refined)
         say(f"reject: {new_rate:.1%} after round {number}, trained on {len(kept)} kept responses")
         if new_rate >= rate:
@@ -225,51 +245,60 @@ def reject(run: Run) -> Qwen2:
     return model
 
 
-def kept_pairs(run: Run, model: Qwen2, environment: TwinEnvironment, number: int, before: list[tuple[Task, str]],
-               path: str) -> list[tuple[Task, str]]:
-    """The responses that fulfil, this round's and the earlier ones', at most keep_per_task a task, the newest first."""
-    config, by_request = run.config.reject, {task.request: task for task in environment.tasks}
+def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: int) -> list[dict]:
+    """A round's responses to all training tasks: rows of task (index), response, reward, fulfilled."""
+    path = run.path("reject", f"round_{number}", "sampled.jsonl")
     if not os.path.exists(path):
-        indices = np.repeat(np.arange(len(environment.tasks)), config.samples_per_task)
-        tasks, texts, verdict, _ = respond(run, model, environment, indices, salt=100 + number, temperature=1.0)
-        fresh = [(task, text) for task, text, good in zip(tasks, texts, verdict.fulfilled_M) if good]
-        say(f"reject: round {number} sampled {len(texts)} responses, {len(fresh)} fulfil")
-        count: dict[str, int] = {}
-        kept = []
-        for task, text in dict.fromkeys([*fresh, *before]):
-            count[task.request] = count.get(task.request, 0) + 1
-            if count[task.request] <= config.keep_per_task:
-                kept.append((task, text))
-        if not kept:
-            raise ConfigError("reject: no sampled response fulfils its task; raise reject.samples_per_task or "
-                              "instruct.sft.steps")
+        indices = np.repeat(np.arange(len(environment.tasks)), run.config.reject.samples_per_task)
+        responses = respond(run, model, environment, indices, salt=100 + number, temperature=1.0)
+        say(f"reject: round {number} sampled {len(indices)} responses, {responses.verdict.fulfilled_M.sum()} fulfil")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(f"{path}.partial", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"request": task.request, "response": text}) + "\n" for task, text in kept)
+            for i, text, R, good in zip(indices, responses.texts, responses.verdict.reward_M, responses.verdict.fulfilled_M):
+                file.write(json.dumps({"task": int(i), "response": text, "reward": float(R), "fulfilled": bool(good)}) + "\n")
         os.replace(f"{path}.partial", path)
     with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [(by_request[row["request"]], row["response"]) for row in rows]
+        return [json.loads(line) for line in file]
+
+
+def keep(sampled: Sequence[dict], keep_per_task: int) -> list[dict]:
+    """The distinct responses that fulfil, at most keep_per_task a task, the first (newest) ones."""
+    kept: dict[int, dict[str, dict]] = {}
+    for row in sampled:
+        good = kept.setdefault(row["task"], {})
+        if row["fulfilled"] and len(good) < keep_per_task:
+            good.setdefault(row["response"], row)
+    return [row for good in kept.values() for row in good.values()]
 
 
 def train_rldtf(run: Run) -> Qwen2:
-    """RLDTF (III.C) from the model after rejection sampling; the critic takes its backbone and a new value head."""
+    """RLDTF (III.C) from the model after rejection sampling."""
     done = stage_model(run, "rldtf")
     if done is not None:
         return done
     policy = reject(run)
-    critic = value_model(policy, run.config.seed)
-    model = rldtf.train(policy, critic, run.environment("train"), run.config.rldtf, seed=run.config.seed,
-                        directory=run.path("rldtf"), tensorboard=run.config.tensorboard)
+    model = rldtf.train(policy, train_critic(run, policy), run.environment("train"), run.config.rldtf,
+                        seed=run.config.seed, directory=run.path("rldtf"), tensorboard=run.config.tensorboard)
     hf.save(model, run.path("rldtf", "model"))
     return model
 
 
+def train_critic(run: Run, policy: Qwen2) -> Qwen2:
+    """The critic before the first step: the policy's backbone and a value head, fitted (Eq. 7) to the rewards that the
+    rounds of rejection sampling have already paid for."""
+    rows = [json.loads(line) for path in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl")))
+            for line in open(path, encoding="utf-8")]
+    tasks = run.tasks["train"]
+    texts = sequences(run.tokenizer, [(tasks[row["task"]], row["response"]) for row in rows])
+    return critic.train(value_model(policy, run.config.seed), texts, np.array([row["reward"] for row in rows], np.float32),
+                        run.config.critic, seed=run.config.seed, directory=run.path("critic"),
+                        tensorboard=run.config.tensorboard)
+
+
 def value_model(policy: Qwen2, seed: int) -> Qwen2:
     """A critic with the policy's backbone and a fresh value head."""
-    critic = Qwen2(policy.config, rngs=nnx.Rngs(seed), head="value")
+    model = Qwen2(policy.config, rngs=nnx.Rngs(seed), head="value")
     backbone = dict(nnx.to_flat_state(nnx.state(policy)))
-    merged = [(path, backbone.get(path, leaf)) for path, leaf in nnx.to_flat_state(nnx.state(critic))]
-    nnx.update(critic, nnx.from_flat_state(merged))
-    return critic
-
+    merged = [(path, backbone.get(path, leaf)) for path, leaf in nnx.to_flat_state(nnx.state(model))]
+    nnx.update(model, nnx.from_flat_state(merged))
+    return model

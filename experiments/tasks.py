@@ -64,20 +64,22 @@ OPENERS = (
     "Please set up the radio link for {s}.", "We are about to start {s}.", "A user asks for {s}.", "Serve {s}.",
     "Configure the network for {s}.", "The application is {s}.", "Our customer runs {s}.", "Find a workflow for {s}.",
     "New session: {s}.", "The slice carries {s}.", "How should the link be run for {s}?", "Plan the link for {s}.",
+    "There is a request for {s}.", "{s} starts in a moment.", "Get the air interface ready for {s}.",
+    "What would you run for {s}?", "This site hosts {s} from now on.", "Take care of {s}.",
 )
-THROUGHPUT = ("at least {}", "a throughput of {} or more", "no less than {}", "a rate above {}", "{} sustained")
-DELAY = ("a delay of at most {}", "within {}", "latency up to {}", "no later than {}", "{} of delay at most")
-ERRORS = ("a bit error rate up to {}", "BER at most {}", "bit errors below {}", "a BER no worse than {}")
-FRAMES = ("It needs {}, {} and {}.", "Requirements: {}; {}; {}.", "Keep to {}, {} and {}.", "The targets are {}, {}, {}.",
-          "It asks for {}, {}, and {}.", "Guarantee {}, {} and {}.")
+REMARKS = (
+    "Keep to the targets, no more.", "Do not waste resources.", "It has just started.", "The user is moving on.",
+    "Many users depend on it.", "Mind the delay.", "Errors are costly.", "Just meet what is asked.", "It is urgent.",
+    "The last plan failed.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One request. `request` and the link state make the prompt; the targets are what Eq. 2 judges by."""
+    """One request; the targets are what Eq. 2 judges by."""
 
     service: str  # class of data/qos_classes.csv
-    request: str  # natural language, targets included
+    request: str  # natural language
     scenario: Scenario
     delay_ms: float  # at most
     throughput_mbps: float  # at least
@@ -98,9 +100,10 @@ class Task:
         return "train" if bucket < 80 else "validation" if bucket < 85 else "test"
 
     def prompt(self) -> str:
-        """u: the request, the state of the link and the tools that are present."""
-        return (f"{self.request} {orchestration.describe_link(self.scenario)} "
-                f"{orchestration.describe_tools(self.scenario)}")
+        """u: the request, the tools that are present, the state of the link and the targets."""
+        return (f"{self.request} {orchestration.describe_tools(self.scenario)} "
+                f"{orchestration.describe_link(self.scenario)} "
+                f"{orchestration.describe_targets(self.delay_ms, self.throughput_mbps, self.ber)}")
 
     def response(self, workflow: Workflow) -> str:
         """a: the think part, then `workflow` in structured natural language."""
@@ -126,7 +129,7 @@ def candidates(seed: int) -> Iterator[Task]:
         delay = _nearest(DELAYS_MS, min(budget, MAX_DELAY_MS))
         ber = max(float(row["error_rate"]), MIN_BER)
         scenario = draw_scenario(rng)
-        request = phrase(rng, row["service"], throughput, delay, ber)
+        request = phrase(rng, row["service"])
         yield Task(row["service"], request, scenario, delay, throughput, ber)
 
 
@@ -140,16 +143,11 @@ def draw_scenario(rng: random.Random) -> Scenario:
         absent=ALWAYS_ABSENT + tuple(module for module, share in ABSENT.items() if rng.random() < share))
 
 
-def phrase(rng: random.Random, service: str, throughput_mbps: float, delay_ms: float, ber: float) -> str:
-    """One of many ways to ask for it."""
-    targets = [
-        rng.choice(THROUGHPUT).format(orchestration.quantity(throughput_mbps, "Mbps", "kbps")),
-        rng.choice(DELAY).format(orchestration.quantity(delay_ms, "ms", "us")),
-        rng.choice(ERRORS).format(f"{ber:.0e}".replace("e-0", "e-")),
-    ]
-    rng.shuffle(targets)
+def phrase(rng: random.Random, service: str) -> str:
+    """One of many ways to ask for a service."""
     opener = rng.choice(OPENERS).format(s=rng.choice(SERVICES[service]))
-    return f"{opener} {rng.choice(FRAMES).format(*targets)}"
+    remark = f" {rng.choice(REMARKS)}" if rng.random() < 0.5 else ""
+    return opener[0].upper() + opener[1:] + remark
 
 
 def random_workflow(rng: random.Random, scenario: Scenario) -> Workflow:

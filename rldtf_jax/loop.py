@@ -37,6 +37,8 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
         start, state, meta = checkpoints.restore_latest(state) or (0, state, {"metrics_position": 0})
         if start >= steps:
             return state
+        # Committed alike: else the second step, whose state comes out of the first, would be compiled again.
+        state = jax.tree.map(lambda x: jax.device_put(x, x.sharding), state)
         tracker = Tracker(directory, steps, start=start, position=meta["metrics_position"], title=title, show=show,
                           tensorboard=tensorboard)
         previous = {}

@@ -66,11 +66,11 @@ def sft_loss(model, batch: Sequences, num_tokens: int):
     return -jnp.sum(jnp.where(mask_BxT, logp_BxT, 0.0)) / jnp.maximum(jnp.sum(mask_BxT), 1)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "num_tokens"), donate_argnames="state")
-def sft_update(graphdef, num_tokens: int, state: SFTState, batch: Sequences, hyper: optim.Hyper):
+@functools.partial(jax.jit, static_argnames=("graphdef", "num_tokens", "loss_fn"), donate_argnames="state")
+def sft_update(graphdef, num_tokens: int, state: SFTState, batch, hyper: optim.Hyper, loss_fn=sft_loss):
     """One AdamW step on one batch: (state, metrics)."""
     loss, grads = jax.value_and_grad(
-        lambda params: sft_loss(nnx.merge(graphdef, params), batch, num_tokens))(state.params)
+        lambda params: loss_fn(nnx.merge(graphdef, params), batch, num_tokens))(state.params)
     params, opt_state, norm, finite = optim.apply(hyper, state.params, state.opt_state, grads, loss)
     skipped = jnp.where(finite, 0, state.skipped_in_a_row + 1)
     return SFTState(params, opt_state, skipped), {
@@ -85,8 +85,11 @@ def batch_rows(seed: int, step: int, batch_size: int, num_rows: int) -> np.ndarr
 
 
 def train(model, sequences: Sequences, config: SFTConfig, *, seed: int, directory: str, title: str = "sft",
-          tensorboard: bool = True):
-    """Trains `model` on `sequences`, going on from `directory`; returns a model with the trained weights."""
+          tensorboard: bool = True, loss_fn=sft_loss):
+    """Trains `model` on `sequences`, going on from `directory`; returns a model with the trained weights.
+
+    loss_fn(model, batch, num_tokens) is the mean loss of some rows; `sequences` may carry more fields for it.
+    """
     graphdef, params = nnx.split(model)
     params = jax.tree.map(jnp.copy, params)  # the update donates its state; the caller's model stays whole
     num_tokens = int((sequences.lengths - sequences.prompt_lengths).max())
@@ -95,7 +98,7 @@ def train(model, sequences: Sequences, config: SFTConfig, *, seed: int, director
     def step_fn(state, step):
         rows = batch_rows(seed, step, config.batch_size, len(sequences.tokens))
         batch = jax.tree.map(lambda x: x[rows], sequences)
-        return sft_update(graphdef, num_tokens, state, batch, optim.hyper(config.optim, step, config.steps))
+        return sft_update(graphdef, num_tokens, state, batch, optim.hyper(config.optim, step, config.steps), loss_fn)
 
     state = run(step_fn, state, steps=config.steps, directory=directory, save_every=config.save_every, title=title,
                 tensorboard=tensorboard)

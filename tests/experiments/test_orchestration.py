@@ -1,0 +1,93 @@
+"""The language between policy and twin: what is written reads back, and nothing else gets through."""
+
+import random
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from experiments import tasks
+from experiments.orchestration import THINK, describe_workflow, quantity, think, translate
+from twin import Workflow, WorkflowError, check, parse
+
+workflows = st.builds(
+    Workflow, num_prb=st.integers(1, 273), scs_khz=st.sampled_from((15, 30, 60, 120)), code=st.just("ldpc"),
+    code_rate=st.sampled_from((0.2, 0.33, 0.5, 0.67, 0.83)), decoder_iterations=st.integers(1, 20),
+    bits_per_symbol=st.sampled_from((2, 4, 6, 8)), num_layers=st.integers(1, 4), num_dmrs=st.sampled_from((1, 2)),
+    estimator=st.sampled_from(("ls", "lmmse")), detector=st.sampled_from(("zf", "lmmse")))
+
+
+@given(workflows)
+def test_a_described_workflow_translates_to_code_of_the_same_workflow(workflow):
+    assert parse(translate(describe_workflow(workflow))) == workflow
+
+
+@given(workflows, st.integers(0, 2**32))
+def test_a_whole_response_of_a_drawn_task_reads_back(workflow, seed):
+    task = next(tasks.candidates(seed))
+    assert parse(translate(task.response(workflow))) == workflow
+
+
+@given(st.integers(0, 2**32))
+def test_every_random_workflow_is_one_that_its_scenario_can_run(seed):
+    rng = random.Random(seed)
+    scenario = tasks.draw_scenario(rng)
+    workflow = tasks.random_workflow(rng, scenario)
+    check(scenario, workflow)
+    assert parse(translate(describe_workflow(workflow))) == workflow
+
+
+@settings(max_examples=500)
+@given(st.text(max_size=300))
+def test_arbitrary_text_is_a_workflow_error(text):
+    with pytest.raises(WorkflowError):
+        parse(translate(text))
+
+
+@settings(max_examples=500)
+@given(workflows, st.data())
+def test_a_response_with_any_slice_replaced_gives_a_workflow_or_a_workflow_error(workflow, data):
+    text = describe_workflow(workflow)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    try:
+        assert isinstance(parse(translate(text[:start] + data.draw(st.text(max_size=20)) + text[end:])), Workflow)
+    except WorkflowError:
+        pass
+
+
+@pytest.mark.parametrize("change", [
+    ("ls estimation", '") or __import__("os").system("true") # estimation'),
+    ("ls estimation", "__class__ estimation"),
+    ("8 iterations", "9" * 5000 + " iterations"),
+    ("8 iterations", "٨ iterations"),
+    ("rate 0.50", "rate 0.5e9"),
+    ("rate 0.50", "rate nan"),
+    ("24 PRB", "24 PRB, 25 PRB"),
+    ("24 PRB", "-24 PRB"),
+    ("24 PRB", "x24 PRB"),
+    ("24 PRB", "1.24 PRB"),
+    ("16QAM", "116QAM"),
+    ("16QAM", "16QAM QPSK"),
+    ("Use", THINK),
+])
+def test_hostile_or_ambiguous_responses_are_workflow_errors(change):
+    text = "Use 30 kHz, 16QAM on 1 layer, LDPC rate 0.50 with 8 iterations, 1 DMRS, ls estimation, zf detection, 24 PRB."
+    assert parse(translate(text)).num_prb == 24
+    with pytest.raises(WorkflowError):
+        parse(translate(text.replace(*change)))
+
+
+def test_the_words_of_the_think_part_are_not_part_of_the_workflow():
+    workflow = Workflow()
+    assert parse(translate(f"<think>99 PRB, 15 kHz, 7 layers</think>{describe_workflow(workflow)}")) == workflow
+
+
+def test_the_think_line_adds_the_array_gain_to_the_snr():
+    scenario = next(t.scenario for t in tasks.candidates(0) if t.scenario.num_rx_ant == 4)
+    line = think(scenario, 12.0, 0.5)
+    assert line == f"<think> {scenario.snr_db:.0f} + 6 = {scenario.snr_db + 6:.0f} dB, 12 Mbps, 500 us</think> "
+
+
+@pytest.mark.parametrize("value, text", [(0.1, "100 kbps"), (1.5, "1500 kbps"), (12, "12 Mbps"), (0.3, "300 kbps")])
+def test_quantities_are_whole_numbers_of_a_unit(value, text):
+    assert quantity(value, "Mbps", "kbps") == text

@@ -1,0 +1,112 @@
+"""The whole chain as a user runs it: real processes, the real twin, the smoke preset."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.evaluate import METHODS
+
+
+def start(*arguments, module="experiments.pipeline"):
+    return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True)
+
+
+def finish(*arguments, **kwargs):
+    process = start(*arguments, **kwargs)
+    out, err = process.communicate(timeout=900)
+    return process.returncode, out, err
+
+
+def wait_for(path, process, seconds=600):
+    deadline = time.monotonic() + seconds
+    while not os.path.exists(path) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert os.path.exists(path), process.communicate()[1] if process.poll() is not None else f"no {path} in time"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A smoke run, interrupted with Ctrl-C in the RLDTF stage and gone on with."""
+    run_dir = str(tmp_path_factory.mktemp("runs") / "smoke")
+    process = start("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6")
+    wait_for(os.path.join(run_dir, "rldtf", "checkpoints", "1"), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert "goes on from there" in err.splitlines()[-1]
+    steps = [json.loads(line)["step"] for line in open(os.path.join(run_dir, "rldtf", "metrics.jsonl"))]
+    assert 1 <= len(steps) < 6
+    code, out, err = finish("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6")
+    assert code == 0, err
+    return run_dir, out
+
+
+def test_the_run_ends_with_the_path_of_its_report(finished):
+    run_dir, out = finished
+    last = out.splitlines()[-1]
+    assert last == f"report: {os.path.join(run_dir, 'report.html')}" and os.path.exists(last.removeprefix("report: "))
+
+
+def test_an_interrupted_run_has_every_step_once(finished):
+    run_dir, _ = finished
+    with open(os.path.join(run_dir, "rldtf", "metrics.jsonl")) as file:
+        assert [json.loads(line)["step"] for line in file] == list(range(6))
+
+
+def test_all_methods_are_compared_on_the_same_held_out_tasks(finished):
+    run_dir, _ = finished
+    result = json.load(open(os.path.join(run_dir, "evaluation.json")))
+    assert set(result["methods"]) == set(METHODS) and result["num_tasks"] == 12
+    for row in result["methods"].values():
+        low, high = row["fulfilment_interval"]
+        assert 0 <= low <= row["fulfilment"] <= high <= 1
+    assert result["methods"]["oracle"]["fulfilment"] == 1  # every task has a witness
+    assert result["methods"]["oracle"]["reward"] >= max(row["reward"] for row in result["methods"].values())
+
+
+def test_the_report_is_one_page_with_figures_results_and_three_shaded_responses(finished):
+    run_dir, _ = finished
+    page = open(os.path.join(run_dir, "report.html"), encoding="utf-8").read()
+    assert page.count("data:image/png;base64,") == 3 and page.count("<div class='response'>") == 3
+    assert all(title in page for title in METHODS.values())
+    assert not re.search(r"(src|href)='(?!data:)", page)
+
+
+def test_a_finished_run_asked_for_again_only_reports(finished):
+    run_dir, out = finished
+    before = os.path.getmtime(os.path.join(run_dir, "rldtf", "metrics.jsonl"))
+    code, again, err = finish("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6")
+    assert code == 0, err
+    assert again.splitlines()[:7] == out.splitlines()[:7]
+    assert os.path.getmtime(os.path.join(run_dir, "rldtf", "metrics.jsonl")) == before
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("rldtf.alpah=1",), ("rldtf.alpah", "no such key", "alpha")),
+    (("rldtf.alpha=-1",), ("rldtf.alpha", "-1", ">= 0")),
+    (("rldtf.alpha=high",), ("rldtf.alpha", "high", "a number")),
+    (("preset=nothing",), ("preset", "nothing", "quickstart")),
+    (("tasks.directory=/no/such/place",), ("tasks.directory", "/no/such/place", "no such directory")),
+    (("model=hf", "model.hf_dir=/no/such/place"), ("model.hf_dir", "/no/such/place", "no such directory")),
+    (("quickstart",), ("quickstart", "key=value")),
+    (("rldtf.sample.temperature=0",), ("temperature",)),
+])
+def test_a_wrong_config_is_one_line_and_exit_status_2(tmp_path, arguments, words):
+    code, out, err = finish(*arguments, f"run_dir={tmp_path / 'run'}")
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
+    assert all(word in err for word in words), err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_is_not_mixed_with_another_config(finished):
+    run_dir, _ = finished
+    code, _, err = finish("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6", "rldtf.alpha=3", module="experiments.rldtf")
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert "rldtf.alpha = 1.0" in err and "3.0" in err
