@@ -9,6 +9,7 @@ import plain_equations as plain
 import pytest
 from flax import nnx
 from hypothesis import given, settings, strategies as st
+from resuming import assert_killed_and_resumed_equals_never_killed, moments
 from tiny_training import EOS, SFT, SHAPE, pairs, policy
 
 from rldtf_jax import optim, sft
@@ -127,3 +128,7 @@ def test_a_schedule_compiles_nothing_after_the_first_step(compilations):
         for step in range(1, 4):
             state, _ = sft.sft_update(graphdef, LONGEST, state, batch, optim.hyper(SFT.optim, step, 8))
     assert compiled == []
+
+
+def test_killed_at_any_moment_and_resumed_it_ends_bit_identical_to_a_run_never_killed(tmp_path):  # TRAPS 26
+    assert_killed_and_resumed_equals_never_killed("sft", tmp_path, moments(1, 2, 5))

@@ -1,9 +1,14 @@
-"""Trainings that take seconds: a very small Qwen2, and an environment that rewards the share of one token.
+"""Trainings that take seconds: a very small Qwen2, and an environment that rewards high tokens.
 
-As a script, `tiny_training.py sft|rldtf DIRECTORY` trains and leaves the final weights in `DIRECTORY/final.npz`.
+As a script, `tiny_training.py sft|rldtf DIRECTORY [SIGNAL ROWS MOMENT]` trains and leaves the final weights in
+`DIRECTORY/final.npz`, unless it gets the signal that it was asked to send itself.
 """
 
+import glob
+import os
 import sys
+import threading
+import time
 
 import jax
 import numpy as np
@@ -11,12 +16,13 @@ from flax import nnx
 
 from rldtf_jax import rldtf, sft
 from rldtf_jax.config import OptimConfig, RLDTFConfig, SampleConfig, SFTConfig
+from rldtf_jax.metrics import JSONL, read
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from rldtf_jax.rldtf import Verdict
 
 SHAPE = Qwen2Config(12, 32, 48, 2, 4, 2, rope_theta=1e4, num_tokens=10)
-EOS, WANTED = 1, 5
-RL = RLDTFConfig(steps=8, prompts_per_step=6, checkpoint_every=3, num_perturb=1, minibatches=2, epochs=2,
+EOS, HIGH = 1, 5
+RL = RLDTFConfig(steps=8, prompts_per_step=8, checkpoint_every=3, num_perturb=1, minibatches=2, epochs=2,
                  sample=SampleConfig(max_new_tokens=10), policy=OptimConfig(lr=1e-2, warmup_steps=2))
 SFT = SFTConfig(steps=8, batch_size=4, save_every=1, optim=OptimConfig(lr=1e-2, warmup_steps=2))
 
@@ -35,8 +41,8 @@ def critic(seed=1, shape=SHAPE):
     return model
 
 
-class ShareOfToken:
-    """R is the share of WANTED before the EOS, between -1 and 1; what has no token at all does not parse."""
+class HighTokens:
+    """R is the share of ids >= HIGH before the EOS, from -1 to 1; what has no token at all does not parse."""
 
     eos_id = EOS
 
@@ -48,7 +54,7 @@ class ShareOfToken:
 
     def judge(self, tasks, responses):
         texts = [list(ids[:list(ids).index(EOS)]) if EOS in ids else list(ids) for ids in responses]
-        share = np.array([text.count(WANTED) / max(len(text), 1) for text in texts], np.float32)
+        share = np.array([sum(id >= HIGH for id in text) / max(len(text), 1) for text in texts], np.float32)
         reward = np.where([bool(text) for text in texts], 2 * share - 1, -1).astype(np.float32)
         return Verdict(reward, share >= 0.5, [None if text else "empty" for text in texts], {"sequences": len(texts)})
 
@@ -67,11 +73,27 @@ def pairs():
 def train(kind, directory):
     if kind == "sft":
         return sft.train(policy(), sft.Sequences.of(pairs()), SFT, seed=3, directory=directory, tensorboard=False)
-    return rldtf.train(policy(), critic(), ShareOfToken(), RL, seed=3, directory=directory, tensorboard=False)
+    return rldtf.train(policy(), critic(), HighTokens(), RL, seed=3, directory=directory, tensorboard=False)
+
+
+def signal_self(signum, directory, rows, moment):
+    """Sends this process a signal once it has seen to `rows` metrics: `moment` seconds later, or inside the next save."""
+    begun, path = time.time(), f"{directory}/{JSONL}"
+    while not (os.path.exists(path) and os.path.getmtime(path) > begun and len(read(directory)) >= rows):
+        time.sleep(0.001)
+    if moment == "save":
+        while not glob.glob(f"{directory}/checkpoints/*tmp*"):
+            time.sleep(0.0005)
+    else:
+        time.sleep(float(moment))
+    os.kill(os.getpid(), signum)
 
 
 if __name__ == "__main__":
-    kind, directory = sys.argv[1:]
+    kind, directory, *signalled = sys.argv[1:]
+    if signalled:
+        signum, rows, moment = signalled
+        threading.Thread(target=signal_self, args=(int(signum), directory, int(rows), moment), daemon=True).start()
     leaves = jax.tree.leaves(nnx.state(train(kind, directory)))
     with open(f"{directory}/final.npz", "wb") as file:
         np.savez(file, *map(np.asarray, leaves))
