@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import yaml
 
 from . import Scenario, Twin, Workflow, breakdown, check, describe, parse
+from .delay import data_elements
 from .physical import CODE_LENGTH, effective_rate
-from .theory import awgn_ber, nearest_mcs, rayleigh_ber, table_bler
+from .theory import awgn_ber, nearest_mcs, rayleigh_ber, table_bler, transport_block_bits
 
 
 def read_scenario(path: str) -> Scenario:
@@ -40,8 +42,13 @@ def run(arguments) -> None:
     print(f"throughput {qos.throughput_mbps:10.3f} Mbit/s")
     print(f"BER        {'<' if qos.ber_is_bound else ' '}{qos.ber:9.2e}   {qos.bit_errors} of {qos.num_bits} bits")
     print(f"BLER        {qos.block_errors / qos.num_blocks:9.2e}   {qos.block_errors} of {qos.num_blocks} blocks, 95 % in [{low:.3f}, {high:.3f}]")
+    per_prb = data_elements(workflow) // workflow.num_prb
+    block = transport_block_bits(workflow.num_prb, per_prb, workflow.bits_per_symbol, workflow.num_layers, workflow.code_rate)
+    print(f"transport block {block} bits (TS 38.214 5.1.3.2), sent {qos.mean_transmissions:.2f} times on average")
     print(f"delay      {qos.delay_ms:10.4f} ms, of which")
-    for module, ms in breakdown(scenario, workflow).items():
+    parts = breakdown(scenario, workflow)
+    parts["harq"] = qos.delay_ms - sum(parts.values())
+    for module, ms in parts.items():
         print(f"  {module:9}{ms:10.4f} {'#' * round(50 * ms / qos.delay_ms)}")
 
 
@@ -58,18 +65,22 @@ def reference(scenario: Scenario, workflow: Workflow, snrs_db) -> tuple[str, np.
     mcs = nearest_mcs(m, workflow.code_rate)
     if workflow.code == "ldpc" and scenario.channel == "awgn" and mcs is not None and mcs >= 3:
         snr, bler = table_bler(mcs, effective_rate(workflow) * CODE_LENGTH)
-        return f"BLER, Sionna's table, MCS {mcs}", snr - gain_db, bler
+        counted = bler > 1e-4  # the tables' resolution
+        return f"BLER, Sionna's table, MCS {mcs}", (snr - gain_db)[counted], bler[counted]
     return None
 
 
 def sweep(arguments) -> None:
     """Print and draw BER and BLER over SNR, with 95 % intervals."""
     scenario, workflow = read_scenario(arguments.scenario), read_workflow(arguments.workflow)
+    if not Path(arguments.out).parent.is_dir():
+        raise FileNotFoundError(f"{arguments.out}: no directory {Path(arguments.out).parent}")
     start, stop, step = arguments.snr
     snrs_db = np.arange(start, stop + step / 2, step)
     pairs = [(replace(scenario, snr_db=snr), workflow) for snr in snrs_db]
     check(*pairs[0], validation=True)
-    with Twin(workers=arguments.workers, cache=arguments.cache, seed=arguments.seed, max_blocks=arguments.max_blocks) as twin:
+    budget = dict(max_blocks=arguments.max_blocks, enough_block_errors=100, enough_bits=1 << 40)
+    with Twin(workers=arguments.workers, cache=arguments.cache, seed=arguments.seed, **budget) as twin:
         answers = twin.evaluate(pairs)
     print(" SNR/dB       BER      BLER  95 % interval    blocks")
     for snr, q in zip(snrs_db, answers):
@@ -86,16 +97,18 @@ def draw(scenario, workflow, snrs_db, answers, path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    bler = np.array([q.block_errors / q.num_blocks for q in answers])
-    interval = np.array([q.bler_interval() for q in answers]).T
-    axes.errorbar(snrs_db, bler, yerr=np.abs(interval - bler), fmt="o-", capsize=3, label="BLER, 95 % interval")
     seen = np.array([not q.ber_is_bound for q in answers])
-    ber = np.array([q.ber for q in answers])
-    spread = 1.96 * np.array([q.ber_stderr for q in answers])
-    axes.errorbar(snrs_db[seen], ber[seen], yerr=np.minimum(spread, 0.999 * ber)[seen], fmt="s-", capsize=3, label="BER, 95 % interval")
-    axes.plot(snrs_db[~seen], ber[~seen], "v", mfc="none", label="BER below (no error seen)")
+    bler = np.array([q.block_errors / q.num_blocks for q in answers])
+    ber, spread = np.array([(q.ber, 1.96 * q.ber_stderr) for q in answers]).T
+    below_bler, above_bler = np.clip(np.transpose([(b - q.bler_interval()[0], q.bler_interval()[1] - b) for b, q in zip(bler, answers)]), 0, 1)
+    for name, rate, below, above, bound in (
+        ("BLER", bler, below_bler, above_bler, bler + above_bler),
+        ("BER", ber, np.minimum(spread, 0.999 * ber), spread, ber),
+    ):
+        line = axes.errorbar(snrs_db[seen], rate[seen], yerr=(below[seen], above[seen]), fmt="o-", capsize=3, label=f"{name}, 95 %")
+        axes.plot(snrs_db[~seen], bound[~seen], "v", mfc="none", color=line[0].get_color(), label=f"{name} below: no error seen")
     if known := reference(scenario, workflow, snrs_db):
-        axes.plot(known[1], known[2], "k--", label=known[0])
+        axes.plot(known[1], known[2], "k--", marker=".", label=known[0])
     axes.set(yscale="log", ylim=(1e-5, 1.5), xlim=(snrs_db[0] - 0.5, snrs_db[-1] + 0.5), xlabel="Es/N0 per receive antenna, dB", ylabel="error rate")
     axes.set_title(f"{scenario.channel}, {workflow.bits_per_symbol} bits/symbol, {workflow.code} {workflow.code_rate:g}, {workflow.num_layers} layer(s)")
     axes.grid(True, which="both", alpha=0.3)

@@ -1,4 +1,5 @@
-"""What is known without simulating: closed forms for uncoded Gray QAM, and Sionna's own tables for the LDPC code in AWGN."""
+"""What is known without simulating: closed forms for uncoded Gray QAM, Sionna's own tables for the LDPC code in AWGN, and
+the transport blocks and modulation and coding schemes of TS 38.214."""
 
 from __future__ import annotations
 
@@ -16,6 +17,29 @@ MCS_TABLE_1 = (
     *((4, r) for r in (340, 378, 434, 490, 553, 616, 658)),
     *((6, r) for r in (438, 466, 517, 567, 616, 666, 719, 772, 822, 873, 910, 948)),
 )
+# TS 38.214 table 5.1.3.2-1: transport blocks of up to 3824 bits, in steps of 8, 16, ... between these sizes
+_SMALL_BLOCKS = sorted(
+    {*range(24, 193, 8), *range(208, 385, 16), *range(408, 577, 24), *range(608, 769, 32), *range(808, 929, 40), 984, 1032, 1064,
+     *range(1128, 1353, 32), *range(1416, 1929, 64), *range(2024, 2281, 64), *range(2408, 2857, 64), 2976, 3104,
+     *range(3240, 3753, 128), 3824}
+)
+
+
+def transport_block_bits(num_prb: int, num_data_per_prb: int, bits_per_symbol: int, num_layers: int, code_rate: float) -> int:
+    """Transport block size of a slot (TS 38.214 5.1.3.2); `num_data_per_prb` data resource elements per PRB and layer.
+
+    The twin's throughput counts code_rate x coded bits instead, which differs by the rounding done here.
+    """
+    info = num_prb * min(156, num_data_per_prb) * code_rate * bits_per_symbol * num_layers
+    if info <= 3824:
+        step = 2 ** max(3, math.floor(math.log2(info)) - 6)
+        quantised = max(24, step * math.floor(info / step))
+        return next(size for size in _SMALL_BLOCKS if size >= quantised)
+    step = 2 ** (math.floor(math.log2(info - 24)) - 5)
+    quantised = max(3840, step * math.floor((info - 24) / step + 0.5))
+    largest = 3816 if code_rate <= 1 / 4 else 8424
+    num_blocks = math.ceil((quantised + 24) / largest) if code_rate <= 1 / 4 or quantised > 8424 else 1
+    return 8 * num_blocks * math.ceil((quantised + 24) / (8 * num_blocks)) - 24
 
 
 def _q(x: float) -> float:

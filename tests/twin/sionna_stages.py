@@ -13,6 +13,7 @@ from sionna.phy.channel.tr38901 import TDL
 from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
 from sionna.phy.mapping import Demapper, Mapper
 from sionna.phy.mimo.equalization import lmmse_equalizer, zf_equalizer
+from sionna.phy.nr.utils import calculate_tb_size, decode_mcs_index
 
 from twin import Scenario, Settings, Workflow, coding, detection, link, physical
 from twin.channel import correlation, ofdm_response, realise, residual_interference
@@ -20,6 +21,7 @@ from twin.estimation import estimator, interpolation
 from twin.grid import NUM_SC, comb, data_index, pilot_index
 from twin.physical import CODE_LENGTH, ChannelState
 from twin.spec import CHANNELS
+from twin.theory import MCS_TABLE_1, transport_block_bits
 
 RNG = np.random.default_rng(0)
 CHECKS = []
@@ -294,6 +296,19 @@ def svd_directions_are_orthonormal_and_strongest_first():
     gram = np.einsum("ris,rjs->ijs", effective.conj(), effective)
     np.testing.assert_allclose(np.real(gram[[0, 1], [0, 1]]).T, singular[:, :2] ** 2, rtol=1e-3)
     np.testing.assert_allclose(gram[0, 1], 0, atol=1e-3)
+
+
+@check
+def transport_blocks_and_schemes_are_those_of_38_214():
+    for mcs, (m, rate) in enumerate(MCS_TABLE_1):
+        order, target = decode_mcs_index(mcs, table_index=1, is_pusch=False)
+        assert (int(order), round(float(target) * 1024)) == (m, rate)
+    for _ in range(300):
+        prb, symbols, layers = int(RNG.integers(1, 274)), int(RNG.integers(4, 15)), int(RNG.integers(1, 5))
+        m, rate = MCS_TABLE_1[RNG.integers(len(MCS_TABLE_1))]
+        reference = calculate_tb_size(m, rate / 1024, num_prbs=prb, num_ofdm_symbols=symbols, num_dmrs_per_prb=12, num_layers=layers)
+        ours = transport_block_bits(prb, 12 * symbols - 12, m, layers, rate / 1024)
+        assert ours == int(reference[0]), (prb, symbols, layers, m, rate, ours, int(reference[0]))
 
 
 if __name__ == "__main__":

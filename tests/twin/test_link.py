@@ -13,7 +13,7 @@ from twin import Scenario, Twin, Workflow
 from twin.delay import delay_ms, harq_round_trip_ms, throughput_mbps
 from twin.physical import CODE_LENGTH, effective_rate
 from twin.spec import slot_ms
-from twin.theory import MCS_TABLE_1, awgn_ber, rayleigh_ber, table_bler
+from twin.theory import _SMALL_BLOCKS, MCS_TABLE_1, awgn_ber, rayleigh_ber, table_bler, transport_block_bits
 
 UNCODED = Workflow(code="none", estimator="perfect")
 
@@ -111,6 +111,32 @@ def test_offset_min_sum_is_within_half_a_decibel_of_belief_propagation(twin, bel
     near = (0.5, 6.2)
     gaps = np.subtract(thresholds_db(twin, workflows, near), thresholds_db(belief_propagation, workflows, near))
     assert np.all(np.abs(gaps) < 0.5), gaps
+
+
+def test_the_largest_transport_block_is_the_published_one():
+    assert transport_block_bits(273, 156, 8, 4, 948 / 1024) == 1_277_992
+    assert len(_SMALL_BLOCKS) == 93
+
+
+@pytest.mark.parametrize(
+    "channel, delay_spread_ns, doppler_hz, bits_per_symbol, code_rate, snrs_db",
+    [
+        ("tdl-b", 100, 400, 2, 0.2, {2: -2.8, 4: -5.8}),  # the standard has 193 / 1024, just below the code's 1/5
+        ("tdl-c", 300, 100, 4, 658 / 1024, {2: 10.2, 4: 6.5}),
+        ("tdl-a", 30, 10, 6, 567 / 1024, {2: 13.0, 4: 9.0}),
+    ],
+)
+def test_base_station_requirements_are_met(twin, channel, delay_spread_ns, doppler_hz, bits_per_symbol, code_rate, snrs_db):
+    """TS 38.104 8.2.1: 70 % of the maximum throughput at these SNRs by receive antennas, up to 4 transmissions."""
+    workflow = Workflow(bits_per_symbol=bits_per_symbol, code_rate=code_rate, num_dmrs=2, estimator="lmmse", num_transmissions=4,
+                        decoder_iterations=20)
+    speed_mps = doppler_hz * 299_792_458 / 3.5e9
+    scenarios = [
+        Scenario(channel=channel, delay_spread_ns=delay_spread_ns, speed_mps=speed_mps, carrier_ghz=3.5, num_rx_ant=rx, snr_db=snr)
+        for rx, snr in snrs_db.items()
+    ]
+    for scenario, qos in zip(scenarios, twin.evaluate([(s, workflow) for s in scenarios])):
+        assert qos.throughput_mbps > 0.7 * throughput_mbps(workflow, 0), (scenario, qos)
 
 
 # Orders. z = 4: about one false alarm in 30,000 comparisons, and seeds are fixed

@@ -1,6 +1,7 @@
 """The service: same answers whatever the batch, the workers and the cache; no retrace once warm."""
 
 import random
+import signal
 
 import pytest
 from strategies import TOOLBOX_RATES
@@ -46,6 +47,19 @@ def test_answers_do_not_depend_on_the_batch_the_workers_or_the_cache(pairs, answ
     with Twin(workers=3, cache=tmp_path / "c.sqlite", seed=0) as warm:
         assert warm.evaluate(pairs * 2) == answers * 2
         assert warm.stats.simulated == 0
+
+
+def test_a_worker_killed_mid_batch_changes_nothing(pairs, answers):
+    killed = []
+
+    def kill(done, total):
+        if done == 5:
+            killed.append(next(w for w in twin._pool.workers.values() if w.busy).process)
+            killed[0].kill()
+
+    with Twin(workers=2, seed=0) as twin:
+        assert twin.evaluate(pairs[:30], progress=kill) == answers[:30]
+        assert killed[0].returncode == -signal.SIGKILL
 
 
 def test_another_seed_gives_other_blocks_of_the_same_statistics(pairs, answers):
