@@ -235,35 +235,35 @@ def _map_safetensors(file: Path) -> dict[str, np.ndarray]:
 def _write_safetensors(model: Qwen2, directory: Path) -> None:
     """The tensors in files of at most SHARD_BYTES, and an index if they are several."""
     dtype = np.dtype(model.config.param_dtype)
+    kind = next(name for name, known in DTYPES.items() if known == dtype)
     shapes = _shapes(model.config, HF)
     files, size = [[]], 0
     for tensor in _tensors(model.config, HF):
-        bytes_ = int(np.prod(shapes[tensor[0]])) * dtype.itemsize
-        if files[-1] and size + bytes_ > SHARD_BYTES:
+        nbytes = int(np.prod(shapes[tensor[0]])) * dtype.itemsize
+        if files[-1] and size + nbytes > SHARD_BYTES:
             files.append([])
             size = 0
-        files[-1].append((tensor, bytes_))
-        size += bytes_
+        files[-1].append((*tensor, nbytes))
+        size += nbytes
 
-    weight_map = {}
-    for number, file in enumerate(files, 1):
-        one = "model.safetensors"
-        file_name = one if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+    weight_map, total = {}, 0
+    for number, tensors in enumerate(files, 1):
+        file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         header, offset = {"__metadata__": {"format": "pt"}}, 0
-        for (name, *_), bytes_ in file:
-            kind = next(key for key, value in DTYPES.items() if value == dtype)
-            header[name] = {"dtype": kind, "shape": shapes[name], "data_offsets": [offset, offset + bytes_]}
-            weight_map[name] = file_name
-            offset += bytes_
+        for name, *_, nbytes in tensors:
+            header[name] = {"dtype": kind, "shape": shapes[name], "data_offsets": [offset, offset + nbytes]}
+            weight_map[name] = file
+            offset += nbytes
+        total += offset
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        with open(directory / file_name, "wb") as f:
+        with open(directory / file, "wb") as f:
             f.write(len(text).to_bytes(8, "little") + text)
-            for (_, path, spec, layer), _ in file:
-                array = np.asarray(_param(model, path) if layer is None else _param(model, path)[layer])
+            for _, path, spec, layer, _ in tensors:
+                array = np.asarray(_param(model, path) if layer is None else _param(model, path)[layer], dtype)
                 f.write(np.ascontiguousarray(array.T if _transposed(path, spec.shape) else array).tobytes())
     if len(files) > 1:
-        index = {"metadata": {"total_size": sum(b for file in files for _, b in file)}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: one command each, everything compared in the same run on the same cores."""
