@@ -1,7 +1,7 @@
 """Eq. 2-9 of the paper read plainly: Python floats, lists and loops, one function an equation, nothing from JAX.
 
-The second opinion that the tests compare the package with. Nested lists `x[b][t]` hold a batch; `length[b]` says how many
-tokens of response b there are, and nothing behind them is ever looked at.
+The second opinion that the tests compare the package with. Nested lists `x[b][t]` hold a batch; `length[b]` says how
+many tokens of response b there are, and nothing behind them is ever looked at.
 """
 
 import math

@@ -18,12 +18,12 @@ def start(kind, directory, *signalled, cache=None):
                           env=environment, capture_output=True, text=True)
 
 
-def assert_killed_and_resumed_equals_never_killed(kind, tmp_path, kills):
+def assert_killed_and_resumed_equals_never_killed(kind, tmp_path, programs, kills):
     """kills: (rows, moment) of each SIGKILL. The last process compiles for itself and runs to the end."""
-    whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
-    assert start(kind, whole, cache=cache).returncode == 0
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(kind, whole, cache=programs).returncode == 0
     for rows, moment in kills:
-        assert start(kind, killed, signal.SIGKILL.value, rows, moment, cache=cache).returncode == -signal.SIGKILL
+        assert start(kind, killed, signal.SIGKILL.value, rows, moment, cache=programs).returncode == -signal.SIGKILL
     done = start(kind, killed)
     assert done.returncode == 0, done.stderr
     for name in ("final.npz", "metrics.jsonl"):

@@ -1,6 +1,7 @@
 """Checkpoints: what was saved comes back to the bit or not at all."""
 
 import os
+import shutil
 import warnings
 
 import jax
@@ -93,8 +94,7 @@ def test_whatever_file_is_damaged_nothing_but_a_saved_state_comes_back(tmp_path,
     fell_back = []
     for i, name in enumerate(files(tmp_path / "0", 2), 1):
         directory = tmp_path / str(i)
-        saved(directory, 1, 2)
-        name = files(directory, 2)[i - 1]  # data files have random names
+        shutil.copytree(tmp_path / "0", directory)
         if how == "missing":
             (directory / "2" / name).unlink()
         else:
@@ -138,3 +138,12 @@ def test_a_sound_checkpoint_of_another_model_is_refused_and_kept(tmp_path, chang
     with pytest.raises(OtherState, match=message):
         restored(tmp_path, change(LIKE))
     assert is_saved_state(restored(tmp_path), 2)
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path):
+    saved(tmp_path, 1)
+    half = tmp_path / "2.orbax-checkpoint-tmp" / "state"
+    half.mkdir(parents=True)
+    (half / "manifest.ocdbt").write_bytes(b"half")
+    assert is_saved_state(restored(tmp_path), 1)
+    assert os.listdir(tmp_path) == ["1"]

@@ -32,7 +32,7 @@ WRONG = [  # (group, the whole message)
     ({"policy": {"grad_clip": 0}}, r"rldtf\.policy\.grad_clip = 0\.0: expected a number > 0"),
     ({"reward": {"margin_cap": [1, 2]}}, r"rldtf\.reward\.margin_cap = \[1, 2\]: expected a list of 3 values"),
     ({"reward": {"margin_cap": [1, "2", 3]}}, r"rldtf\.reward\.margin_cap\[1\] = '2': expected a number"),
-    ({"reward": {"weight_violated": [1, -2, 3]}}, r"rldtf\.reward\.weight_violated = .*: expected three numbers >= 0.*"),
+    ({"reward": {"weight_violated": [1, -2, 3]}}, r"rldtf\.reward\.weight_violated = .*: expected three .*"),
     ({"sample": {"temperature": 0}}, r"rldtf\.sample\.temperature = 0\.0: expected a number > 0 in training"),
     ({"sample": {"top_k": 5}}, r"rldtf\.sample\.top_k, sample\.top_p = \(5, 1\.0\): expected 0 and 1 in training.*"),
     ({"advantage": "group"}, r"rldtf\.samples_per_prompt = 1: expected an integer >= 2 for advantage = 'group'"),

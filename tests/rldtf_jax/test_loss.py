@@ -173,7 +173,8 @@ def test_integer_rewards_are_not_truncated():  # TRAPS 8
 
 def test_half_precision_arguments_are_computed_in_float32():  # TRAPS 25
     x = Batch(0)
-    assert x.policy(logp=jnp.bfloat16(x.logp)).dtype == value_loss(jnp.bfloat16(x.value), x.R, x.mask).dtype == jnp.float32
+    assert x.policy(logp=jnp.bfloat16(x.logp)).dtype == jnp.float32
+    assert value_loss(jnp.bfloat16(x.value), x.R, x.mask).dtype == jnp.float32
 
 
 @given(SEEDS, st.floats(1.125, 4, width=32))

@@ -130,5 +130,5 @@ def test_a_schedule_compiles_nothing_after_the_first_step(compilations):
     assert compiled == []
 
 
-def test_killed_at_any_moment_and_resumed_it_ends_bit_identical_to_a_run_never_killed(tmp_path):  # TRAPS 26
-    assert_killed_and_resumed_equals_never_killed("sft", tmp_path, moments(1, 2, 5))
+def test_killed_at_any_moment_and_resumed_it_ends_as_a_run_never_killed(tmp_path):  # TRAPS 26
+    assert_killed_and_resumed_equals_never_killed("sft", tmp_path, tmp_path / "programs", moments(1, 2, 5))

@@ -77,7 +77,7 @@ def train(kind, directory):
 
 
 def signal_self(signum, directory, rows, moment):
-    """Sends this process a signal once it has seen to `rows` metrics: `moment` seconds later, or inside the next save."""
+    """Sends this process a signal once `rows` metrics are written: `moment` seconds later, or inside the next save."""
     begun, path = time.time(), f"{directory}/{JSONL}"
     while not (os.path.exists(path) and os.path.getmtime(path) > begun and len(read(directory)) >= rows):
         time.sleep(0.001)
