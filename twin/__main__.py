@@ -109,7 +109,7 @@ def draw(scenario, workflow, snrs_db, answers, path) -> None:
         axes.plot(snrs_db[~seen], bound[~seen], "v", mfc="none", color=line[0].get_color(), label=f"{name} below: no error seen")
     if known := reference(scenario, workflow, snrs_db):
         axes.plot(known[1], known[2], "k--", marker=".", label=known[0])
-    axes.set(yscale="log", ylim=(1e-5, 1.5), xlim=(snrs_db[0] - 0.5, snrs_db[-1] + 0.5), xlabel="Es/N0 per receive antenna, dB", ylabel="error rate")
+    axes.set(yscale="log", ylim=(10 ** np.floor(np.log10(ber.min())), 1.5), xlim=(snrs_db[0] - 0.5, snrs_db[-1] + 0.5), xlabel="Es/N0 per receive antenna, dB", ylabel="error rate")
     axes.set_title(f"{scenario.channel}, {workflow.bits_per_symbol} bits/symbol, {workflow.code} {workflow.code_rate:g}, {workflow.num_layers} layer(s)")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
