@@ -103,9 +103,12 @@ class Scenario:
     absent: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if isinstance(self.absent, str) or not all(isinstance(m, str) for m in self.absent):
-            raise ValueError(f"Scenario.absent: expected a tuple of module names, got {self.absent!r}")
-        object.__setattr__(self, "absent", tuple(sorted(self.absent)))
+        if self.absent != ():
+            from .toolbox import MODULES
+
+            if isinstance(self.absent, str) or not set(self.absent) <= MODULES:
+                raise ValueError(f"Scenario.absent: expected names of modules such as 'estimate.lmmse', got {self.absent!r}")
+            object.__setattr__(self, "absent", tuple(sorted(self.absent)))
         _check_fields(self, SCENARIO_RULES)
 
 

@@ -49,7 +49,7 @@ TOOLS = (
     Tool("precode", "transmit", "svd sends along the channel's strongest directions, if the channel holds still.",
          (Argument("method", "precoder", PRECODERS),), optional=True),
     Tool("harq", "transmit", "Sends a failed block again and combines, up to so many transmissions; each one takes time.",
-         (Argument("transmissions", "num_transmissions", low=1, high=MAX_TRANSMISSIONS),), optional=True),
+         (Argument("transmissions", "num_transmissions", tuple(range(1, MAX_TRANSMISSIONS + 1))),), optional=True),
     Tool("estimate", "receive", "Channel estimation: ls interpolates, lmmse filters noise and costs more.",
          (Argument("method", "estimator", ("ls-nearest", "ls", "lmmse")),)),
     Tool("detect", "receive", "Separates the layers: zf, lmmse (weighs the noise too), ep and kbest, in order of cost.",
@@ -59,6 +59,9 @@ TOOLS = (
 )
 
 BY_NAME = {tool.name: tool for tool in TOOLS}
+MODULES = {  # what a platform may lack: tool.choice, such as estimate.lmmse, modulate.8 or harq.2
+    f"{tool.name}.{value}" for tool in TOOLS for argument in tool.arguments for value in argument.choices
+}
 
 
 def describe(tools: tuple[Tool, ...] = TOOLS) -> str:
@@ -75,7 +78,7 @@ def refusal(scenario: Scenario, workflow: Workflow, validation: bool = False) ->
     for tool in TOOLS:
         for argument in tool.arguments:
             value = getattr(workflow, argument.field)
-            if f"{tool.name}.{value}" in scenario.absent:
+            if argument.choices and f"{tool.name}.{value}" in scenario.absent:
                 return f"{tool.name}({argument.name}={value!r}): the platform lacks this module"
             if not validation and not argument.offers(value):
                 return f"{tool.name}({argument.name}={value!r}): the toolbox offers {argument}"

@@ -57,6 +57,21 @@ def test_what_a_scenario_lacks_cannot_be_used(scenario, workflow, words):
         check(scenario, workflow)
 
 
+@pytest.mark.parametrize("absent", ["estimate.lmmse", ("estimate.lmse",), (3,)])
+def test_absent_modules_are_those_of_the_toolbox(absent):
+    with pytest.raises(ValueError, match="Scenario.absent"):
+        Scenario(absent=absent)
+
+
+def test_an_absent_choice_takes_no_number_of_another_argument_with_it():
+    """grid.120 is a subcarrier spacing, not a number of resource blocks; modulate.4 is 16QAM, not four layers."""
+    link = Scenario(num_tx_ant=4, num_rx_ant=4, absent=("grid.120", "modulate.4"))
+    check(link, Workflow(num_prb=120, num_layers=4))
+    for workflow in (Workflow(scs_khz=120), Workflow(bits_per_symbol=4)):
+        with pytest.raises(WorkflowError, match="lacks"):
+            check(link, workflow)
+
+
 def test_validation_modules_pass_only_as_validation():
     check(Scenario(), Workflow(estimator="perfect", code="none", code_rate=0.41), validation=True)
 
