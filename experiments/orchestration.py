@@ -5,11 +5,13 @@ import math
 import re
 
 from twin import Scenario, Workflow, WorkflowError
+from twin.delay import throughput_mbps as full_throughput_mbps
 
+RATES_MBPS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # the 1-2-5 series
 QAM = {2: "QPSK", 4: "16QAM", 6: "64QAM", 8: "256QAM"}
 THINK, END_THINK = "<think>", "</think>"
 
-# One pattern a workflow field. Exactly one match each; whatever stands between them does not matter.
+# One pattern a workflow field, exactly one match each; whatever stands between them does not matter.
 _START, _END = r"(?<![\w.+-])", r"(?![\w+-]|\.\d)"
 FIELDS = {
     "scs_khz": r"(\d{1,4}) kHz",
@@ -19,11 +21,15 @@ FIELDS = {
     "code_rate": r"rate (\d\.\d{1,4})",
     "decoder_iterations": r"(\d{1,4}) iterations?",
     "num_dmrs": r"(\d{1,4}) DMRS",
-    "estimator": r"(\w+) estimation",
-    "detector": r"(\w+) detection",
+    "estimator": r"([\w-]+) estimation",
+    "detector": r"([\w-]+) detection",
     "num_prb": r"(\d{1,4}) PRB",
 }
-_PATTERNS = {name: re.compile(_START + pattern + _END, re.ASCII) for name, pattern in FIELDS.items()}
+OPTIONAL = {  # at most one match each
+    "precoder": r"([\w-]+) precoding",
+    "num_transmissions": r"(\d{1,4}) transmissions?",
+}
+_PATTERNS = {name: re.compile(_START + pattern + _END, re.ASCII) for name, pattern in (FIELDS | OPTIONAL).items()}
 _BITS = {name: bits for bits, name in QAM.items()}
 
 
@@ -62,14 +68,24 @@ def think(scenario: Scenario, throughput_mbps: float, delay_ms: float) -> str:
     """One line of arithmetic that a response begins with: the SNR with array gain, and what is to be met."""
     gain_db = round(10 * math.log10(scenario.num_rx_ant))
     return (f"{THINK} {scenario.snr_db:.0f} + {gain_db} = {scenario.snr_db + gain_db:.0f} dB, "
-            f"{quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}{END_THINK} ")
+            f"{quantity(throughput_mbps, 'Mbps', 'kbps')}, {scenario.max_prb} PRB, "
+            f"{quantity(delay_ms, 'ms', 'us')}{END_THINK} ")
 
 
 def describe_workflow(w: Workflow) -> str:
-    """A workflow in structured natural language, what the policy learns to write; `translate` reads it back."""
+    """A workflow in structured natural language, what the policy learns to write; `translate` reads it back.
+
+    Before the grant stands the round figure of throughput that it carries without block errors: arithmetic that `translate`
+    does not read, but that lets a writer decide on a throughput and follow with the grant for it.
+    """
+    carried = full_throughput_mbps(w, 0.0)
+    figure = max((rate for rate in RATES_MBPS if rate <= carried), default=RATES_MBPS[0])
     return (f"Use {w.scs_khz} kHz, {QAM[w.bits_per_symbol]} on {w.num_layers} layer{'s' * (w.num_layers > 1)}, "
             f"{'LDPC' if w.code == 'ldpc' else w.code} rate {w.code_rate:.2f} with {w.decoder_iterations} iterations, "
-            f"{w.num_dmrs} DMRS, {w.estimator} estimation, {w.detector} detection, {w.num_prb} PRB.")
+            f"{w.num_dmrs} DMRS, {w.estimator} estimation, {w.detector} detection, "
+            f"{f'{w.precoder} precoding, ' if w.precoder != 'none' else ''}"
+            f"{f'{w.num_transmissions} transmissions, ' if w.num_transmissions > 1 else ''}"
+            f"{quantity(figure, 'Mbps', 'kbps')} on {w.num_prb} PRB.")
 
 
 def translate(response: str) -> str:
@@ -86,20 +102,26 @@ def translate(response: str) -> str:
     found = {}
     for name, pattern in _PATTERNS.items():
         matches = pattern.findall(answer)
-        if len(matches) != 1:
-            raise WorkflowError(f"{name}: expected one {FIELDS[name]!r} in the answer, found {len(matches)}")
-        found[name] = matches[0]
-    return (f"grid(num_prb={int(found['num_prb'])}, scs_khz={int(found['scs_khz'])})\n"
+        if len(matches) > 1 or (not matches and name in FIELDS):
+            raise WorkflowError(f"{name}: expected one {pattern.pattern!r} in the answer, found {len(matches)}")
+        if matches:
+            found[name] = matches[0]
+    code = (f"grid(num_prb={int(found['num_prb'])}, scs_khz={int(found['scs_khz'])})\n"
             f"modulate(bits_per_symbol={_BITS[found['bits_per_symbol']]}, num_layers={int(found['num_layers'])})\n"
             f"encode(code=\"{found['code'].lower()}\", code_rate={found['code_rate']})\n"
             f"pilots(num_dmrs={int(found['num_dmrs'])})\n"
             f"estimate(method=\"{_word('estimation', found['estimator'])}\")\n"
             f"detect(method=\"{_word('detection', found['detector'])}\")\n"
             f"decode(iterations={int(found['decoder_iterations'])})\n")
+    if "precoder" in found:
+        code += f"precode(method=\"{_word('precoding', found['precoder'])}\")\n"
+    if "num_transmissions" in found:
+        code += f"harq(transmissions={int(found['num_transmissions'])})\n"
+    return code
 
 
 def _word(stage: str, text: str) -> str:
     """A method's name may hold lower-case ASCII letters, digits and dashes; what it means is for the twin to say."""
-    if not re.fullmatch(r"[a-z][a-z0-9]{0,15}", text, flags=re.ASCII):
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,15}", text, flags=re.ASCII):
         raise WorkflowError(f"{stage}: {text[:20]!r} is no method's name")
     return text

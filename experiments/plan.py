@@ -28,8 +28,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--logit-chunk", type=int, default=64)
     parser.add_argument("--param-dtype", default="float32", help="of weights, gradients and Adam's moments")
-    parser.add_argument("--no-remat", action="store_true")
     parser.add_argument("--skip-sampler", action="store_true")
+    parser.add_argument("--compare", action="store_true", help="also the peak without each of the three savings")
     return parser.parse_args()
 
 
@@ -51,7 +51,7 @@ def report(options: argparse.Namespace) -> int:
     from rldtf_jax.sample import sample
 
     config = Qwen2Config.preset(options.preset, param_dtype=options.param_dtype, dtype="bfloat16")
-    config = dataclasses.replace(config, remat=not options.no_remat, unroll=1)
+    config = dataclasses.replace(config, remat=True, unroll=1)
     B, P, T, D = options.batch, options.prompt, options.response, config.hidden_size
     device_mesh = mesh.make_mesh(fsdp=options.devices // options.tensor, tensor=options.tensor)
     table = param_table(config) | param_table(config, "value")
@@ -68,15 +68,15 @@ def report(options: argparse.Namespace) -> int:
     def per_device(tree):
         return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
 
-    def model(head):
-        graphdef, params = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), head=head)))
+    def model(head, remat=True):
+        options = dataclasses.replace(config, remat=remat)
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: Qwen2(options, rngs=nnx.Rngs(0), head=head)))
         return graphdef, on_mesh(params)
 
-    (policy_def, policy), (critic_def, critic) = model("lm"), model("value")
+    (policy_def, policy), (_, critic) = model("lm"), model("value")
     moments = [on_mesh(jax.eval_shape(optim.init, params)) for params in (policy, critic)]
     scalar = on_mesh(jax.ShapeDtypeStruct((), jnp.int32))
     learner = rldtf.Learner(policy, critic, *moments, scalar, scalar)
-    static = rldtf.Static(policy_def, critic_def, "sum", options.microbatches, options.logit_chunk)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     step_hyper = optim.Hyper(*[number] * len(optim.Hyper._fields))
     hyper = rldtf.Hyper(*[number] * (len(rldtf.Hyper._fields) - 2), step_hyper, step_hyper)
@@ -86,16 +86,21 @@ def report(options: argparse.Namespace) -> int:
         rows(B, T), rows(B, T), rows(B, T),
     )  # fmt: skip
 
+    def update_scratch(remat=True, microbatches=options.microbatches, chunk=options.logit_chunk):
+        definitions = (model(head, remat)[0] for head in ("lm", "value"))
+        static = rldtf.Static(*definitions, "sum", microbatches, chunk)
+        compiled = rldtf.update.lower(static, learner, policy, rollouts, hyper).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
     count = sum(x.size for x in jax.tree.leaves(policy))
     print(f"{options.preset}: policy {count / 1e6:,.1f} M parameters, critic and reference of the same shape")
     print(f"mesh {dict(device_mesh.shape)}, batch {B} x ({P} + {T}) tokens, weights and Adam in {options.param_dtype}")
     with jax.set_mesh(device_mesh):
-        update = rldtf.update.lower(static, learner, policy, rollouts, hyper).compile()
         figures = {
             "weights: policy, critic, reference": per_device(policy) * 2 + per_device(critic),
             "Adam's moments": per_device(moments),
             "rollouts": per_device(rollouts),
-            "gradients and activations": update.memory_analysis().temp_size_in_bytes,
+            "gradients and activations": update_scratch(),
         }
         peaks = {"update": sum(figures.values())}
         if not options.skip_sampler:
@@ -105,13 +110,21 @@ def report(options: argparse.Namespace) -> int:
             ).compile()
             figures["sampler: KV cache, scratch"] = sampler.memory_analysis().temp_size_in_bytes
             peaks["sampling"] = sum(figures.values()) - figures["gradients and activations"]
+        without = {}
+        if options.compare:
+            without["recomputed layers"] = update_scratch(remat=False)
+            without["gradient accumulation"] = update_scratch(microbatches=1)
+            without["chunked logits"] = update_scratch(chunk=None)
     for name, size in figures.items():
         print(f"  {name:36}{size / GB:8.3f} GB a device")
     cache = 2 * config.num_hidden_layers * B * (P + T) * config.num_key_value_heads * config.head_dim * 2
     print(f"  {'(KV cache alone, bfloat16':36}{cache / options.devices / GB:8.3f} GB a device)")
-    # 6 operations per parameter and token forward and backward, 2 more where layers are recomputed; two models.
-    flops = 2 * (6 + 2 * bool(config.remat)) * count * B * (P + T)
-    print(f"  an update: {flops:.3g} floating-point operations (8 per parameter and token with recomputation)")
+    # Per parameter and token 2 operations forward, 4 backward and 2 to recompute; two models.
+    flops = 2 * 8 * count * B * (P + T)
+    print(f"  an update: {flops:.3g} floating-point operations")
+    for name, scratch in without.items():
+        size = peaks["update"] - figures["gradients and activations"] + scratch
+        print(f"  ... without {name:24}{size / GB:8.3f} GB a device")
     worst = max(peaks.values())
     fits = worst <= options.memory * GB
     for name, size in peaks.items():

@@ -8,12 +8,14 @@ from hypothesis import given, settings, strategies as st
 from experiments import tasks
 from experiments.orchestration import THINK, describe_workflow, quantity, think, translate
 from twin import Workflow, WorkflowError, check, parse
+from twin.delay import throughput_mbps
 
 workflows = st.builds(
-    Workflow, num_prb=st.integers(1, 273), scs_khz=st.sampled_from((15, 30, 60, 120)), code=st.just("ldpc"),
+    Workflow, num_prb=st.integers(1, 273), scs_khz=st.sampled_from((15, 30, 60, 120)), code=st.sampled_from(("ldpc", "polar")),
     code_rate=st.sampled_from((0.2, 0.33, 0.5, 0.67, 0.83)), decoder_iterations=st.integers(1, 20),
     bits_per_symbol=st.sampled_from((2, 4, 6, 8)), num_layers=st.integers(1, 4), num_dmrs=st.sampled_from((1, 2)),
-    estimator=st.sampled_from(("ls", "lmmse")), detector=st.sampled_from(("zf", "lmmse")))
+    estimator=st.sampled_from(("ls-nearest", "ls", "lmmse")), detector=st.sampled_from(("zf", "lmmse", "ep", "kbest")),
+    precoder=st.sampled_from(("none", "svd")), num_transmissions=st.integers(1, 4))
 
 
 @given(workflows)
@@ -63,6 +65,8 @@ def test_a_response_with_any_slice_replaced_gives_a_workflow_or_a_workflow_error
     ("rate 0.50", "rate 0.5e9"),
     ("rate 0.50", "rate nan"),
     ("24 PRB", "24 PRB, 25 PRB"),
+    ("24 PRB", "24 PRB, svd precoding, svd precoding"),
+    ("24 PRB", "24 PRB, 5 transmissions"),
     ("24 PRB", "-24 PRB"),
     ("24 PRB", "x24 PRB"),
     ("24 PRB", "1.24 PRB"),
@@ -85,7 +89,13 @@ def test_the_words_of_the_think_part_are_not_part_of_the_workflow():
 def test_the_think_line_adds_the_array_gain_to_the_snr():
     scenario = next(t.scenario for t in tasks.candidates(0) if t.scenario.num_rx_ant == 4)
     line = think(scenario, 12.0, 0.5)
-    assert line == f"<think> {scenario.snr_db:.0f} + 6 = {scenario.snr_db + 6:.0f} dB, 12 Mbps, 500 us</think> "
+    assert line == f"<think> {scenario.snr_db:.0f} + 6 = {scenario.snr_db + 6:.0f} dB, 12 Mbps, {scenario.max_prb} PRB, 500 us</think> "
+
+
+def test_a_described_workflow_states_a_round_throughput_that_it_carries():
+    workflow = Workflow(num_prb=10, scs_khz=60, code_rate=0.5, bits_per_symbol=4)
+    assert throughput_mbps(workflow, 0.0) == pytest.approx(12.48)
+    assert describe_workflow(workflow).endswith(" 10 Mbps on 10 PRB.")
 
 
 @pytest.mark.parametrize("value, text", [(0.1, "100 kbps"), (1.5, "1500 kbps"), (12, "12 Mbps"), (0.3, "300 kbps")])

@@ -28,7 +28,7 @@ def test_targets_lie_within_their_service_class():
         row = rows[task.service]
         assert task.ber == max(float(row["error_rate"]), MIN_BER)
         assert task.delay_ms <= MAX_DELAY_MS
-        assert task.delay_ms <= 0.25 * float(row["packet_delay_budget_ms"])
+        assert task.delay_ms <= max(0.3 * float(row["packet_delay_budget_ms"]), min(tasks.DELAYS_MS))
         low, high = float(row["rate_mbps_low"]), float(row["rate_mbps_high"])
         assert min(tasks.RATES_MBPS) <= task.throughput_mbps <= max(high * 1.3, min(tasks.RATES_MBPS))
         assert task.throughput_mbps >= low / 1.5
