@@ -23,12 +23,11 @@ def gae(reward_B, value_BxT, mask_BxT, gamma, lam):
     reward_BxT = jnp.where(mask & ~next_mask, reward_B[:, None], 0.0)
     delta_BxT = jnp.where(mask, reward_BxT + gamma * next_value - value, 0.0)
 
-    def backwards(running_B, x):
-        delta_B, more_B = x
-        running_B = delta_B + gamma * lam * jnp.where(more_B, running_B, 0.0)
-        return running_B, running_B
+    def backwards(A_B, delta_B):
+        A_B = delta_B + gamma * lam * A_B
+        return A_B, A_B
 
-    _, A_TxB = jax.lax.scan(backwards, jnp.zeros_like(delta_BxT[:, 0]), (delta_BxT.T, next_mask.T), reverse=True)
+    _, A_TxB = jax.lax.scan(backwards, jnp.zeros_like(delta_BxT[:, 0]), delta_BxT.T, reverse=True)
     return _gradient_free(A_TxB.T, A_TxB.T + value, mask)
 
 
