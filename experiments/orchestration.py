@@ -96,8 +96,8 @@ def translate(response: str) -> str:
     Raises:
       WorkflowError: a part is missing, stands twice, or the think part does not end.
     """
-    before, end, answer = response.rpartition(END_THINK)
-    if not end and THINK in answer:
+    answer = response.rpartition(END_THINK)[2]
+    if THINK in answer:
         raise WorkflowError(f"the think part does not end with {END_THINK}")
     found = {}
     for name, pattern in _PATTERNS.items():

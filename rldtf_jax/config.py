@@ -89,6 +89,8 @@ class RLDTFConfig:
     weights: Literal["raw", "mean-one"] = "raw"
     # Eq. 6-9
     clip: float = 0.2
+    dual_clip: float | None = None  # > 1: bounds the objective below by dual_clip * A where A < 0
+    value_clip: float | None = None  # PPO's clipped value loss
     beta_ent: float = 0.01
     beta_kl: float = 0.05
     k1: float = 0.5
@@ -118,6 +120,8 @@ class RLDTFConfig:
                 "an integer >= 1, or null")
         for name in ("alpha", "threshold", "clip", "beta_ent", "beta_kl", "k1", "k2", "critic_warmup"):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        _expect(self.dual_clip is None or self.dual_clip > 1, "dual_clip", self.dual_clip, "a number > 1, or null")
+        _expect(self.value_clip is None or self.value_clip > 0, "value_clip", self.value_clip, "a number > 0, or null")
         _expect(self.lam > 0, "lam", self.lam, "a number > 0")
         for name in ("delete_prob", "gae_gamma", "gae_lam"):
             _expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")

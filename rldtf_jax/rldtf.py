@@ -69,6 +69,8 @@ class Static(NamedTuple):
     aggregation: str
     microbatches: int
     logit_chunk: int | None
+    dual_clip: float | None = None
+    value_clip: float | None = None
 
 
 class Learner(NamedTuple):
@@ -101,6 +103,7 @@ class Rollouts(NamedTuple):
     advantage_BxT: jax.Array
     return_BxT: jax.Array
     weight_BxT: jax.Array
+    old_value_BxT: jax.Array  # V_old(s_t)
 
 
 @functools.partial(jax.jit, static_argnames=("static", "num_tokens"))
@@ -131,8 +134,8 @@ def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hy
     token_share = jnp.sum(mask) / num_counted
     per_token = len(mask) / num_counted if static.aggregation == "token-mean" else 1.0
     L_policy = per_token * policy_loss(
-        stats.logp, rows.old_logp_BxT, rows.advantage_BxT, rows.weight_BxT, mask, hyper.clip)
-    L_value = per_token * value_loss(value_BxT, rows.return_BxT, mask)
+        stats.logp, rows.old_logp_BxT, rows.advantage_BxT, rows.weight_BxT, mask, hyper.clip, static.dual_clip)
+    L_value = per_token * value_loss(value_BxT, rows.return_BxT, mask, rows.old_value_BxT, static.value_clip)
     L_reg = token_share * regulariser(stats.entropy, stats.kl, mask, hyper.beta_ent, hyper.beta_kl)
 
     def token_mean(x_BxT):
@@ -231,7 +234,8 @@ def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, d
     Every draw is a function of (seed, step): a killed and resumed run ends bit-identical to one never killed.
     """
     (policy_def, policy_params), (critic_def, critic_params) = nnx.split(policy), nnx.split(critic)
-    static = Static(policy_def, critic_def, config.aggregation, config.microbatches, config.logit_chunk)
+    static = Static(policy_def, critic_def, config.aggregation, config.microbatches, config.logit_chunk,
+                    config.dual_clip, config.value_clip)
     fresh = functools.partial(jax.tree.map, jnp.copy)  # updates donate; nothing that is donated may be shared
     zero = jnp.zeros((), jnp.int32)
     state = RLState(
@@ -273,7 +277,7 @@ def rldtf_step(static: Static, env: Environment, config: RLDTFConfig, seed: int,
     w = token_weights(S_BxT, mask, config.alpha, config.threshold, config.lam)
     A, ret = advantages(config, jnp.asarray(verdict.reward_M), old_value_BxT, mask)
     rows = Rollouts(tokens_BxS, prompt_lengths_B, lengths_B, samples.logp_BxR, anchor_hidden_BxTxD, A, ret,
-                    mean_one(w, mask) if config.weights == "mean-one" else w)
+                    mean_one(w, mask) if config.weights == "mean-one" else w, old_value_BxT)
 
     hyper = hyper_at(config, step)
     order, seen = np.random.default_rng((seed, step, 1)), []

@@ -67,12 +67,13 @@ def test_arbitrary_tokens_get_minus_one_and_cost_no_simulation(environment, ids)
 
 @pytest.mark.parametrize("change, kind", [
     (("PRB", "PRBs"), "num_prb"), (("Use", "<think>"), "the"), (("LDPC", "polarity"), "code"),
-    ((" rate 0", " rate 7"), None), ((" PRB", "0 PRB"), None), ((" layer", "4 layer"), None), ((" DMRS", "3 DMRS"), None),
+    ((" rate 0", " rate 7"), "parse"), ((" PRB", "0 PRB"), "scenario"), ((" layer", "4 layer"), "parse"),
+    ((" DMRS", "3 DMRS"), "parse"),
 ])
 def test_broken_or_impossible_workflows_get_minus_one_with_a_word_why(environment, drawn, responses, change, kind):
     head, think_end, answer = responses[0].rpartition("</think>")
     verdict = environment.judge_text([drawn[0]], [head + think_end + answer.replace(*change)])
-    assert verdict.reward_M[0] == -1 and verdict.failure_M[0] == (kind or verdict.failure_M[0]) is not None
+    assert verdict.reward_M[0] == -1 and verdict.failure_M[0] == kind
 
 
 def test_what_follows_the_first_eos_is_not_read(environment, drawn, responses):

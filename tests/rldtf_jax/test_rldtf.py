@@ -68,10 +68,10 @@ def rollouts(behind=0, nothing=0.0):
     def padded(x):
         return np.where(MASK, x, nothing).astype(np.float32)
 
-    _, anchor_hidden = old_states(tokens)
+    old_value, anchor_hidden = old_states(tokens)
     old_logp, advantage, ret = own + rng.normal(scale=0.3, size=(B, T)), *rng.normal(size=(2, B, T))
     return rldtf.Rollouts(tokens, PROMPT_LENGTHS, LENGTHS, padded(old_logp), anchor_hidden, padded(advantage),
-                          padded(ret), padded(1 + rng.exponential(size=(B, T))))
+                          padded(ret), padded(1 + rng.exponential(size=(B, T))), padded(old_value))
 
 
 def old_states(tokens):
@@ -82,6 +82,25 @@ def old_states(tokens):
 def updated(aggregation="sum", microbatches=1, logit_chunk=None):
     return jax.device_get(rldtf.update(static(aggregation, microbatches, logit_chunk), learner(), nnx.state(REFERENCE),
                                        rollouts(), hyper()))
+
+
+def loss_with(name, rows, **options):
+    _, metrics = rldtf.update(static()._replace(**options), learner(), nnx.state(REFERENCE), rows,
+                                hyper(clip=np.float32(0.01)))
+    return float(metrics[name])
+
+
+def test_a_dual_clip_puts_a_floor_under_the_objective_and_a_wide_one_does_nothing():
+    free = loss_with("policy_loss", rollouts())
+    assert loss_with("policy_loss", rollouts(), dual_clip=1.0001) < free
+    assert loss_with("policy_loss", rollouts(), dual_clip=1e6) == pytest.approx(free, rel=1e-6)
+
+
+def test_a_value_clip_holds_the_critic_near_its_old_values_and_a_wide_one_does_nothing():
+    moved = rollouts()._replace(old_value_BxT=rollouts().old_value_BxT + 1)
+    free = loss_with("value_loss", moved)
+    assert loss_with("value_loss", moved, value_clip=1e-3) > free
+    assert loss_with("value_loss", moved, value_clip=1e6) == pytest.approx(free, rel=1e-6)
 
 
 def gradients(new):
