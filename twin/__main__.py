@@ -41,7 +41,8 @@ def run(arguments) -> None:
     low, high = qos.bler_interval()
     print(f"throughput {qos.throughput_mbps:10.3f} Mbit/s")
     print(f"BER        {'<' if qos.ber_is_bound else ' '}{qos.ber:9.2e}   {qos.bit_errors} of {qos.num_bits} bits")
-    print(f"BLER        {qos.block_errors / qos.num_blocks:9.2e}   {qos.block_errors} of {qos.num_blocks} blocks, 95 % in [{low:.3f}, {high:.3f}]")
+    bler = qos.block_errors / qos.num_blocks
+    print(f"BLER        {bler:9.2e}   {qos.block_errors} of {qos.num_blocks} blocks, 95 % in [{low:.3f}, {high:.3f}]")
     per_prb = data_elements(workflow) // workflow.num_prb
     block = transport_block_bits(workflow.num_prb, per_prb, workflow.bits_per_symbol, workflow.num_layers, workflow.code_rate)
     print(f"transport block {block} bits (TS 38.214 5.1.3.2), sent {qos.mean_transmissions:.2f} times on average")
@@ -85,7 +86,8 @@ def sweep(arguments) -> None:
     print(" SNR/dB       BER      BLER  95 % interval    blocks")
     for snr, q in zip(snrs_db, answers):
         low, high = q.bler_interval()
-        print(f"{snr:7.2f} {'<' if q.ber_is_bound else ' '}{q.ber:9.2e} {q.block_errors / q.num_blocks:9.2e}  [{low:.3f}, {high:.3f}] {q.num_blocks:8d}")
+        sign, bler = "<" if q.ber_is_bound else " ", q.block_errors / q.num_blocks
+        print(f"{snr:7.2f} {sign}{q.ber:9.2e} {bler:9.2e}  [{low:.3f}, {high:.3f}] {q.num_blocks:8d}")
     draw(scenario, workflow, snrs_db, answers, arguments.out)
     print(arguments.out)
 
@@ -100,7 +102,8 @@ def draw(scenario, workflow, snrs_db, answers, path) -> None:
     seen = np.array([not q.ber_is_bound for q in answers])
     bler = np.array([q.block_errors / q.num_blocks for q in answers])
     ber, spread = np.array([(q.ber, 1.96 * q.ber_stderr) for q in answers]).T
-    below_bler, above_bler = np.clip(np.transpose([(b - q.bler_interval()[0], q.bler_interval()[1] - b) for b, q in zip(bler, answers)]), 0, 1)
+    low, high = np.transpose([q.bler_interval() for q in answers])
+    below_bler, above_bler = np.clip((bler - low, high - bler), 0, 1)
     for name, rate, below, above, bound in (
         ("BLER", bler, below_bler, above_bler, bler + above_bler),
         ("BER", ber, np.minimum(spread, 0.999 * ber), spread, ber),
@@ -109,8 +112,10 @@ def draw(scenario, workflow, snrs_db, answers, path) -> None:
         axes.plot(snrs_db[~seen], bound[~seen], "v", mfc="none", color=line[0].get_color(), label=f"{name} below: no error seen")
     if known := reference(scenario, workflow, snrs_db):
         axes.plot(known[1], known[2], "k--", marker=".", label=known[0])
-    axes.set(yscale="log", ylim=(10 ** np.floor(np.log10(ber.min())), 1.5), xlim=(snrs_db[0] - 0.5, snrs_db[-1] + 0.5), xlabel="Es/N0 per receive antenna, dB", ylabel="error rate")
-    axes.set_title(f"{scenario.channel}, {workflow.bits_per_symbol} bits/symbol, {workflow.code} {workflow.code_rate:g}, {workflow.num_layers} layer(s)")
+    axes.set(xlim=(snrs_db[0] - 0.5, snrs_db[-1] + 0.5), xlabel="Es/N0 per receive antenna, dB", ylabel="error rate")
+    axes.set(yscale="log", ylim=(10 ** np.floor(np.log10(ber.min())), 1.5))
+    w = workflow
+    axes.set_title(f"{scenario.channel}, {w.bits_per_symbol} bits/symbol, {w.code} {w.code_rate:g}, {w.num_layers} layer(s)")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     figure.savefig(path)

@@ -42,7 +42,8 @@ def pilot_index(layer: int, num_layers: int, num_dmrs: int) -> np.ndarray:
 def data_index(bits_per_symbol: int, num_layers: int) -> np.ndarray:
     """Resource elements that carry the simulated code block, spread over the slice at random but always the same.
 
-    Those of a higher order are the first of those of a lower one. They avoid the symbols of both DM-RS patterns, so that a comparison of the two patterns is one of estimates alone.
+    Those of a higher order are the first of those of a lower one. They avoid the symbols of both DM-RS patterns, so that a
+    comparison of the two patterns is one of estimates alone.
     """
     symbols = [s for s in range(SYMBOLS_PER_SLOT) if s not in DMRS_SYMBOLS[2]]
     free = np.add.outer(np.array(symbols) * NUM_SC, np.arange(NUM_SC)).ravel()

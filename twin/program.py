@@ -38,9 +38,9 @@ _WORD = re.compile(r"[A-Za-z_]+")
 def parse(text: str) -> Workflow:
     """Read a program.
 
-    Raises WorkflowError, with the line and what is wrong, for everything that is not exactly one call of every tool (none or one of
-    optional tools) with exactly its arguments and values that a Workflow accepts. Size, alphabet, nesting and numbers are limited before the
-    text reaches the parser, so that time and memory are bounded for any input.
+    Raises WorkflowError, with the line and what is wrong, for everything that is not exactly one call of every tool (none
+    or one of optional tools) with exactly its arguments and values that a Workflow accepts. Size, alphabet, nesting and
+    numbers are limited before the text reaches the parser, so that time and memory are bounded for any input.
     """
     text = _limited(text)
     try:
