@@ -14,7 +14,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     p = successes / n
     centre, half = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + Z * Z / n)), min(1.0, (centre + half) / (1 + Z * Z / n))
+    scale = 1 + Z * Z / n
+    return (centre - half) / scale if successes else 0.0, (centre + half) / scale if successes < n else 1.0
 
 
 def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = 4000) -> tuple[float, float]:
