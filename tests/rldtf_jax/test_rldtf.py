@@ -2,10 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +10,10 @@ import optax
 import plain_equations as plain
 import pytest
 from flax import nnx
-from resuming import assert_killed_and_resumed_equals_never_killed, moments, start
 from tiny_training import EOS, RL, SHAPE, HighTokens, critic, policy
 
 from rldtf_jax import optim, rldtf
 from rldtf_jax.config import OptimConfig
-from rldtf_jax.loop import Diverged
-from rldtf_jax.metrics import read
 from rldtf_jax.token_weight import perturb
 
 B, P, T = RL.prompts_per_step, 5, RL.sample.max_new_tokens  # the shapes of a step, so that they share programs
@@ -437,60 +430,3 @@ def test_mean_one_weights_have_a_mean_of_1_over_the_batch_whatever_the_minibatch
     weights = [rows.weight_BxT[counted(rows)] for rows, _ in updates[:2]]
     np.testing.assert_allclose(np.concatenate(weights).mean(), 1, rtol=1e-5)
     assert abs(weights[0].mean() - 1) > 1e-3
-
-
-# Runs
-
-
-def test_training_leaves_the_callers_models_alone_and_returns_the_policy_it_saved(tmp_path):
-    before = jax.device_get((nnx.state(POLICY), nnx.state(REFERENCE), nnx.state(CRITIC)))
-    config = dataclasses.replace(ONE, steps=3)
-    trained, again = (rldtf.train(POLICY, CRITIC, HighTokens(), config, seed=3, directory=str(tmp_path),
-                                  tensorboard=False) for _ in range(2))
-    assert_equal(jax.device_get((nnx.state(POLICY), nnx.state(REFERENCE), nnx.state(CRITIC))), before)
-    assert_equal(nnx.state(trained), nnx.state(again))
-    assert not jax.tree.all(jax.tree.map(np.array_equal, nnx.state(trained), nnx.state(POLICY)))
-    assert len(read(str(tmp_path))) == 3
-
-
-def test_three_updates_in_a_row_that_are_not_finite_stop_the_run_and_a_rerun_goes_on(tmp_path):
-    def train(env):
-        return rldtf.train(POLICY, CRITIC, env, ONE, seed=3, directory=str(tmp_path), tensorboard=False)
-
-    class BreaksAt2(HighTokens):
-        def judge(self, tasks, responses):
-            broken = getattr(self, "calls", 0) >= 2
-            self.calls = getattr(self, "calls", 0) + 1
-            verdict = super().judge(tasks, responses)
-            return verdict._replace(reward_M=verdict.reward_M * np.nan) if broken else verdict
-
-    with pytest.raises(Diverged, match="3 updates in a row were not finite by step 5"):
-        train(BreaksAt2())
-    assert [row["skipped"] for row in read(str(tmp_path))] == [0, 0, 1, 2, 3]
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(nnx.state(train(HighTokens()))))
-    assert [row["skipped_in_a_row"] for row in read(str(tmp_path))] == [0, 0, 1, 2, 3, 0, 0, 0]
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """Compiled programs that the processes share."""
-    return tmp_path_factory.mktemp("programs")
-
-
-def test_killed_at_any_moment_and_resumed_it_ends_as_a_run_never_killed(tmp_path, programs):  # TRAPS 26
-    assert_killed_and_resumed_equals_never_killed("rldtf", tmp_path, programs, moments(0, 1, 2, 4, 5))
-
-
-def test_an_interrupt_ends_cleanly_with_the_step_saved(tmp_path, programs):
-    stopped = start("rldtf", tmp_path, signal.SIGINT.value, 2, 0, cache=programs)
-    rows = read(str(tmp_path))
-    assert stopped.returncode == 1 and f"Interrupted: {tmp_path}: stopped after step {len(rows)} of 8" in stopped.stderr
-    assert 2 <= len(rows) < 8 and str(len(rows)) in os.listdir(tmp_path / "checkpoints")
-    assert start("rldtf", tmp_path, cache=programs).returncode == 0
-    assert [row["step"] for row in read(str(tmp_path))] == list(range(8))
-
-
-def test_the_package_imports_neither_torch_nor_the_twin_nor_the_experiments():
-    modules = subprocess.run([sys.executable, "-c", "import sys, rldtf_jax.rldtf, rldtf_jax.sft; print(*sys.modules)"],
-                             capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "tensorflow", "sionna", "twin", "experiments"} & set(modules)

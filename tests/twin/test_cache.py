@@ -14,7 +14,7 @@ KEY = digest(POINT, Settings(), 0)
 COUNTS = Counts(32, 18432, 5, 321, 40000, 32)
 
 
-def test_a_result_comes_back_in_another_session(tmp_path):
+def test_a_result_comes_back_in_another_process(tmp_path):
     Cache(tmp_path / "c.sqlite").put(KEY, COUNTS)
     assert Cache(tmp_path / "c.sqlite").get([KEY, b"other"]) == {KEY: COUNTS}
 
