@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Callable, Iterator, Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from rldtf_jax.reward import NO_SERVICE, RewardConfig
 from twin import QoS, Scenario, Twin, Workflow, check
 from twin.delay import delay_ms, throughput_mbps
 
-from experiments.environment import score
+from experiments.environment import TwinBar, score
 from experiments.tasks import Task
 
 QAM_BITS = (2, 4, 6, 8)
@@ -68,7 +68,7 @@ def witnesses(tasks: Sequence[Task], twin: Twin, tries: int = 3) -> list[Workflo
     found: list[Workflow | None] = [None] * len(tasks)
     for attempt in range(tries):
         open_ones = [(i, queue[attempt]) for i, queue in enumerate(queues) if found[i] is None and attempt < len(queue)]
-        measured = twin.evaluate([(tasks[i].scenario, workflow) for i, workflow in open_ones])
+        measured = twin.evaluate([(tasks[i].scenario, workflow) for i, workflow in open_ones], progress=TwinBar())
         for (i, workflow), qos in zip(open_ones, measured):
             workflow = granted(tasks[i], workflow, qos.bler)
             if workflow is not None and meets(tasks[i], twin.evaluate([(tasks[i].scenario, workflow)])[0]):
@@ -76,9 +76,9 @@ def witnesses(tasks: Sequence[Task], twin: Twin, tries: int = 3) -> list[Workflo
     return found
 
 
-def oracle(tasks: Sequence[Task], twin: Twin, config: RewardConfig, *, per_round: int = 4, budget: int = 24,
-           progress: Callable[[int], None] = lambda _: None) -> list[Workflow]:
-    """The best workflow by search on the same twin, never worse than the task's witness.
+def oracle(tasks: Sequence[Task], twin: Twin, config: RewardConfig, *, per_round: int = 4,
+           budget: int = 24) -> list[Workflow | None]:
+    """The best workflow by search on the same twin, never worse than the task's witness; None where neither is there.
 
     Branch and bound: a prospect's limit is Eq. 2 without a block error and with the BER just met. Prospects are tried by
     limit x a guess of the chance that the link carries them, one twin call a round for all tasks; those go that ask no
@@ -88,12 +88,12 @@ def oracle(tasks: Sequence[Task], twin: Twin, config: RewardConfig, *, per_round
     best = [task.witness for task in tasks]
     best_R = [_value(task, twin, task.witness, config) if task.witness else NO_SERVICE for task in tasks]
     queues = [_ranked(task, table, config) for task in tasks]
-    for tried in range(0, budget, per_round):
+    for _ in range(0, budget, per_round):
         queues = [[p for p in queue if p[1] > R] for queue, R in zip(queues, best_R)]
         batch = [(i, workflow) for i, queue in enumerate(queues) for _, _, workflow in queue[:per_round]]
         if not batch:
             break
-        measured = twin.evaluate([(tasks[i].scenario, workflow) for i, workflow in batch])
+        measured = twin.evaluate([(tasks[i].scenario, workflow) for i, workflow in batch], progress=TwinBar())
         queues = [queue[per_round:] for queue in queues]
         for (i, workflow), qos in zip(batch, measured):
             final = granted(tasks[i], workflow, qos.bler)
@@ -102,7 +102,6 @@ def oracle(tasks: Sequence[Task], twin: Twin, config: RewardConfig, *, per_round
                 queues[i] = [p for p in queues[i] if not no_less(workflow, p[2])]
             elif R > best_R[i]:
                 best[i], best_R[i] = final, R
-        progress(tried + per_round)
     return best
 
 
@@ -158,7 +157,7 @@ def bler_thresholds(twin: Twin, target: float = 0.1, snrs_db: Sequence[int] = ra
     modes = list(itertools.product(QAM_BITS, CODE_RATES))
     measured = iter(twin.evaluate([
         (scenario, Workflow(bits_per_symbol=bits, code_rate=rate, decoder_iterations=10, estimator="lmmse"))
-        for bits, rate in modes for scenario in awgn]))
+        for bits, rate in modes for scenario in awgn], progress=TwinBar()))
     table = {}
     for mode in modes:
         blers = [next(measured).bler for _ in awgn]

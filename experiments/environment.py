@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import sys
 from collections import Counter
 from typing import Sequence
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from rldtf_jax.reward import NO_SERVICE, RewardConfig, fulfilled, reward
 from rldtf_jax.rldtf import Verdict
@@ -16,6 +18,24 @@ from twin import Twin, Workflow, WorkflowError, check, parse
 
 from experiments.orchestration import translate
 from experiments.tasks import Task
+
+
+class TwinBar:
+    """Progress of a long call of the twin, with rate and time left; a short call shows nothing."""
+
+    def __init__(self, at_least: int = 200):
+        self._at_least, self._bar = at_least, None
+
+    def __call__(self, done: int, total: int) -> None:
+        if total < self._at_least:
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=total, desc="twin", unit="simulation", dynamic_ncols=True,
+                             mininterval=0.1 if sys.stderr.isatty() else 5.0)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()
+            self._bar = None
 
 
 class TwinEnvironment:
@@ -61,7 +81,7 @@ class TwinEnvironment:
         runnable = [m for m, reason in enumerate(failure) if reason is None]
         before = dataclasses.replace(self.twin.stats)
         pairs = list(dict.fromkeys((tasks[m].scenario, workflows[m]) for m in runnable))
-        qos = dict(zip(pairs, self.twin.evaluate(pairs)))
+        qos = dict(zip(pairs, self.twin.evaluate(pairs, progress=TwinBar())))
         after = self.twin.stats
 
         reward_M = np.full(len(tasks), NO_SERVICE, np.float32)

@@ -55,7 +55,7 @@ def evaluate(run: Run) -> dict:
 
 
 def _judge(environment, tasks, workflows) -> Verdict:
-    return environment.judge_workflows(tasks, workflows, [None] * len(tasks))
+    return environment.judge_workflows(tasks, workflows, ["none found" if w is None else None for w in workflows])
 
 
 def summarise(verdict: Verdict) -> dict:

@@ -1,6 +1,7 @@
 """The language between policy and twin: a link's state as a prompt, a workflow as structured natural language, and f(a),
 the deterministic translation of that language into the twin's code (III.B, the `grammar` translator)."""
 
+import functools
 import math
 import re
 
@@ -29,7 +30,9 @@ OPTIONAL = {  # at most one match each
     "precoder": r"([\w-]+) precoding",
     "num_transmissions": r"(\d{1,4}) transmissions?",
 }
-_PATTERNS = {name: re.compile(_START + pattern + _END, re.ASCII) for name, pattern in (FIELDS | OPTIONAL).items()}
+_PATTERN = re.compile(  # all of them in one pass: a training step reads thousands of responses
+    _START + "(?:" + "|".join(pattern.replace("(", f"(?P<{name}>", 1) for name, pattern in (FIELDS | OPTIONAL).items())
+    + ")" + _END, re.ASCII)
 _BITS = {name: bits for bits, name in QAM.items()}
 
 
@@ -96,16 +99,21 @@ def translate(response: str) -> str:
     Raises:
       WorkflowError: a part is missing, stands twice, or the think part does not end.
     """
-    answer = response.rpartition(END_THINK)[2]
+    return _translate_answer(response.rpartition(END_THINK)[2])
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _translate_answer(answer: str) -> str:
     if THINK in answer:
         raise WorkflowError(f"the think part does not end with {END_THINK}")
-    found = {}
-    for name, pattern in _PATTERNS.items():
-        matches = pattern.findall(answer)
-        if len(matches) > 1 or (not matches and name in FIELDS):
-            raise WorkflowError(f"{name}: expected one {pattern.pattern!r} in the answer, found {len(matches)}")
-        if matches:
-            found[name] = matches[0]
+    found: dict[str, str] = {}
+    for match in _PATTERN.finditer(answer):
+        if match.lastgroup in found:
+            raise WorkflowError(f"{match.lastgroup}: stands twice in the answer")
+        found[match.lastgroup] = match.group(match.lastgroup)
+    missing = next((name for name in FIELDS if name not in found), None)
+    if missing:
+        raise WorkflowError(f"{missing}: expected {FIELDS[missing]!r} in the answer")
     code = (f"grid(num_prb={int(found['num_prb'])}, scs_khz={int(found['scs_khz'])})\n"
             f"modulate(bits_per_symbol={_BITS[found['bits_per_symbol']]}, num_layers={int(found['num_layers'])})\n"
             f"encode(code=\"{found['code'].lower()}\", code_rate={found['code_rate']})\n"

@@ -23,6 +23,7 @@ from experiments.stages import Run
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen
 
+SHORT = {"instruct": "phase 1", "reject": "+ rejection", "rldtf": "+ RLDTF", "rule": "rule", "oracle": "oracle"}
 COLOURS = {"instruct": "#8da0cb", "reject": "#66c2a5", "rldtf": "#d95f02", "rule": "#999999", "oracle": "#444444"}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -98,9 +99,7 @@ def results_figure(result: dict) -> bytes:
                 axis.bar(x, row[key], color=COLOURS[name])
                 axis.errorbar(x, row[key], [[row[key] - low], [high - row[key]]], color="black", capsize=4)
                 axis.text(x, 0.02, f"{row[key]:.2f}", ha="center", color="white")
-        axis.set(title=title, ylim=(0, 1.02), xticks=range(len(names)),
-                 xticklabels=[METHODS[name].split(" (")[0].replace("-based link adaptation", "") for name in names])
-        axis.tick_params(axis="x", labelrotation=15)
+        axis.set(title=title, ylim=(0, 1.02), xticks=range(len(names)), xticklabels=[SHORT[name] for name in names])
     return _png(figure)
 
 

@@ -1,4 +1,4 @@
-"""python -m twin.benchmark [pairs] [naive pairs]: the twin against building a Sionna chain per pair, on one core.
+"""python -m experiments.benchmarks.twin_speed [pairs] [naive pairs]: the twin against building a Sionna chain per pair, on one core.
 
 Random distinct pairs of the toolbox, none cached. The naive way builds Sionna's blocks for every pair and calls `sim_ber` on a
 graph-compiled chain, for as many code blocks of the same length as the twin spent on it. Prints pairs per second of both, cache
@@ -14,10 +14,10 @@ import sys
 import time
 from dataclasses import replace
 
-from .pool import QUIET_AND_SINGLE_THREADED
-from .spec import BITS_PER_SYMBOL, Scenario, Workflow
-from .toolbox import BY_NAME
-from .twin import Twin
+from twin.pool import QUIET_AND_SINGLE_THREADED
+from twin.spec import BITS_PER_SYMBOL, Scenario, Workflow
+from twin.toolbox import BY_NAME
+from twin import Twin
 
 RATES = next(a.choices for a in BY_NAME["encode"].arguments if a.field == "code_rate")
 
@@ -56,7 +56,7 @@ def naive(scenario: Scenario, workflow: Workflow, num_blocks: int) -> float:
     from sionna.phy.ofdm import LMMSEEqualizer, LSChannelEstimator, ResourceGrid, ResourceGridMapper, ZFEqualizer
     from sionna.phy.utils import sim_ber
 
-    from .physical import CODE_LENGTH, num_info_bits
+    from twin.physical import CODE_LENGTH, num_info_bits
 
     s, w = scenario, workflow
     grid = ResourceGrid(14, 48, w.scs_khz * 1e3, num_streams_per_tx=w.num_layers, pilot_pattern="kronecker",
@@ -99,8 +99,8 @@ def naive(scenario: Scenario, workflow: Workflow, num_blocks: int) -> float:
 
 def stages(pairs) -> None:
     """Print the share of every stage of the link, in this process."""
-    from . import link
-    from .physical import Settings, physical
+    from twin import link
+    from twin.physical import Settings, physical
 
     spent = {}
 
