@@ -83,7 +83,7 @@ def report(options: argparse.Namespace) -> int:
     int_rows = lambda *shape: rows(*shape, dtype=jnp.int32)
     rollouts = rldtf.Rollouts(
         int_rows(B, P + T), int_rows(B), int_rows(B), rows(B, T), rows(B, T, D, dtype=jnp.bfloat16),
-        rows(B, T), rows(B, T), rows(B, T),
+        rows(B, T), rows(B, T), rows(B, T), rows(B, T),
     )  # fmt: skip
 
     def update_scratch(remat=True, microbatches=options.microbatches, chunk=options.logit_chunk):
