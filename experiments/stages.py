@@ -229,8 +229,8 @@ def reject(run: Run) -> Qwen2:
         sampled = sample_round(run, model, train, number) + sampled
         kept = keep(sampled, config.keep_per_task)
         if not kept:
-            raise ConfigError("reject: no sampled response fulfils its task; raise reject.samples_per_task or "
-                              "instruct.sft.steps")
+            say("reject: no sampled response fulfils its task; going on with the model of phase 1")
+            break
         refined = sft.train(model, sequences(run.tokenizer, [(train.tasks[row["task"]], row["response"]) for row in kept]),
                             config.sft, seed=run.config.seed + number, directory=directory, title=f"reject {number}",
                             tensorboard=run.config.tensorboard)
