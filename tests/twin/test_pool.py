@@ -118,7 +118,8 @@ def _alive(pid):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_its_parent(how):
     script = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background hands on an ignored SIGINT
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from conftest import toy_pool
 from twin import Scenario, Twin, Workflow
