@@ -107,7 +107,6 @@ class TwinEnvironment:
                 | {f"failed/{kind}": count / len(tasks) for kind, count in sorted(kinds.items())})
 
 
-@functools.lru_cache(maxsize=1 << 16)
 def read(text: str) -> tuple[Workflow | None, str | None]:
     """(workflow, None), or (None, the word for what is wrong with the text)."""
     try:

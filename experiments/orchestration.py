@@ -54,11 +54,11 @@ def describe_link(scenario: Scenario) -> str:
 
 def describe_tools(scenario: Scenario) -> str:
     """The modules that differ between platforms, those present; `twin.toolbox.describe()` is the whole toolbox."""
-    def present(tool, names):
-        return " ".join(str(shown) for value, shown in names.items() if f"{tool}.{value}" not in scenario.absent)
+    def present(tool, values, show=str):
+        return " ".join(show(value) for value in values if f"{tool}.{value}" not in scenario.absent)
 
-    methods = {"ls": "ls", "lmmse": "lmmse"}, {"zf": "zf", "lmmse": "lmmse"}
-    return f"Tools: {present('modulate', QAM)}; {present('estimate', methods[0])}; {present('detect', methods[1])}."
+    return (f"Tools: {present('modulate', QAM, QAM.get)}; {present('estimate', ('ls', 'lmmse'))}; "
+            f"{present('detect', ('zf', 'lmmse'))}.")
 
 
 def describe_targets(delay_ms: float, throughput_mbps: float, ber: float) -> str:

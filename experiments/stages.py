@@ -257,6 +257,10 @@ def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: i
             for i, text, R, good in zip(indices, responses.texts, responses.verdict.reward_M, responses.verdict.fulfilled_M):
                 file.write(json.dumps({"task": int(i), "response": text, "reward": float(R), "fulfilled": bool(good)}) + "\n")
         os.replace(f"{path}.partial", path)
+    return _json_lines(path)
+
+
+def _json_lines(path: str) -> list[dict]:
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
@@ -286,8 +290,7 @@ def train_rldtf(run: Run) -> Qwen2:
 def train_critic(run: Run, policy: Qwen2) -> Qwen2:
     """The critic before the first step: the policy's backbone and a value head, fitted (Eq. 7) to the rewards that the
     rounds of rejection sampling have already paid for."""
-    rows = [json.loads(line) for path in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl")))
-            for line in open(path, encoding="utf-8")]
+    rows = [row for path in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl"))) for row in _json_lines(path)]
     tasks = run.tasks["train"]
     texts = sequences(run.tokenizer, [(tasks[row["task"]], row["response"]) for row in rows])
     return critic.train(value_model(policy, run.config.seed), texts, np.array([row["reward"] for row in rows], np.float32),
