@@ -61,6 +61,7 @@ class InstructConfig:
     """Instruction tuning on random valid workflows."""
 
     pairs: int = 8000
+    think: bool = True  # each response begins with the think line; the later stages go on with what is taught here
     sft: SFTConfig = SFTConfig()
 
     def __post_init__(self):

@@ -74,8 +74,8 @@ def opened(config: ExperimentConfig) -> Iterator[Run]:
 def _same_config(path: str, config: ExperimentConfig) -> None:
     from omegaconf import OmegaConf
 
-    made = _flat(OmegaConf.to_container(OmegaConf.load(path)))
-    asked = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    default, asked = (_flat(json.loads(json.dumps(dataclasses.asdict(c)))) for c in (ExperimentConfig(), config))
+    made = default | _flat(OmegaConf.to_container(OmegaConf.load(path)))  # a key younger than the directory: its default
     for key in sorted(made.keys() | asked.keys()):
         if made.get(key) != asked.get(key):
             raise ConfigError(f"{path}: made with {key} = {made.get(key)!r}, asked for {asked.get(key)!r}; "
@@ -160,7 +160,7 @@ def instruct(run: Run) -> Qwen2:
         return done
     rng = random.Random(f"instruct {run.config.seed}")
     tasks = run.tasks["train"]
-    pairs = [(task, task.response(task_files.random_workflow(rng, task.scenario)))
+    pairs = [(task, task.response(task_files.random_workflow(rng, task.scenario), run.config.instruct.think))
              for task in (tasks[i % len(tasks)] for i in range(run.config.instruct.pairs))]
     rows, budget = sequences(run.tokenizer, pairs), run.config.rldtf.sample.max_new_tokens
     longest = int((rows.lengths - rows.prompt_lengths).max())

@@ -106,10 +106,10 @@ class Task:
                 f"{orchestration.describe_link(self.scenario)} "
                 f"{orchestration.describe_targets(self.delay_ms, self.throughput_mbps, self.ber)}")
 
-    def response(self, workflow: Workflow) -> str:
-        """a: the think part, then `workflow` in structured natural language."""
-        return (orchestration.think(self.scenario, self.throughput_mbps, self.delay_ms)
-                + orchestration.describe_workflow(workflow))
+    def response(self, workflow: Workflow, think: bool = True) -> str:
+        """a: the think part, if wanted, then `workflow` in structured natural language."""
+        thoughts = orchestration.think(self.scenario, self.throughput_mbps, self.delay_ms) if think else ""
+        return thoughts + orchestration.describe_workflow(workflow)
 
 
 @functools.cache
