@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from rldtf_jax.reward import NO_SERVICE, RewardConfig, fulfilled, reward
 from rldtf_jax.rldtf import Verdict
+from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Twin, Workflow, WorkflowError, check, parse
@@ -45,15 +46,11 @@ class TwinEnvironment:
         self.tasks, self.tokenizer, self.twin, self.config, self.seed = list(tasks), tokenizer, twin, config, seed
         self.eos_id = tokenizer.eos_id
         self.prompts = [tokenizer.apply_chat(task.prompt()) for task in self.tasks]
-        self.width = -(-max(map(len, self.prompts)) // 8) * 8
+        self.width = bucket(max(map(len, self.prompts)))
 
     def rows(self, indices: Sequence[int]) -> tuple[list[Task], np.ndarray, np.ndarray]:
         """(tasks, prompts_BxP right-padded, lengths_B); P is the same for every choice of rows."""
-        prompts_BxP = np.zeros((len(indices), self.width), np.int32)
-        for row, i in zip(prompts_BxP, indices):
-            row[:len(self.prompts[i])] = self.prompts[i]
-        return ([self.tasks[i] for i in indices], prompts_BxP,
-                np.array([len(self.prompts[i]) for i in indices], np.int32))
+        return [self.tasks[i] for i in indices], *pad_prompts([self.prompts[i] for i in indices], self.width)
 
     def batch(self, step: int, num_prompts: int):
         """The tasks of a step: epochs of a fresh permutation each, a function of (seed, step) alone."""

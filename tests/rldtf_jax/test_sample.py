@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
-from rldtf_jax.sample import PAD_ID, row_keys, sample
+from rldtf_jax.sample import PAD_ID, bucket, pad_prompts, row_keys, sample
 
 SMALL = Qwen2Config(50, 32, 48, 2, 4, 2, head_dim=8, rope_theta=1e4, num_tokens=47)
 NO_EOS = 1000
@@ -80,12 +80,39 @@ def test_a_rows_response_does_not_depend_on_the_batch_it_is_in(rows):
     np.testing.assert_allclose(part.logp_BxR, whole.logp_BxR[rows], atol=1e-5)
 
 
-def test_padding_the_prompts_further_changes_no_response():
+@pytest.mark.parametrize("options", [dict(), dict(temperature=0.0), dict(top_k=5, top_p=0.9, temperature=1.4)])
+@pytest.mark.parametrize("width", [12, 40])
+def test_the_bucket_that_prompts_are_padded_to_changes_no_response(width, options):
     graphdef, params = nnx.split(random_model(SMALL))
-    run = partial(sample, graphdef, params, max_new_tokens=9, eos_id=NO_EOS)
+    prompts = [prompt[:length].tolist() for prompt, length in zip(PROMPTS_BxP, LENGTHS_B)]
+    prompts_BxP, lengths_B = pad_prompts(prompts, width)
+    assert prompts_BxP.shape == (6, width)
     keys_B = row_keys(jax.random.key(0), np.arange(6))
-    longer = run(np.pad(PROMPTS_BxP, ((0, 0), (0, 5))), LENGTHS_B, keys_B)
-    np.testing.assert_array_equal(longer.tokens_BxR, draw().tokens_BxR)
+    got = sample(graphdef, params, prompts_BxP, lengths_B, keys_B, max_new_tokens=9, eos_id=NO_EOS, **options)
+    expected = draw(**options)
+    np.testing.assert_array_equal(got.tokens_BxR, expected.tokens_BxR)
+    np.testing.assert_allclose(got.logp_BxR, expected.logp_BxR, atol=1e-5)
+
+
+def test_prompts_of_many_lengths_share_the_program_of_their_bucket():
+    graphdef, params = nnx.split(random_model(SMALL))
+
+    def run(longest):
+        prompts_BxP, lengths_B = pad_prompts([[7] * longest, [3]])
+        sample(graphdef, params, prompts_BxP, lengths_B, row_keys(jax.random.key(0), np.arange(2)),
+               max_new_tokens=3, eos_id=NO_EOS)  # fmt: skip
+        return prompts_BxP.shape[1]
+
+    before = sample._cache_size()
+    assert {run(longest) for longest in range(1, 25)} == {8, 16, 24}
+    assert sample._cache_size() == before + 3
+
+
+def test_a_bucket_holds_its_lengths_with_little_to_spare():
+    widths = [bucket(length) for length in range(1, 2049)]
+    assert all(length <= width < max(1.25 * length, length + 8) for length, width in enumerate(widths, 1))
+    assert widths == sorted(widths) and len(set(widths)) <= 30
+    assert {bucket(width) for width in widths} == set(widths)
 
 
 def test_draws_follow_the_models_distribution():
