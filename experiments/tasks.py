@@ -35,7 +35,8 @@ SNRS_DB = tuple(range(0, 29, 4))
 GRANTS_PRB = (6, 12, 25, 50)
 ALWAYS_ABSENT = (  # the platforms of these tasks are plain ones, so that a small model learns them in minutes
     "grid.120",  # not for data below 6 GHz (TS 38.101-1 5.3.5)
-    "encode.polar", "estimate.ls-nearest", "detect.ep", "detect.kbest", "precode.svd", "harq.2", "harq.3", "harq.4")
+    "encode.polar", "encode.0.89", "estimate.ls-nearest", "detect.mrc", "detect.ep", "detect.kbest", "precode.svd",
+    "harq.2", "harq.3", "harq.4")
 ABSENT = {"modulate.8": 0.25, "estimate.lmmse": 0.25, "detect.lmmse": 0.15}  # module: share of platforms without it
 SPLITS = ("train", "validation", "test")
 

@@ -76,6 +76,7 @@ def _detector_cmacs(scenario: Scenario, workflow: Workflow) -> float:
     """Multiply-accumulates of detection per resource element.
 
     Gram matrix and matched filter, rx L (L + 3) / 2, then
+    mrc: the interference from the Gram matrix, L^2
     zf: inverse and product, L^3 + L^2; lmmse: also noise loading and unbiased scaling, 2 L^2
     ep: 5 iterations, each an lmmse solution and moments of L sqrt(M) points per dimension
     kbest: Cholesky factor, L^3 / 3, and K M candidates extended in each of L steps, (L + 1) / 2 terms on average
@@ -83,6 +84,7 @@ def _detector_cmacs(scenario: Scenario, workflow: Workflow) -> float:
     rx, layers, points = scenario.num_rx_ant, workflow.num_layers, 2**workflow.bits_per_symbol
     solve = layers**3 + layers**2
     after = {
+        "mrc": layers**2,
         "zf": solve,
         "lmmse": solve + 2 * layers**2,
         "ep": 5 * (solve + 2 * layers**2 + 2 * layers * math.sqrt(points)),

@@ -21,7 +21,7 @@ def detect(y, g, noise, detector: str, bits_per_symbol: int) -> np.ndarray:
         run = _detector(detector, len(y), bits_per_symbol)
         logits = run(tf.constant(y.reshape(len(y), -1).T), tf.constant(np.moveaxis(g.reshape(*g.shape[:2], -1), -1, 0))).numpy()
         return logits.reshape(NUM_SLOTS, -1)
-    x_hat, no_eff = linear(y, g, noise, lmmse=detector == "lmmse")
+    x_hat, no_eff = matched(y, g, noise) if detector == "mrc" else linear(y, g, noise, lmmse=detector == "lmmse")
     return demap(x_hat.transpose(1, 2, 0), no_eff.transpose(1, 2, 0), bits_per_symbol)
 
 
@@ -60,6 +60,14 @@ def _detector(name: str, num_layers: int, bits_per_symbol: int):
         return detector(y, g, tf.eye(num_layers, batch_shape=[y.shape[0]], dtype=tf.complex64))
 
     return run
+
+
+def matched(y, g, noise) -> tuple[np.ndarray, np.ndarray]:
+    """Maximum-ratio combining of every layer by itself, the others taken for noise. Arguments and result as in `linear`."""
+    gram = np.einsum("ri...,rj...->ij...", g.conj(), g)
+    power = np.maximum(np.real(np.einsum("ii...->i...", gram)), np.float32(1e-20))
+    interference = np.sum(np.abs(gram) ** 2, axis=1) - power**2
+    return np.einsum("ri...,r...->i...", g.conj(), y) / power, (noise + np.maximum(interference, 0) / power) / power
 
 
 def linear(y, g, noise, lmmse: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -62,10 +62,10 @@ def _interference(state: ChannelState) -> float:
 
 @lru_cache(maxsize=4096)
 def _gains(state: ChannelState, seed: int) -> tuple[float, ...]:
-    """Mean power of every layer's channel, which a receiver knows over many slots; 1 without a precoder."""
+    """Mean power of every layer's channel to two digits, which a receiver knows over many slots; 1 without a precoder."""
     if state.precoder == "none":
         return (1.0,) * state.num_layers
-    return tuple(float(g) for g in np.mean(np.abs(surroundings(state, seed)[0]) ** 2, axis=(0, 2, 3)).round(2))
+    return tuple(float(f"{max(g, 1e-6):.1e}") for g in np.mean(np.abs(surroundings(state, seed)[0]) ** 2, axis=(0, 2, 3)))
 
 
 _estimator = remember(max_bytes=128 << 20)(estimator)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -29,6 +29,22 @@ QUIET_AND_SINGLE_THREADED = {
 
 class TwinError(RuntimeError):
     """A point that could not be simulated."""
+
+
+def share(jobs: Iterable, num_workers: int, point_of: Callable[..., Point]) -> list[deque]:
+    """A queue of jobs for every worker; those of one channel state go to one worker, which keeps its realisations."""
+    queues = [deque() for _ in range(num_workers)]
+    for job in jobs:
+        queues[zlib.crc32(repr(point_of(job).state).encode()) % num_workers].append(job)
+    return queues
+
+
+def take(queues: list[deque], slot: int) -> list:
+    """The next chunk of a worker: from its own queue's head, or else from the longest queue's tail."""
+    if own := queues[slot]:
+        return [own.popleft() for _ in range(min(CHUNK, len(own)))]
+    longest = max(queues, key=len)
+    return [longest.pop() for _ in range(min(CHUNK, (len(longest) + 1) // 2))][::-1]
 
 
 class _Worker:
@@ -91,6 +107,12 @@ class Pool:
     def _stop(self, slot: int) -> None:
         self.workers.pop(slot).stop()
 
+    def num_traces(self) -> int:
+        """How many compiled stages the workers have traced so far."""
+        if self.workers:
+            self._settle()
+        return sum(self.traces.values())
+
     def warm(self, signatures: list[tuple]) -> None:
         """Compile these stages (see Point.signatures) in every worker, and wait for it."""
         self._settle()
@@ -104,14 +126,12 @@ class Pool:
         Points of one channel state go to one worker, which keeps its realisations, unless another one runs out of work.
         """
         self._settle()
-        queues = [deque() for _ in range(self.num_workers)]
-        for job, point in enumerate(points):
-            queues[zlib.crc32(repr(point.state).encode()) % self.num_workers].append((job, point))
+        queues = share(enumerate(points), self.num_workers, lambda job: job[1])
         deaths, remaining = {}, len(points)
         while remaining:
             self.start()
             for slot, worker in self.workers.items():
-                if not worker.busy and (jobs := self._take(queues, slot)):
+                if not worker.busy and (jobs := take(queues, slot)):
                     worker.send("run", jobs)
             for slot, message in self._messages():
                 worker = self.workers[slot]
@@ -130,14 +150,6 @@ class Pool:
                     _, point = worker.jobs.popleft()
                     remaining -= 1
                     yield point, TwinError(f"{point}: {answer}") if isinstance(answer, str) else answer, seconds
-
-    @staticmethod
-    def _take(queues: list[deque], slot: int) -> list:
-        """The next chunk of a worker: from its own queue's head, or else from the longest queue's tail."""
-        if own := queues[slot]:
-            return [own.popleft() for _ in range(min(CHUNK, len(own)))]
-        longest = max(queues, key=len)
-        return [longest.pop() for _ in range(min(CHUNK, (len(longest) + 1) // 2))][::-1]
 
     def _messages(self):
         """Wait for messages of the workers, by slot; None stands for a worker that died."""

@@ -10,16 +10,9 @@ import math
 import numbers
 from dataclasses import dataclass
 
+from .toolbox import BY_FIELD, MAX_ANT, MAX_PRB, MODULES, Argument, refusal
+
 CHANNELS = ("awgn", "rayleigh", *(f"{kind}-{letter}" for kind in ("tdl", "cdl") for letter in "abcde"))
-CODES = ("none", "ldpc", "polar")
-ESTIMATORS = ("perfect", "ls", "ls-nearest", "lmmse")
-DETECTORS = ("zf", "lmmse", "kbest", "ep", "deeprx")
-PRECODERS = ("none", "svd")
-MAX_TRANSMISSIONS = 4
-SCS_KHZ = (15, 30, 60, 120)
-BITS_PER_SYMBOL = (2, 4, 6, 8)
-MAX_PRB = 273
-MAX_ANT = 4
 SYMBOLS_PER_SLOT = 14
 SUBCARRIERS_PER_PRB = 12
 
@@ -59,20 +52,15 @@ SCENARIO_RULES = {
     "max_prb": (_int, 1, MAX_PRB),
     "compute_gflops": (_float, 1e-6, 1e9),
 }
-WORKFLOW_RULES = {
-    "num_prb": (_int, 1, MAX_PRB),
-    "scs_khz": (_choice, SCS_KHZ),
-    "code": (_choice, CODES),
-    "code_rate": (_float, 0.2, 0.93),
-    "decoder_iterations": (_int, 1, 20),
-    "bits_per_symbol": (_choice, BITS_PER_SYMBOL),
-    "num_layers": (_int, 1, MAX_ANT),
-    "num_dmrs": (_int, 1, 2),
-    "estimator": (_choice, ESTIMATORS),
-    "detector": (_choice, DETECTORS),
-    "precoder": (_choice, PRECODERS),
-    "num_transmissions": (_int, 1, MAX_TRANSMISSIONS),
-}
+
+
+def _rule(argument: Argument) -> tuple:
+    if argument.choices and argument.high:
+        return _float, argument.low, argument.high
+    return (_choice, argument.choices + argument.validation) if argument.choices else (_int, argument.low, argument.high)
+
+
+WORKFLOW_RULES = {field: _rule(argument) for field, argument in BY_FIELD.items()}
 
 
 def _check_fields(spec, rules):
@@ -104,8 +92,6 @@ class Scenario:
 
     def __post_init__(self):
         if self.absent != ():
-            from .toolbox import MODULES
-
             if isinstance(self.absent, str) or not set(self.absent) <= MODULES:
                 raise ValueError(f"Scenario.absent: expected names of modules such as 'estimate.lmmse', got {self.absent!r}")
             object.__setattr__(self, "absent", tuple(sorted(self.absent)))
@@ -118,7 +104,7 @@ class Workflow:
 
     code: ldpc (TS 38.212 5.3.2) | polar (5.3.1, blocks of 288 coded bits, CRC-aided list of 8) | none (validation)
     estimator: ls (linear interpolation) | ls-nearest | lmmse (2-D Wiener filter) | perfect (validation)
-    detector: zf | lmmse | kbest (16 survivors) | ep (expectation propagation) | deeprx (not present: `check` says so)
+    detector: mrc | zf | lmmse | kbest (16 survivors) | ep (expectation propagation) | deeprx (not present: `check` says so)
     precoder: none (layer i on antenna i) | svd (along the channel's strongest directions as they were at the slot's start)
     num_transmissions: HARQ, at most so many transmissions of a block, each in a slot of its own, combined (Chase)
     """
@@ -185,8 +171,6 @@ def check(scenario: Scenario, workflow: Workflow, validation: bool = False) -> N
     With `validation`, the modules that exist only to validate the twin (perfect estimation, no code) are let through, and
     so are values between the toolbox's choices: only what cannot be simulated is refused.
     """
-    from .toolbox import refusal
-
     rank = min(scenario.num_tx_ant, scenario.num_rx_ant)
     if workflow.num_prb > scenario.max_prb:
         raise WorkflowError(f"num_prb={workflow.num_prb}: the scenario grants at most {scenario.max_prb} PRB")
@@ -195,5 +179,5 @@ def check(scenario: Scenario, workflow: Workflow, validation: bool = False) -> N
             f"num_layers={workflow.num_layers}: {scenario.num_tx_ant} transmit and {scenario.num_rx_ant} receive "
             f"antennas carry at most {rank}"
         )
-    if reason := refusal(scenario, workflow, validation):
+    if reason := refusal(scenario.absent, workflow, validation):
         raise WorkflowError(reason)

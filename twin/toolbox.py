@@ -1,23 +1,30 @@
-"""The modules an orchestration may call: one entry each, the only table of them. Prompts show `describe()`."""
+"""The modules an orchestration may call: one entry each, the only table of them. Prompts show `describe()`; what a Workflow
+accepts follows from it (see spec.WORKFLOW_RULES)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .spec import BITS_PER_SYMBOL, MAX_ANT, MAX_PRB, MAX_TRANSMISSIONS, PRECODERS, SCS_KHZ, Scenario, Workflow
-
+MAX_PRB = 273
+MAX_ANT = 4
 COMPUTE_TIERS_GFLOPS = (2.0, 10.0, 50.0)  # a share of a core, a core or two, an accelerator's share
 
 
 @dataclass(frozen=True)
 class Argument:
-    """A keyword argument of a tool, the Workflow field it sets, and the values offered."""
+    """A keyword argument of a tool, the Workflow field it sets, and its values.
+
+    choices: the values offered; without them, any integer in [low, high]
+    low, high: with choices, the range of a number that can be simulated between them
+    validation: values that can be simulated but are not offered
+    """
 
     name: str
     field: str
     choices: tuple = ()
-    low: int = 0  # used, with high, where choices is empty: any integer in [low, high]
-    high: int = 0
+    low: float = 0
+    high: float = 0
+    validation: tuple = ()
 
     def offers(self, value) -> bool:
         return value in self.choices if self.choices else self.low <= value <= self.high
@@ -33,32 +40,36 @@ class Tool:
     stage: str  # transmit | receive
     description: str
     arguments: tuple[Argument, ...]
+    delay: tuple[str, ...] = ()  # its terms in the delay: see delay.breakdown, and delay.harq_round_trip_ms
     optional: bool = False  # a program without it means the defaults of Workflow
 
 
 TOOLS = (
     Tool("grid", "transmit", "Takes num_prb resource blocks at a subcarrier spacing; wider spacing shortens the slot.",
-         (Argument("num_prb", "num_prb", low=1, high=MAX_PRB), Argument("scs_khz", "scs_khz", SCS_KHZ))),
+         (Argument("num_prb", "num_prb", low=1, high=MAX_PRB), Argument("scs_khz", "scs_khz", (15, 30, 60, 120))),
+         delay=("slot", "fft")),
     Tool("modulate", "transmit", "QAM order and spatial layers; both raise the rate and need more SNR.",
-         (Argument("bits_per_symbol", "bits_per_symbol", BITS_PER_SYMBOL),
-          Argument("num_layers", "num_layers", low=1, high=MAX_ANT))),
+         (Argument("bits_per_symbol", "bits_per_symbol", (2, 4, 6, 8)),
+          Argument("num_layers", "num_layers", low=1, high=MAX_ANT)), delay=("demap",)),
     Tool("encode", "transmit", "5G channel code, polar for short blocks; a lower rate corrects more errors and carries fewer bits.",
-         (Argument("code", "code", ("ldpc", "polar")), Argument("code_rate", "code_rate", (0.2, 0.33, 0.5, 0.67, 0.83)))),
+         (Argument("code", "code", ("ldpc", "polar"), validation=("none",)),
+          Argument("code_rate", "code_rate", (0.2, 0.33, 0.5, 0.67, 0.83, 0.89), low=0.2, high=0.93)), delay=("encode",)),
     Tool("pilots", "transmit", "DM-RS symbols per slot; two follow a channel that changes with speed, at a cost in rate.",
          (Argument("num_dmrs", "num_dmrs", (1, 2)),)),
     Tool("precode", "transmit", "svd sends along the channel's strongest directions, if the channel holds still.",
-         (Argument("method", "precoder", PRECODERS),), optional=True),
+         (Argument("method", "precoder", ("none", "svd")),), delay=("precode",), optional=True),
     Tool("harq", "transmit", "Sends a failed block again and combines, up to so many transmissions; each one takes time.",
-         (Argument("transmissions", "num_transmissions", tuple(range(1, MAX_TRANSMISSIONS + 1))),), optional=True),
+         (Argument("transmissions", "num_transmissions", (1, 2, 3, 4)),), delay=("harq",), optional=True),
     Tool("estimate", "receive", "Channel estimation: ls interpolates, lmmse filters noise and costs more.",
-         (Argument("method", "estimator", ("ls-nearest", "ls", "lmmse")),)),
-    Tool("detect", "receive", "Separates the layers: zf, lmmse (weighs the noise too), ep and kbest, in order of cost.",
-         (Argument("method", "detector", ("zf", "lmmse", "ep", "kbest")),)),
+         (Argument("method", "estimator", ("ls-nearest", "ls", "lmmse"), validation=("perfect",)),), delay=("estimate",)),
+    Tool("detect", "receive", "Separates the layers: mrc (takes the others for noise), zf, lmmse (weighs the noise too), ep and kbest, in order of cost.",
+         (Argument("method", "detector", ("mrc", "zf", "lmmse", "ep", "kbest"), validation=("deeprx",)),), delay=("detect",)),
     Tool("decode", "receive", "Decoder iterations; more correct more errors and take longer.",
-         (Argument("iterations", "decoder_iterations", low=1, high=20),)),
+         (Argument("iterations", "decoder_iterations", low=1, high=20),), delay=("decode",)),
 )
 
 BY_NAME = {tool.name: tool for tool in TOOLS}
+BY_FIELD = {argument.field: argument for tool in TOOLS for argument in tool.arguments}
 MODULES = {  # what a platform may lack: tool.choice, such as estimate.lmmse, modulate.8 or harq.2
     f"{tool.name}.{value}" for tool in TOOLS for argument in tool.arguments for value in argument.choices
 }
@@ -71,14 +82,14 @@ def describe(tools: tuple[Tool, ...] = TOOLS) -> str:
     )
 
 
-def refusal(scenario: Scenario, workflow: Workflow, validation: bool = False) -> str | None:
-    """Why the scenario's platform cannot run the workflow's modules, or None. See `twin.check`."""
+def refusal(absent: tuple[str, ...], workflow, validation: bool = False) -> str | None:
+    """Why a platform that lacks the modules `absent` cannot run the workflow, or None. See `twin.check`."""
     if workflow.detector == "deeprx":
         return "detector='deeprx': this module is not present"
     for tool in TOOLS:
         for argument in tool.arguments:
             value = getattr(workflow, argument.field)
-            if argument.choices and f"{tool.name}.{value}" in scenario.absent:
+            if argument.choices and f"{tool.name}.{value}" in absent:
                 return f"{tool.name}({argument.name}={value!r}): the platform lacks this module"
             if not validation and not argument.offers(value):
                 return f"{tool.name}({argument.name}={value!r}): the toolbox offers {argument}"

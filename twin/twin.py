@@ -13,8 +13,8 @@ from .cache import Cache, digest
 from .delay import delay_ms, harq_round_trip_ms, throughput_mbps
 from .physical import Counts, Point, Settings, physical
 from .pool import Pool, TwinError
-from .spec import BITS_PER_SYMBOL, QoS, Scenario, Workflow, WorkflowError, check
-from .toolbox import BY_NAME
+from .spec import QoS, Scenario, Workflow, WorkflowError, check
+from .toolbox import BY_FIELD
 
 MEMORY_ROWS = 1 << 18
 
@@ -78,15 +78,15 @@ class Twin:
         take seconds for every number of layers and modulation.
         """
         if pairs is None:
-            rates = next(a.choices for a in BY_NAME["encode"].arguments if a.field == "code_rate")
-            pairs = [(Scenario(), Workflow(code_rate=r, bits_per_symbol=m)) for r in rates for m in BITS_PER_SYMBOL]
+            rates, orders = BY_FIELD["code_rate"].choices, BY_FIELD["bits_per_symbol"].choices
+            pairs = [(Scenario(), Workflow(code_rate=rate, bits_per_symbol=m)) for rate in rates for m in orders]
         with self._lock:
             self._pool.warm(sorted(set().union(*(physical(*pair).signatures() for pair in pairs)), key=repr))
 
     @property
     def traces(self) -> int:
         """Stages traced and compiled by the workers so far: constant once everything is warm."""
-        return sum(self._pool.traces.values())
+        return self._pool.num_traces()
 
     def evaluate(
         self, pairs: Sequence[tuple[Scenario, Workflow]], return_exceptions: bool = False, progress=None

@@ -1,25 +1,28 @@
-"""python -m experiments.benchmarks.twin_speed [pairs] [naive pairs]: the twin against building a Sionna chain per pair, on one core.
+"""python -m experiments.benchmarks.twin_speed [--pairs N] [--naive N] [--out FILE]: the twin against a Sionna chain per pair.
 
-Random distinct pairs of the toolbox, none cached. The naive way builds Sionna's blocks for every pair and calls `sim_ber` on a
-graph-compiled chain, for as many code blocks of the same length as the twin spent on it. Prints pairs per second of both, cache
-hits per second, the time of the twin's stages, and the growth of memory.
+Random distinct pairs of the toolbox, none cached, on one core. The naive way builds Sionna's blocks for every pair and calls
+`sim_ber` on a graph-compiled chain, for as many code blocks of the same length as the twin spent on the same pair. Prints, and
+writes as JSON, pairs per second of both with 95 % intervals, cache hits per second, where the twin's time goes by stage, and
+a worker's memory as evaluations go on.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import random
 import resource
-import sys
 import time
 from dataclasses import replace
 
-from twin.pool import QUIET_AND_SINGLE_THREADED
-from twin.spec import BITS_PER_SYMBOL, Scenario, Workflow
-from twin.toolbox import BY_NAME
-from twin import Twin
+import numpy as np
 
-RATES = next(a.choices for a in BY_NAME["encode"].arguments if a.field == "code_rate")
+from twin.pool import QUIET_AND_SINGLE_THREADED
+from twin import Scenario, Twin, Workflow
+from twin.toolbox import BY_FIELD
+
+PART = 50  # pairs per timed call
 
 
 def random_pairs(number: int, seed: int = 0) -> list[tuple[Scenario, Workflow]]:
@@ -36,8 +39,8 @@ def random_pairs(number: int, seed: int = 0) -> list[tuple[Scenario, Workflow]]:
         s = rng.choice(links)
         s = replace(s, snr_db=rng.randint(-5, 30))
         w = Workflow(
-            scs_khz=rng.choice((15, 30, 60)), code_rate=rng.choice(RATES), decoder_iterations=rng.randint(1, 20),
-            bits_per_symbol=rng.choice(BITS_PER_SYMBOL), num_layers=rng.randint(1, min(s.num_tx_ant, s.num_rx_ant)),
+            scs_khz=rng.choice((15, 30, 60)), code_rate=rng.choice(BY_FIELD["code_rate"].choices), decoder_iterations=rng.randint(1, 20),
+            bits_per_symbol=rng.choice(BY_FIELD["bits_per_symbol"].choices), num_layers=rng.randint(1, min(s.num_tx_ant, s.num_rx_ant)),
             num_dmrs=rng.choice((1, 2)), estimator=rng.choice(("ls", "lmmse")), detector=rng.choice(("zf", "lmmse")),
         )
         pairs[s, w] = None
@@ -97,8 +100,8 @@ def naive(scenario: Scenario, workflow: Workflow, num_blocks: int) -> float:
     return float(ber[0])
 
 
-def stages(pairs) -> None:
-    """Print the share of every stage of the link, in this process."""
+def stages(pairs) -> dict[str, float]:
+    """Milliseconds per pair in every stage of the link, in this process."""
     from twin import link
     from twin.physical import Settings, physical
 
@@ -125,8 +128,7 @@ def stages(pairs) -> None:
         link.simulate(point, 0, Settings())
     total = time.perf_counter() - start
     spent["rest: propagation, estimation"] = total - sum(spent.values())
-    for label, seconds in sorted(spent.items(), key=lambda item: -item[1]):
-        print(f"  {label:32}{1e3 * seconds / len(points):7.2f} ms per pair {100 * seconds / total:5.0f} %")
+    return {label: 1e3 * seconds / len(points) for label, seconds in sorted(spent.items(), key=lambda item: -item[1])}
 
 
 def worker_megabytes(twin: Twin) -> float:
@@ -136,36 +138,63 @@ def worker_megabytes(twin: Twin) -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def main(num_pairs: int = 1000, num_naive: int = 10) -> None:
-    pairs = random_pairs(num_pairs)
+def mean_interval(seconds: list[float]) -> list[float]:
+    """Mean, and its 95 % interval by the bootstrap."""
+    draws = np.random.default_rng(0).choice(seconds, (10_000, len(seconds))).mean(axis=1)
+    return [float(np.mean(seconds)), *map(float, np.quantile(draws, (0.025, 0.975)))]
+
+
+def measure(num_pairs: int, num_naive: int) -> dict:
+    """Everything this benchmark reports; seconds are wall clock on one core."""
+    pairs, result, seconds, answers = random_pairs(num_pairs), {"pairs": num_pairs}, [], []
     with Twin(workers=1) as twin:
         start = time.perf_counter()
         twin.warm()
-        print(f"start and warm: {time.perf_counter() - start:.1f} s, {worker_megabytes(twin):.0f} MB per worker")
-        for part in range(4):
-            some = pairs[part * num_pairs // 4 : (part + 1) * num_pairs // 4]
+        result["seconds to start and warm"] = time.perf_counter() - start
+        memory = {0: worker_megabytes(twin)}
+        for first in range(0, num_pairs, PART):
             start = time.perf_counter()
-            answers = twin.evaluate(some)
-            ours = len(some) / (time.perf_counter() - start)
-            print(f"twin: {ours:.1f} distinct pairs/s on one worker, {twin.stats.blocks / twin.stats.simulated:.0f} blocks each, "
-                  f"{worker_megabytes(twin):.0f} MB")
+            answers += twin.evaluate(pairs[first : first + PART])
+            seconds.append((time.perf_counter() - start) / len(pairs[first : first + PART]))
+            if len(answers) % (num_pairs // 10) < PART:
+                memory[len(answers)] = worker_megabytes(twin)
+        result |= {"megabytes of the worker by evaluations": memory, "traces": twin.traces}
+        result["blocks per pair"] = twin.stats.blocks / twin.stats.simulated
         start = time.perf_counter()
-        twin.evaluate(some * 100)
-        print(f"cache hits: {100 * len(some) / (time.perf_counter() - start):.0f} pairs/s")
+        twin.evaluate(pairs * 10)
+        result["cache hits per second"] = 10 * num_pairs / (time.perf_counter() - start)
+    result["seconds per pair, twin"] = mean_interval(seconds)
+
     os.environ.update(QUIET_AND_SINGLE_THREADED)
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    naive(*some[0], 32)  # imports
-    start = time.perf_counter()
-    for pair, qos in list(zip(some, answers))[:num_naive]:
+    naive(*pairs[-1], 32)  # imports
+    naive_seconds = []
+    for pair, qos in list(zip(pairs, answers))[:num_naive]:
+        start = time.perf_counter()
         naive(*pair, qos.num_blocks)
-    theirs = num_naive / (time.perf_counter() - start)
-    print(f"naive: {theirs:.2f} pairs/s, {ours / theirs:.0f} times slower")
-    print("where the twin's time goes:")
-    stages(some)
+        naive_seconds.append(time.perf_counter() - start)
+    result["seconds per pair, naive"] = mean_interval(naive_seconds)
+    ours, theirs = result["seconds per pair, twin"], result["seconds per pair, naive"]
+    result["naive / twin"] = [theirs[0] / ours[0], theirs[1] / ours[2], theirs[2] / ours[1]]
+    result["milliseconds per pair by stage"] = stages(pairs[:500])
+    return result
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description="The twin against building a Sionna chain per pair, on one core.")
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--naive", type=int, default=20, help="pairs that are simulated the naive way, too")
+    parser.add_argument("--out", help="JSON file for the result")
+    arguments = parser.parse_args(argv)
+    text = json.dumps(measure(arguments.pairs, arguments.naive), indent=1)
+    print(text)
+    if arguments.out:
+        with open(arguments.out, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -12,7 +12,8 @@ settings.register_profile("twin", deadline=None, derandomize=True, suppress_heal
 settings.load_profile("twin")
 
 # Workers that answer at once from a formula, or die when a point says so: see the file
-toy_pool = partial(Pool, command=(sys.executable, str(Path(__file__).with_name("toy_worker.py"))))
+TOY_WORKER = (sys.executable, str(Path(__file__).with_name("toy_worker.py")))
+toy_pool = partial(Pool, command=TOY_WORKER)
 
 
 @pytest.fixture(scope="session")

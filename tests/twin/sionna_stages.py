@@ -52,12 +52,24 @@ def linear_detection_is_sionnas():
 
 
 @check
+def matched_filters_know_the_power_of_their_error():
+    for rx, layers in ((1, 1), (4, 1), (2, 2), (4, 3)):
+        g, noise = np.repeat(gaussian(rx, layers, 1), 20_000, axis=-1), np.full(20_000, 0.2, np.float32)
+        x = np.sign(RNG.standard_normal((layers, 20_000))).astype(np.complex64)
+        y = np.einsum("rle,le->re", g, x) + np.sqrt(np.float32(0.2)) * gaussian(rx, 20_000)
+        x_hat, variance = detection.matched(y, g, noise)
+        np.testing.assert_allclose(np.mean(np.abs(x_hat - x) ** 2, axis=-1), variance[:, 0], rtol=0.05)
+        if layers == 1:
+            np.testing.assert_allclose(x_hat, detection.linear(y, g, noise, False)[0], rtol=1e-3, atol=1e-3)
+
+
+@check
 def with_one_layer_zf_and_lmmse_give_the_same_logits():
     """Why physical() may call both mrc."""
     point = physical(Scenario(channel="tdl-c", snr_db=8, num_rx_ant=2), Workflow(bits_per_symbol=4, estimator="ls"))
     logits = [link.receive(replace(point, detector=detector), 0, 0) for detector in ("zf", "lmmse", "mrc")]
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-3, atol=1e-3)
-    np.testing.assert_array_equal(logits[0], logits[2])
+    np.testing.assert_allclose(logits[0], logits[2], rtol=1e-3, atol=1e-3)
 
 
 @check

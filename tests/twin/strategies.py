@@ -3,11 +3,20 @@
 from hypothesis import strategies as st
 
 from twin import Scenario, Workflow
-from twin.spec import BITS_PER_SYMBOL, CHANNELS, CODES, ESTIMATORS, MAX_ANT, MAX_PRB, MAX_TRANSMISSIONS, PRECODERS, SCS_KHZ
-from twin.toolbox import BY_NAME
+from twin.spec import CHANNELS
+from twin.toolbox import BY_FIELD, MAX_ANT, MAX_PRB
 
 SOME_CHANNELS = ("awgn", "rayleigh", "tdl-a", "tdl-b", "tdl-d", "cdl-c")  # every kind; cdl takes ten times as long
-TOOLBOX_RATES = next(a.choices for a in BY_NAME["encode"].arguments if a.field == "code_rate")
+TOOLBOX_RATES = BY_FIELD["code_rate"].choices
+
+
+def values(argument):
+    """Every value of a Workflow field, by its entry in the toolbox; deeprx is not there yet."""
+    if argument.choices and argument.high:
+        return st.floats(argument.low, argument.high)
+    if argument.choices:
+        return st.sampled_from([v for v in argument.choices + argument.validation if v != "deeprx"])
+    return st.integers(argument.low, argument.high)
 
 
 def scenarios(**given):
@@ -26,21 +35,7 @@ def scenarios(**given):
 
 
 def workflows(**given):
-    fields = dict(
-        num_prb=st.integers(1, MAX_PRB),
-        scs_khz=st.sampled_from(SCS_KHZ),
-        code=st.sampled_from(CODES),
-        code_rate=st.floats(0.2, 0.93),
-        decoder_iterations=st.integers(1, 20),
-        bits_per_symbol=st.sampled_from(BITS_PER_SYMBOL),
-        num_layers=st.integers(1, MAX_ANT),
-        num_dmrs=st.integers(1, 2),
-        estimator=st.sampled_from(ESTIMATORS),
-        detector=st.sampled_from(("zf", "lmmse", "kbest", "ep")),
-        precoder=st.sampled_from(PRECODERS),
-        num_transmissions=st.integers(1, MAX_TRANSMISSIONS),
-    )
-    return st.builds(Workflow, **fields | given)
+    return st.builds(Workflow, **{field: values(argument) for field, argument in BY_FIELD.items()} | given)
 
 
 @st.composite
@@ -51,7 +46,7 @@ def feasible_pairs(draw, scenario=None, **given):
     fields = dict(
         code=st.sampled_from(("ldpc", "none")),
         code_rate=st.sampled_from(TOOLBOX_RATES),
-        detector=st.sampled_from(("zf", "lmmse")),
+        detector=st.sampled_from(("mrc", "zf", "lmmse")),
         num_layers=st.integers(1, rank),
         num_prb=st.integers(1, s.max_prb),
     )

@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import scenarios, workflows
 
-from twin import COMPUTE_TIERS_GFLOPS, Scenario, Workflow, breakdown
+from twin import COMPUTE_TIERS_GFLOPS, TOOLS, Scenario, Workflow, breakdown
 from twin.delay import _BG1, _BG2, delay_ms, edges_per_bit, information_bits, operations, throughput_mbps
 from twin.spec import slot_ms
 
@@ -24,6 +24,11 @@ def test_delay_is_the_slot_and_what_the_modules_add(s, w):
     parts = breakdown(s, w)
     assert parts["slot"] == slot_ms(w.scs_khz) and min(parts.values()) >= 0
     assert delay_ms(s, w) == pytest.approx(sum(parts.values()))
+
+
+def test_every_term_of_the_delay_is_some_tools_own():
+    terms = [term for tool in TOOLS for term in tool.delay]
+    assert sorted(terms) == sorted([*breakdown(Scenario(), Workflow()), "harq"])
 
 
 @given(s=scenarios(), w=workflows(code=st.just("ldpc")))

@@ -47,11 +47,13 @@ def test_receive_antennas_add_up_in_awgn(precise):
                  [awgn_ber(m, snr + 10 * math.log10(4)) for m, snr in points])
 
 
+@pytest.mark.parametrize("bits_per_symbol, shift_db", [(2, 0), (4, 7), (6, 13), (8, 19)])
 @pytest.mark.parametrize("branches, snrs", [(1, (0, 5, 10, 15, 20)), (2, (0, 4, 8, 12, 15)), (4, (-4, -1, 2, 5, 7))])
-def test_uncoded_qpsk_in_rayleigh_meets_maximum_ratio_combining(precise, branches, snrs):
-    scenario = Scenario(channel="rayleigh", num_rx_ant=branches)
-    assert_meets(precise, [(replace(scenario, snr_db=snr), 2) for snr in snrs],
-                 [rayleigh_ber(2, snr, branches) for snr in snrs])
+def test_uncoded_qam_in_rayleigh_meets_maximum_ratio_combining(precise, branches, snrs, bits_per_symbol, shift_db):
+    """Higher orders at an SNR at which the deep fades, where bit-wise decisions beat the nearest symbol, count for little."""
+    scenario, snrs = Scenario(channel="rayleigh", num_rx_ant=branches), [snr + shift_db for snr in snrs]
+    assert_meets(precise, [(replace(scenario, snr_db=snr), bits_per_symbol) for snr in snrs],
+                 [rayleigh_ber(bits_per_symbol, snr, branches) for snr in snrs])
 
 
 def test_zero_forcing_of_two_layers_has_the_diversity_of_one_antenna_less(precise):
@@ -69,6 +71,14 @@ def test_svd_to_one_antenna_is_maximum_ratio_transmission(precise):
     pairs = [(replace(scenario, snr_db=snr), replace(UNCODED, precoder="svd")) for snr in snrs]
     for snr, qos in zip(snrs, precise.evaluate(pairs)):
         assert abs(qos.ber - rayleigh_ber(2, snr, 2)) < 4 * qos.ber_stderr
+
+
+def test_a_direction_that_carries_nothing_is_a_layer_in_error(twin):
+    """The fourth singular direction of a line of sight: its power is next to nothing, its bits are guessed."""
+    scenario = Scenario(channel="cdl-e", num_tx_ant=4, num_rx_ant=4, delay_spread_ns=10, speed_mps=0, snr_db=10)
+    workflow = Workflow(num_layers=4, precoder="svd", bits_per_symbol=8, estimator="lmmse")
+    for detector, qos in zip(("mrc", "lmmse"), twin.evaluate([(scenario, replace(workflow, detector=d)) for d in ("mrc", "lmmse")])):
+        assert qos.bler == 1 and 0.05 < qos.ber < 0.55, (detector, qos)
 
 
 # Sionna's tables: belief propagation, 20 iterations, AWGN
@@ -211,8 +221,8 @@ def test_perfect_estimation_bounds_every_estimator(twin, pairs):
 
 
 @BATCHES
-@given(batches(code=st.just("ldpc"), detector=st.just("zf"), estimator=st.just("perfect")))
-def test_lmmse_detection_is_never_worse_than_zero_forcing(twin, pairs):
+@given(batches(code=st.just("ldpc"), detector=st.sampled_from(("mrc", "zf")), estimator=st.just("perfect")))
+def test_lmmse_detection_is_never_worse_than_zero_forcing_or_matched_filters(twin, pairs):
     never_worse(twin, pairs, [(s, replace(w, detector="lmmse")) for s, w in pairs])
 
 
