@@ -1,6 +1,7 @@
 import ast
 import time
 
+import fuzz_program
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,6 +108,11 @@ def test_only_a_workflow_or_a_workflow_error_comes_out(text):
     except WorkflowError as error:
         assert len(str(error)) < 400
     assert time.process_time() - start < 0.5  # a bound on the algorithm, fifty times above what is measured
+
+
+def test_a_hundred_thousand_inputs_are_read_or_refused_within_ten_milliseconds_of_processor_time(capsys):
+    fuzz_program.main(100_000)
+    assert capsys.readouterr().out.startswith("100000 inputs")
 
 
 def test_the_prompt_shows_every_tool_and_argument_but_nothing_for_validation():
