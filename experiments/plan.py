@@ -1,63 +1,98 @@
 """Does an RLDTF run fit? Compiles its update and its sampler for virtual devices, from shapes alone.
 
-python -m experiments.plan --preset qwen2.5-7b --devices 16 --batch 128 --prompt 1024 --response 1024 --microbatches 8
+python -m experiments.plan                                          Qwen2.5 7B on 16 x 80 GB
+python -m experiments.plan model=qwen2.5-1.5b mesh.fsdp=4 batch=64  any key of configs/plan/*.yaml
+python -m experiments.plan preset=qwen2.5-0.5b                      another file of configs/plan
 
 Nothing is allocated: the programs are compiled for a mesh of CPU devices and XLA's own memory analysis is read. Its
 figure for activations is that of the CPU compiler, which computes bfloat16 in float32 and fuses less than a GPU's; it
 errs on the large side. Exit status 1 if the plan does not fit.
 """
 
-import argparse
 import dataclasses
 import math
 import os
 import sys
+from typing import Any, Literal, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from experiments.config import CONFIGS, command
+from rldtf_jax import mesh, optim, rldtf
+from rldtf_jax.config import ConfigError
+from rldtf_jax.qwen2 import PRESETS, Qwen2, Qwen2Config, param_table
+from rldtf_jax.sample import sample
 
 GB = 1e9
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="qwen2.5-7b")
-    parser.add_argument("--devices", type=int, default=16)
-    parser.add_argument("--memory", type=float, default=80.0, help="of one device, in GB")
-    parser.add_argument("--tensor", type=int, default=1, help="size of the mesh's tensor axis; the rest is fsdp")
-    parser.add_argument("--batch", type=int, default=128, help="rollouts a step")
-    parser.add_argument("--prompt", type=int, default=1024, help="tokens")
-    parser.add_argument("--response", type=int, default=1024, help="tokens")
-    parser.add_argument("--microbatches", type=int, default=8)
-    parser.add_argument("--logit-chunk", type=int, default=64)
-    parser.add_argument("--param-dtype", default="float32", help="of weights, gradients and Adam's moments")
-    parser.add_argument("--skip-sampler", action="store_true")
-    parser.add_argument("--compare", action="store_true", help="also the peak without each of the three savings")
-    return parser.parse_args()
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of `mesh.make_mesh`."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
 
 
-def main() -> int:
-    options = arguments()
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
-    return report(options)
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    model: str  # a name of qwen2.PRESETS; policy, critic and reference each have this size
+    param_dtype: Literal["float32", "bfloat16"]  # of weights, gradients and Adam's moments; bfloat16 computes
+    mesh: MeshConfig
+    memory_gb: float  # of one device
+    batch: int  # rollouts a step
+    prompt_tokens: int
+    response_tokens: int
+    microbatches: int
+    logit_chunk: int | None  # response positions whose float32 logits exist at once; None for all
+    remat: bool  # recompute each layer in the backward pass
+    sampler: bool = True  # plan sampling too
+    compare: bool = True  # the peak without each of the three savings too
+
+    def __post_init__(self):
+        if self.model not in PRESETS:
+            raise ConfigError(f"model = {self.model!r}: expected one of {', '.join(PRESETS)}")
+        sizes = dataclasses.asdict(self.mesh) | {name: getattr(self, name) for name in (
+            "batch", "prompt_tokens", "response_tokens", "microbatches")}  # fmt: skip
+        for name, size in sizes.items():
+            if size < 1:
+                raise ConfigError(f"{name} = {size}: expected an integer >= 1")
+        parts = self.mesh.data * self.mesh.fsdp * self.microbatches
+        if self.batch % parts:
+            raise ConfigError(f"batch = {self.batch}: expected a multiple of data x fsdp x microbatches = {parts}")
+
+    @property
+    def qwen2(self) -> Qwen2Config:
+        return Qwen2Config.preset(
+            self.model, dtype="bfloat16", param_dtype=self.param_dtype, remat=self.remat, unroll=1
+        )
 
 
-def report(options: argparse.Namespace) -> int:
-    # Only here: JAX reads the number of virtual devices when it is first used.
-    from flax import nnx
-    import jax
-    import jax.numpy as jnp
+class Shapes(NamedTuple):
+    """What a step works on: trees of ShapeDtypeStruct with shardings."""
 
-    from rldtf_jax import mesh, optim, rldtf
-    from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
-    from rldtf_jax.sample import sample
+    policy_def: Any
+    critic_def: Any
+    learner: rldtf.Learner
+    reference: Any
+    rollouts: rldtf.Rollouts
+    prompts_BxP: Any
+    hyper: rldtf.Hyper
 
-    config = Qwen2Config.preset(options.preset, param_dtype=options.param_dtype, dtype="bfloat16")
-    config = dataclasses.replace(config, remat=True, unroll=1)
-    B, P, T, D = options.batch, options.prompt, options.response, config.hidden_size
-    device_mesh = mesh.make_mesh(fsdp=options.devices // options.tensor, tensor=options.tensor)
-    table = param_table(config) | param_table(config, "value")
+
+def shapes(config: PlanConfig, device_mesh: jax.sharding.Mesh) -> Shapes:
+    """Raises ConfigError if a parameter does not divide over the mesh."""
+    qwen2, B, P, T = config.qwen2, config.batch, config.prompt_tokens, config.response_tokens
+    table = param_table(qwen2) | param_table(qwen2, "value")
 
     def on_mesh(tree):
-        placed = mesh.shardings(device_mesh, tree, table)
+        try:
+            placed = mesh.shardings(device_mesh, tree, table)
+        except ValueError as error:
+            raise ConfigError(f"mesh = {dict(device_mesh.shape)}: {error}") from None
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placed)
 
     def rows(*shape, dtype=jnp.float32):
@@ -65,73 +100,137 @@ def report(options: argparse.Namespace) -> int:
         sharding = jax.sharding.NamedSharding(device_mesh, mesh.partition_spec(axes))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    def per_device(tree):
-        return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
-
-    def model(head, remat=True):
-        options = dataclasses.replace(config, remat=remat)
-        graphdef, params = nnx.split(nnx.eval_shape(lambda: Qwen2(options, rngs=nnx.Rngs(0), head=head)))
+    def model(head):
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: Qwen2(qwen2, rngs=nnx.Rngs(0), head=head)))
         return graphdef, on_mesh(params)
 
-    (policy_def, policy), (_, critic) = model("lm"), model("value")
+    (policy_def, policy), (critic_def, critic) = model("lm"), model("value")
     moments = [on_mesh(jax.eval_shape(optim.init, params)) for params in (policy, critic)]
-    scalar = on_mesh(jax.ShapeDtypeStruct((), jnp.int32))
-    learner = rldtf.Learner(policy, critic, *moments, scalar, scalar)
-    number = jax.ShapeDtypeStruct((), jnp.float32)
-    step_hyper = optim.Hyper(*[number] * len(optim.Hyper._fields))
-    hyper = rldtf.Hyper(*[number] * (len(rldtf.Hyper._fields) - 2), step_hyper, step_hyper)
+    count, number = on_mesh(jax.ShapeDtypeStruct((), jnp.int32)), jax.ShapeDtypeStruct((), jnp.float32)
+    adam = optim.Hyper(*[number] * len(optim.Hyper._fields))
     int_rows = lambda *shape: rows(*shape, dtype=jnp.int32)
-    rollouts = rldtf.Rollouts(
-        int_rows(B, P + T), int_rows(B), int_rows(B), rows(B, T), rows(B, T, D, dtype=jnp.bfloat16),
-        rows(B, T), rows(B, T), rows(B, T), rows(B, T),
+    return Shapes(
+        policy_def, critic_def, rldtf.Learner(policy, critic, *moments, count, count), policy,
+        rldtf.Rollouts(int_rows(B, P + T), int_rows(B), int_rows(B), rows(B, T),
+                       rows(B, T, qwen2.hidden_size, dtype=jnp.bfloat16), *[rows(B, T)] * 4),
+        int_rows(B, P), rldtf.Hyper(*[number] * (len(rldtf.Hyper._fields) - 2), adam, adam),
     )  # fmt: skip
 
-    def update_scratch(remat=True, microbatches=options.microbatches, chunk=options.logit_chunk):
-        definitions = (model(head, remat)[0] for head in ("lm", "value"))
-        static = rldtf.Static(*definitions, "sum", microbatches, chunk)
-        compiled = rldtf.update.lower(static, learner, policy, rollouts, hyper).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
 
-    count = sum(x.size for x in jax.tree.leaves(policy))
-    print(f"{options.preset}: policy {count / 1e6:,.1f} M parameters, critic and reference of the same shape")
-    print(f"mesh {dict(device_mesh.shape)}, batch {B} x ({P} + {T}) tokens, weights and Adam in {options.param_dtype}")
+def per_device(tree: Any) -> int:
+    """Bytes of one device's shards."""
+    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def lower_update(config: PlanConfig, s: Shapes):
+    static = rldtf.Static(s.policy_def, s.critic_def, "sum", config.microbatches, config.logit_chunk)
+    return rldtf.update.lower(static, s.learner, s.reference, s.rollouts, s.hyper)
+
+
+def lower_old_states(config: PlanConfig, s: Shapes):
+    static = rldtf.Static(s.policy_def, s.critic_def, "sum", config.microbatches, config.logit_chunk)
+    rows = s.rollouts.tokens_BxS, s.rollouts.prompt_lengths_B, s.rollouts.lengths_B
+    return rldtf.old_states.lower(static, s.learner.critic, s.reference, *rows, config.response_tokens)
+
+
+def lower_sampler(config: PlanConfig, s: Shapes):
+    keys_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.batch))
+    return sample.lower(s.policy_def, s.learner.policy, s.prompts_BxP, s.rollouts.lengths_B, keys_B,
+                        max_new_tokens=config.response_tokens, eos_id=jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def scratch(lowered) -> int:
+    """Bytes a device needs beside a program's arguments: temporaries and outputs that take no argument's place."""
+    compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})  # of code that is never run
+    memory = compiled.memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def flops(config: PlanConfig) -> dict[str, float]:
+    """Floating-point operations of a step's three programs on all devices: 2 per weight of a matrix and token, and attention
+    over whole rows as it is computed, without use of the causal mask. The backward pass counts twice the forward pass."""
+    c, B, P, T = config.qwen2, config.batch, config.prompt_tokens, config.response_tokens
+    D, F, HC, KC = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    L, S = c.num_hidden_layers, P + T
+    layers = lambda tokens, attended: 2 * tokens * L * (2 * D * HC + 2 * D * KC + 3 * D * F + 2 * HC * attended)
+    head = 2 * B * T * D * c.vocab_size
+    chunked = config.logit_chunk is not None and config.logit_chunk < T  # the logits are then computed twice
+    return {
+        "sampling": layers(B * P, P) + layers(B * T, S) + head,
+        "values and reference": 2 * layers(B * S, S),
+        "update": 2 * (3 + config.remat) * layers(B * S, S) + (3 + chunked) * head + (1 + chunked) * head,
+    }
+
+
+def kv_cache(config: PlanConfig) -> int:
+    """Bytes of one device's share of the sampler's cache."""
+    c = config.qwen2
+    slots = config.batch * (config.prompt_tokens + config.response_tokens)
+    whole = 2 * c.num_hidden_layers * slots * c.num_key_value_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
+    return whole // math.prod(dataclasses.astuple(config.mesh))
+
+
+def plan(config: PlanConfig, device_mesh: jax.sharding.Mesh) -> bool:
+    """Prints the plan; says whether it fits."""
+    s = shapes(config, device_mesh)
+    count = sum(x.size for x in jax.tree.leaves(s.reference))
+    print(f"{config.model}: policy of {count / 1e6:,.1f} M parameters, critic and reference of the same size")
+    print(f"{device_mesh.size} devices {dict(device_mesh.shape)}, batch {config.batch} x ({config.prompt_tokens} prompt + "
+          f"{config.response_tokens} response) tokens in {config.microbatches} micro-batches")
+    print(f"weights, gradients and Adam's moments in {config.param_dtype}, computed in bfloat16")
+
+    print("\nfloating-point operations a step")
+    for name, operations in (work := flops(config)).items():
+        print(f"  {name:42}{operations:10.3g}")
+    print(f"  {'together':42}{sum(work.values()):10.3g}")
+
+    weights = per_device((s.learner.policy, s.learner.critic, s.reference))
+    held = weights + per_device(s.learner[2:4])
+    gradients = per_device(s.learner[:2])
     with jax.set_mesh(device_mesh):
-        figures = {
-            "weights: policy, critic, reference": per_device(policy) * 2 + per_device(critic),
-            "Adam's moments": per_device(moments),
-            "rollouts": per_device(rollouts),
-            "gradients and activations": update_scratch(),
+        update = scratch(lower_update(config, s))
+        peaks = {"update": held + per_device(s.rollouts) + update,
+                 "values and reference": held + scratch(lower_old_states(config, s))}
+        lines = {
+            "weights: policy, critic, reference": weights,
+            "optimiser: Adam's moments": held - weights,
+            "rollouts": per_device(s.rollouts),
+            "gradients, accumulated": gradients,
+            "activations and gathered weights": update - gradients,
+            "KV cache": kv_cache(config),
         }
-        peaks = {"update": sum(figures.values())}
-        if not options.skip_sampler:
-            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B))
-            sampler = sample.lower(
-                policy_def, policy, int_rows(B, P), int_rows(B), keys, max_new_tokens=T, eos_id=scalar
-            ).compile()
-            figures["sampler: KV cache, scratch"] = sampler.memory_analysis().temp_size_in_bytes
-            peaks["sampling"] = sum(figures.values()) - figures["gradients and activations"]
+        if config.sampler:
+            sampling = scratch(lower_sampler(config, s))
+            lines["sampler's gathered weights and scratch"] = sampling - kv_cache(config)
+            peaks["sampling"] = held + sampling
         without = {}
-        if options.compare:
-            without["recomputed layers"] = update_scratch(remat=False)
-            without["gradient accumulation"] = update_scratch(microbatches=1)
-            without["chunked logits"] = update_scratch(chunk=None)
-    for name, size in figures.items():
-        print(f"  {name:36}{size / GB:8.3f} GB a device")
-    cache = 2 * config.num_hidden_layers * B * (P + T) * config.num_key_value_heads * config.head_dim * 2
-    print(f"  {'(KV cache alone, bfloat16':36}{cache / options.devices / GB:8.3f} GB a device)")
-    # Per parameter and token 2 operations forward, 4 backward and 2 to recompute; two models.
-    flops = 2 * 8 * count * B * (P + T)
-    print(f"  an update: {flops:.3g} floating-point operations")
-    for name, scratch in without.items():
-        size = peaks["update"] - figures["gradients and activations"] + scratch
-        print(f"  ... without {name:24}{size / GB:8.3f} GB a device")
-    worst = max(peaks.values())
-    fits = worst <= options.memory * GB
+        if config.compare:
+            for name, change in (("recomputed layers (remat)", dict(remat=False)),
+                                 ("gradient accumulation", dict(microbatches=1)),
+                                 ("chunked log-prob, entropy and KL", dict(logit_chunk=None))):
+                other = dataclasses.replace(config, **change)
+                without[name] = peaks["update"] - update + scratch(lower_update(other, shapes(other, device_mesh)))
+
+    print("\nGB a device")
+    for name, size in lines.items():
+        print(f"  {name:42}{size / GB:10.3f}")
     for name, size in peaks.items():
-        print(f"  peak while {name:25}{size / GB:8.3f} GB a device")
-    print(f"{'fits' if fits else 'does not fit'}: {worst / GB:.3g} of {options.memory:g} GB")
-    return 0 if fits else 1
+        print(f"  peak of {name:34}{size / GB:10.3f}")
+    if without:
+        print(f"  peak of update: all three savings {'':8}{peaks['update'] / GB:10.3f}")
+    for name, size in without.items():
+        print(f"    without {name:34}{size / GB:10.3f}")
+    worst = max(peaks.values())
+    print(f"\n{'fits' if worst <= config.memory_gb * GB else 'does not fit'}: "
+          f"{worst / GB:.3g} of {config.memory_gb:g} GB a device")
+    return worst <= config.memory_gb * GB
+
+
+def main(config: PlanConfig) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", math.prod(dataclasses.astuple(config.mesh)))
+    sys.exit(0 if plan(config, mesh.make_mesh(*dataclasses.astuple(config.mesh))) else 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main, PlanConfig, os.path.join(CONFIGS, "plan"), "qwen2.5-7b")

@@ -79,7 +79,7 @@ def shardings(mesh: Mesh, tree: Any, table: Mapping[str, Any]) -> Any:
         for size, axis in zip(leaf.shape, axes):
             pieces = math.prod(mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ()))
             if size % pieces:
-                raise ValueError(f"{spec} ({jax.tree_util.keystr(path)}): {size} does not divide into {pieces} pieces")
+                raise ValueError(f"{'.'.join(map(str, keys))}: its {axis} axis of {size} does not divide into {pieces} pieces")
         return NamedSharding(mesh, partition_spec(axes))
 
     return jax.tree_util.tree_map_with_path(one, tree)

@@ -309,7 +309,7 @@ class Qwen2(nnx.Module):
 
         cache_len: the number of slots S >= P. Prompt token p sits in slot p, the t-th decoded token of every row in
         slot P + t: one write serves the batch, whatever the prompt lengths. The cache also carries each layer's slice
-        of the weights, taken here once and not at every step. Raises ValueError if S < P.
+        of the weights in the dtype of the computation, taken here once and not at every step. Raises ValueError if S < P.
         """
         B, P = tokens_BxP.shape
         if cache_len < P:
@@ -319,9 +319,13 @@ class Qwen2(nnx.Module):
         k_LxBxKxCxS = jnp.pad(k_LxBxKxCxP, [(0, 0)] * 4 + [(0, cache_len - P)])
         v_LxBxKxSxC = jnp.pad(v_LxBxKxPxC, [(0, 0)] * 3 + [(0, cache_len - P), (0, 0)])
         layers = range(self.config.num_hidden_layers)
+        weights = {
+            name: param[...] if name.endswith("norm") else param[...].astype(self.config.dtype)
+            for name, param in self.layers.items()
+        }
         cache = {
             "kv": [(k_LxBxKxCxS[i], v_LxBxKxSxC[i]) for i in layers],
-            "weights": [{name: param[...][i] for name, param in self.layers.items()} for i in layers],
+            "weights": [{name: weight[i] for name, weight in weights.items()} for i in layers],
             "visible_BxS": jnp.arange(cache_len) < lengths_B[:, None],
             "slot": jnp.int32(P),
         }
