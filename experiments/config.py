@@ -113,8 +113,8 @@ class ExperimentConfig:
                               f"reject.samples_per_task = {self.reject.samples_per_task}")
 
 
-def load(arguments: list[str]) -> ExperimentConfig:
-    """The config of `preset=NAME` (configs/NAME.yaml, quickstart by default) under the other `key=value` overrides.
+def load(arguments: list[str], cls: type = ExperimentConfig, directory: str = CONFIGS, default: str = "quickstart"):
+    """The `cls` of `preset=NAME` (NAME.yaml in `directory`) under the other `key=value` overrides.
 
     Raises:
       ConfigError: one line that says what is wrong and where.
@@ -124,18 +124,19 @@ def load(arguments: list[str]) -> ExperimentConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    presets = sorted(name[:-5] for name in os.listdir(CONFIGS) if name.endswith(".yaml"))
-    preset = next((a.partition("=")[2] for a in arguments if a.startswith("preset=")), "quickstart")
+    presets = sorted(name[:-5] for name in os.listdir(directory) if name.endswith(".yaml"))
+    preset = next((a.partition("=")[2] for a in arguments if a.startswith("preset=")), default)
     overrides = [a for a in arguments if not a.startswith("preset=")]
     if preset not in presets:
-        raise ConfigError(f"preset = {preset!r}: expected one of {', '.join(presets)} (configs/)")
+        raise ConfigError(f"preset = {preset!r}: expected one of {', '.join(presets)} "
+                          f"({os.path.relpath(directory, os.path.dirname(CONFIGS))}/)")
     bad = next((a for a in overrides if "=" not in a), None)
     if bad is not None:
         raise ConfigError(f"{bad!r}: expected key=value")
     try:
-        with initialize_config_dir(CONFIGS, version_base="1.3"):
+        with initialize_config_dir(directory, version_base="1.3"):
             tree = compose(preset, [o if o.split("=")[0] in ("model", "twin") else f"++{o.lstrip('+')}" for o in overrides])
-        return build(ExperimentConfig, OmegaConf.to_container(tree, resolve=True))
+        return build(cls, OmegaConf.to_container(tree, resolve=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from None
 
@@ -150,13 +151,13 @@ def save(config: ExperimentConfig, path: str) -> None:
     os.replace(f"{path}.partial", path)
 
 
-def command(function):
-    """Runs `function(config)` on the command line's config. Exit status: 2 with one line for a wrong config, 130 after a
-    stop that was asked for, 1 with one line where training diverged."""
+def command(function, *source):
+    """Runs `function(config)` on the command line's config; `source` goes to `load` too. Exit status: 2 with one line for
+    a wrong config, 130 after a stop that was asked for, 1 with one line where training diverged."""
     from rldtf_jax.loop import Diverged, Interrupted
 
     try:
-        function(load(sys.argv[1:]))
+        function(load(sys.argv[1:], *source))
     except (ConfigError, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
