@@ -1,6 +1,7 @@
 """The whole configuration of a run, and how it is read: Hydra YAML in configs/, overrides on the command line."""
 
 import dataclasses
+import importlib.util
 import os
 import sys
 from typing import Literal
@@ -98,6 +99,9 @@ class ExperimentConfig:
     run_dir: str = "runs/quickstart"
     seed: int = 0
     tensorboard: bool = True
+    wandb: bool = False  # Weights & Biases too; needs the package wandb
+    translator: Literal["grammar", "model"] = "grammar"  # c = f(a), III.B
+    sweep: str | None = None  # id of the sweep that the run belongs to; its checkpoints keep it
     model: ModelConfig = ModelConfig()
     twin: TwinConfig = TwinConfig()
     tasks: TasksConfig = TasksConfig()
@@ -107,7 +111,14 @@ class ExperimentConfig:
     rldtf: RLDTFConfig = RLDTFConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @property
+    def loop_options(self) -> dict:
+        """What every stage's training loop is told, see `rldtf_jax.loop.run`."""
+        return {"boards": ("tensorboard",) * self.tensorboard + ("wandb",) * self.wandb, "sweep": self.sweep}
+
     def __post_init__(self):
+        if self.wandb and importlib.util.find_spec("wandb") is None:
+            raise ConfigError("wandb = True: expected the package wandb to be installed (pip install wandb)")
         if self.reject.keep_per_task > self.reject.samples_per_task:
             raise ConfigError(f"reject.keep_per_task = {self.reject.keep_per_task}: expected at most "
                               f"reject.samples_per_task = {self.reject.samples_per_task}")
@@ -154,11 +165,12 @@ def save(config: ExperimentConfig, path: str) -> None:
 def command(function, *source):
     """Runs `function(config)` on the command line's config; `source` goes to `load` too. Exit status: 2 with one line for
     a wrong config, 130 after a stop that was asked for, 1 with one line where training diverged."""
+    from rldtf_jax.checkpoint import OtherState
     from rldtf_jax.loop import Diverged, Interrupted
 
     try:
         function(load(sys.argv[1:], *source))
-    except (ConfigError, FileNotFoundError, NotADirectoryError) as error:
+    except (ConfigError, OtherState, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:

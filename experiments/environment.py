@@ -11,14 +11,15 @@ import numpy as np
 from tqdm import tqdm
 
 from rldtf_jax.reward import NO_SERVICE, RewardConfig, fulfilled, reward
-from rldtf_jax.rldtf import Verdict
+from rldtf_jax.rldtf import Policy, Verdict
 from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
 from rldtf_jax.tokenizer import Tokenizer
-from twin import Twin, Workflow, WorkflowError, check, parse
+from twin import Twin, Workflow, WorkflowError, check
 
-from experiments.orchestration import translate
+from experiments.orchestration import read
 from experiments.tasks import Task
+from experiments.translator import ModelTranslator
 
 
 class TwinBar:
@@ -42,7 +43,10 @@ class TwinBar:
 class TwinEnvironment:
     """Tasks in, verdicts out; satisfies `rldtf_jax.rldtf.Environment`."""
 
-    def __init__(self, tasks: Sequence[Task], tokenizer: Tokenizer, twin: Twin, config: RewardConfig, *, seed: int = 0):
+    def __init__(self, tasks: Sequence[Task], tokenizer: Tokenizer, twin: Twin, config: RewardConfig, *, seed: int = 0,
+                 translator: ModelTranslator | None = None):
+        """translator: f(a) of III.B; None is the grammar."""
+        self.translator = translator
         self.tasks, self.tokenizer, self.twin, self.config, self.seed = list(tasks), tokenizer, twin, config, seed
         self.eos_id = tokenizer.eos_id
         self.prompts = [tokenizer.apply_chat(task.prompt()) for task in self.tasks]
@@ -56,18 +60,24 @@ class TwinEnvironment:
         """The tasks of a step: epochs of a fresh permutation each, a function of (seed, step) alone."""
         return self.rows(batch_rows(self.seed, step, num_prompts, len(self.tasks)))
 
-    def judge(self, tasks: Sequence[Task], responses: Sequence[np.ndarray]) -> Verdict:
-        return self.judge_text(tasks, self.texts(responses))
+    def judge(self, tasks: Sequence[Task], responses: Sequence[np.ndarray], policy: Policy | None = None) -> Verdict:
+        return self.judge_text(tasks, self.texts(responses), policy)
 
     def texts(self, responses: Sequence[np.ndarray]) -> list[str]:
-        """Each response's text up to its first EOS."""
-        ends = [int(np.argmax(ids == self.eos_id)) if (ids == self.eos_id).any() else len(ids) for ids in responses]
-        return self.tokenizer.backend.decode_batch(
-            [ids[:end].tolist() for ids, end in zip(responses, ends)], skip_special_tokens=False)
+        """Each response's text up to its first EOS; of thousands of perturbed ones many are equal and decoded once."""
+        rows = [ids.tolist() for ids in responses]
+        rows = [tuple(ids[:ids.index(self.eos_id)] if self.eos_id in ids else ids) for ids in rows]
+        distinct = list(dict.fromkeys(rows))
+        texts = dict(zip(distinct, self.tokenizer.backend.decode_batch(distinct, skip_special_tokens=False)))
+        return [texts[ids] for ids in rows]
 
-    def judge_text(self, tasks: Sequence[Task], texts: Sequence[str]) -> Verdict:
-        """Rewards of M texts. What does not parse, or asks for what the scenario lacks, gets -1 and no simulation."""
-        workflows, failure = zip(*(read(text) for text in texts)) if texts else ((), ())
+    def judge_text(self, tasks: Sequence[Task], texts: Sequence[str], policy: Policy | None = None) -> Verdict:
+        """Rewards of M texts that `policy` wrote (the grammar does not ask it).
+
+        What does not parse, or asks for what the scenario lacks, gets -1 and no simulation.
+        """
+        readings = map(read, texts) if self.translator is None else self.translator.read(texts, policy)
+        workflows, failure = zip(*readings) if texts else ((), ())
         failure = [reason or refused(task.scenario, workflow) for task, workflow, reason in
                    zip(tasks, workflows, failure)]
         return self.judge_workflows(tasks, workflows, failure)
@@ -90,6 +100,7 @@ class TwinEnvironment:
             reward_M[runnable], fulfilled_M[runnable] = score(measured, required, self.config)
         stats = {"sequences": len(tasks), "workflows": len(pairs),
                  "distinct": after.distinct - before.distinct, "simulated": after.simulated - before.simulated,
+                 "cache_hits": after.memory_hits + after.disk_hits - before.memory_hits - before.disk_hits,
                  "seconds": after.seconds - before.seconds}
         return Verdict(reward_M, fulfilled_M, list(failure), stats)
 
@@ -102,23 +113,6 @@ class TwinEnvironment:
         return ({f"reward/{service}": np.mean(values) for service, values in sorted(by_service.items())}
                 | {"failed": sum(kinds.values()) / len(tasks)}
                 | {f"failed/{kind}": count / len(tasks) for kind, count in sorted(kinds.items())})
-
-
-def read(text: str) -> tuple[Workflow | None, str | None]:
-    """(workflow, None), or (None, the word for what is wrong with the text)."""
-    try:
-        code = translate(text)
-    except WorkflowError as error:
-        return None, str(error).partition(":")[0].split(" ")[0]
-    return _parse(code)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _parse(code: str) -> tuple[Workflow | None, str | None]:
-    try:
-        return parse(code), None
-    except WorkflowError:
-        return None, "parse"
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -7,9 +7,10 @@ import json
 import os
 
 import numpy as np
+from flax import nnx
 
 from rldtf_jax.token_weight import token_weights
-from rldtf_jax.rldtf import Verdict, judge_with_perturbations
+from rldtf_jax.rldtf import Policy, Verdict, judge_with_perturbations
 
 from experiments import baselines, stages
 from experiments.config import ExperimentConfig, command
@@ -103,14 +104,15 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
         return []
     environment, config = run.environment("test"), run.config.rldtf
     rows = range(min(count, len(environment.tasks)))
-    tasks, _, responses, _ = stages.respond(run, stages.stage_model(run, stage), environment, rows, salt=2,
+    model = stages.stage_model(run, stage)
+    tasks, _, responses, _ = stages.respond(run, model, environment, rows, salt=2,
                                             temperature=run.config.evaluate.temperature)
     lengths = np.array([len(ids) for ids in responses])
     tokens = np.zeros((len(rows), lengths.max()), np.int32)
     for row, ids in zip(tokens, responses):
         row[:len(ids)] = ids
-    ended = np.array([ids[-1] == run.tokenizer.eos_id for ids in responses])
-    verdict, S = judge_with_perturbations(environment, tasks, tokens, lengths, ended, config, seed=run.config.seed)
+    verdict, S = judge_with_perturbations(environment, tasks, tokens, lengths, config, run.config.seed,
+                                          Policy(*nnx.split(model)))
     mask = np.arange(tokens.shape[1]) < lengths[:, None]
     w = np.asarray(token_weights(S, mask, config.alpha, config.threshold, config.lam))
     return [{"prompt": task.prompt(), "reward": float(verdict.reward_M[b]), "fulfilled": bool(verdict.fulfilled_M[b]),

@@ -5,7 +5,7 @@ import functools
 import math
 import re
 
-from twin import Scenario, Workflow, WorkflowError
+from twin import Scenario, Workflow, WorkflowError, parse
 from twin.delay import throughput_mbps as full_throughput_mbps
 
 RATES_MBPS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # the 1-2-5 series
@@ -99,13 +99,41 @@ def translate(response: str) -> str:
     Raises:
       WorkflowError: a part is missing, stands twice, or the think part does not end.
     """
-    return _translate_answer(response.rpartition(END_THINK)[2])
+    return _translate_answer(answer(response))
+
+
+def answer(response: str) -> str:
+    """What follows the think part.
+
+    Raises:
+      WorkflowError: the think part does not end.
+    """
+    text = response.rpartition(END_THINK)[2]
+    if THINK in text:
+        raise WorkflowError(f"think: the part does not end with {END_THINK}")
+    return text
+
+
+def read(text: str) -> tuple[Workflow | None, str | None]:
+    """(workflow, None), or (None, the word for what is wrong with the text)."""
+    try:
+        code = translate(text)
+    except WorkflowError as error:
+        return None, str(error).partition(":")[0]
+    return read_program(code)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def read_program(code: str) -> tuple[Workflow | None, str | None]:
+    """Likewise of a program."""
+    try:
+        return parse(code), None
+    except WorkflowError:
+        return None, "parse"
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def _translate_answer(answer: str) -> str:
-    if THINK in answer:
-        raise WorkflowError(f"the think part does not end with {END_THINK}")
     found: dict[str, str] = {}
     for match in _PATTERN.finditer(answer):
         if match.lastgroup in found:

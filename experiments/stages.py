@@ -16,9 +16,9 @@ import numpy as np
 from flax import nnx
 
 from rldtf_jax import critic, hf, rldtf, sft, tokenizer
-from rldtf_jax.config import ConfigError
+from rldtf_jax.config import ConfigError, differences, flat
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
-from rldtf_jax.rldtf import Verdict
+from rldtf_jax.rldtf import Policy, Verdict
 from rldtf_jax.sample import row_keys, sample
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Twin
@@ -29,6 +29,7 @@ from experiments.baselines import witnesses
 from experiments.config import ExperimentConfig
 from experiments.environment import TwinEnvironment
 from experiments.tasks import Task
+from experiments.translator import ModelTranslator, lessons
 
 
 @dataclasses.dataclass
@@ -44,8 +45,10 @@ class Run:
         return os.path.join(self.config.run_dir, *parts)
 
     def environment(self, split: str) -> TwinEnvironment:
+        translator = None if self.config.translator == "grammar" else ModelTranslator(
+            self.tokenizer, self.config.rldtf.sample.max_new_tokens)
         return TwinEnvironment(self.tasks[split], self.tokenizer, self.twin, self.config.rldtf.reward,
-                               seed=self.config.seed)
+                               seed=self.config.seed, translator=translator)
 
 
 def say(text: str) -> None:
@@ -74,19 +77,9 @@ def opened(config: ExperimentConfig) -> Iterator[Run]:
 def _same_config(path: str, config: ExperimentConfig) -> None:
     from omegaconf import OmegaConf
 
-    default, asked = (_flat(json.loads(json.dumps(dataclasses.asdict(c)))) for c in (ExperimentConfig(), config))
-    made = default | _flat(OmegaConf.to_container(OmegaConf.load(path)))  # a key younger than the directory: its default
-    for key in sorted(made.keys() | asked.keys()):
-        if made.get(key) != asked.get(key):
-            raise ConfigError(f"{path}: made with {key} = {made.get(key)!r}, asked for {asked.get(key)!r}; "
-                              "choose another run_dir or remove that one")
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    made = flat(ExperimentConfig()) | flat(OmegaConf.to_container(OmegaConf.load(path)))  # younger keys: their defaults
+    if different := differences(made, flat(config)):
+        raise ConfigError(f"{path}: made with another config, {different[0]}; choose another run_dir or remove that one")
 
 
 def prepare_tasks(config: ExperimentConfig, twin: Twin) -> dict[str, list[Task]]:
@@ -132,6 +125,8 @@ def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokeni
         rng = random.Random(f"bpe {config.seed}")
         texts = [f"user\n{task.prompt()}\nassistant\n{task.response(task_files.random_workflow(rng, task.scenario))}"
                  for task in train]
+        if config.translator == "model":
+            texts += [program for _, program in lessons(texts)]
         trained = tokenizer.train_bpe(texts, config.model.vocab_size)
         trained.save(f"{path}.partial")
         os.replace(f"{path}.partial", path)
@@ -160,22 +155,28 @@ def instruct(run: Run) -> Qwen2:
         return done
     rng = random.Random(f"instruct {run.config.seed}")
     tasks = run.tasks["train"]
-    pairs = [(task, task.response(task_files.random_workflow(rng, task.scenario), run.config.instruct.think))
+    pairs = [(task.prompt(), task.response(task_files.random_workflow(rng, task.scenario), run.config.instruct.think))
              for task in (tasks[i % len(tasks)] for i in range(run.config.instruct.pairs))]
     rows, budget = sequences(run.tokenizer, pairs), run.config.rldtf.sample.max_new_tokens
     longest = int((rows.lengths - rows.prompt_lengths).max())
     if longest > budget:
         raise ConfigError(f"rldtf.sample.max_new_tokens = {budget}: expected at least {longest}, the longest response "
                           "of the instruction data in tokens")
-    model = sft.train(first_model(run), rows, run.config.instruct.sft, seed=run.config.seed,
-                      directory=run.path("instruct"), title="instruct", tensorboard=run.config.tensorboard)
+    model = sft.train(first_model(run), sequences(run.tokenizer, curriculum(run, pairs)), run.config.instruct.sft, seed=run.config.seed,
+                      directory=run.path("instruct"), title="instruct", **run.config.loop_options)
     hf.save(model, run.path("instruct", "model"))
     return model
 
 
-def sequences(tok: Tokenizer, pairs: Sequence[tuple[Task, str]]) -> sft.Sequences:
-    return sft.Sequences.of([(tok.apply_chat(task.prompt()), tok.encode(text, special=False) + [tok.eos_id])
-                             for task, text in pairs])
+def sequences(tok: Tokenizer, pairs: Sequence[tuple[str, str]]) -> sft.Sequences:
+    """Of (prompt, response) texts."""
+    return sft.Sequences.of([(tok.apply_chat(prompt), tok.encode(text, special=False) + [tok.eos_id])
+                             for prompt, text in pairs])
+
+
+def curriculum(run: Run, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The (prompt, response) pairs and, where the policy is to translate its responses, as many lessons in that."""
+    return [*pairs, *(lessons(text for _, text in pairs) if run.config.translator == "model" else ())]
 
 
 class Responses(NamedTuple):
@@ -205,7 +206,8 @@ def respond(run: Run, model: Qwen2, environment: TwinEnvironment, indices: Seque
         ended += list(samples.ended_B[:len(rows)])
     tasks = [environment.tasks[i] for i in indices]
     texts = environment.texts(tokens)
-    verdict = environment.judge_text(tasks, [text if end else "" for text, end in zip(texts, ended)])
+    verdict = environment.judge_text(tasks, [text if end else "" for text, end in zip(texts, ended)],
+                                     Policy(graphdef, params))
     return Responses(tasks, texts, tokens, verdict)
 
 
@@ -231,9 +233,9 @@ def reject(run: Run) -> Qwen2:
         if not kept:
             say("reject: no sampled response fulfils its task; going on with the model of phase 1")
             break
-        refined = sft.train(model, sequences(run.tokenizer, [(train.tasks[row["task"]], row["response"]) for row in kept]),
-                            config.sft, seed=run.config.seed + number, directory=directory, title=f"reject {number}",
-                            tensorboard=run.config.tensorboard)
+        pairs = [(train.tasks[row["task"]].prompt(), row["response"]) for row in kept]
+        refined = sft.train(model, sequences(run.tokenizer, curriculum(run, pairs)), config.sft, seed=run.config.seed + number, directory=directory, title=f"reject {number}",
+                            **run.config.loop_options)
         new_rate = success(refined)
         say(f"reject: {new_rate:.1%} after round {number}, trained on {len(kept)} kept responses")
         if new_rate >= rate:
@@ -282,7 +284,7 @@ def train_rldtf(run: Run) -> Qwen2:
         return done
     policy = reject(run)
     model = rldtf.train(policy, train_critic(run, policy), run.environment("train"), run.config.rldtf,
-                        seed=run.config.seed, directory=run.path("rldtf"), tensorboard=run.config.tensorboard)
+                        seed=run.config.seed, directory=run.path("rldtf"), **run.config.loop_options)
     hf.save(model, run.path("rldtf", "model"))
     return model
 
@@ -292,10 +294,10 @@ def train_critic(run: Run, policy: Qwen2) -> Qwen2:
     rounds of rejection sampling have already paid for."""
     rows = [row for path in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl"))) for row in _json_lines(path)]
     tasks = run.tasks["train"]
-    texts = sequences(run.tokenizer, [(tasks[row["task"]], row["response"]) for row in rows])
+    texts = sequences(run.tokenizer, [(tasks[row["task"]].prompt(), row["response"]) for row in rows])
     return critic.train(value_model(policy, run.config.seed), texts, np.array([row["reward"] for row in rows], np.float32),
                         run.config.critic, seed=run.config.seed, directory=run.path("critic"),
-                        tensorboard=run.config.tensorboard)
+                        **run.config.loop_options)
 
 
 def value_model(policy: Qwen2, seed: int) -> Qwen2:

@@ -17,7 +17,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save at
 
 
 class OtherState(ValueError):
-    """The arrays of a checkpoint are not those asked for."""
+    """A checkpoint is sound, but of another model or run than the one that asks for it."""
 
 
 class Checkpoints:

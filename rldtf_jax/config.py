@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import json
 import types
 import typing
 from typing import Any, Literal
@@ -96,6 +97,7 @@ class RLDTFConfig:
     k1: float = 0.5
     k2: float = 1.0
     kl_target: Literal["reference", "old"] = "reference"
+    adaptive_kl: float | None = None  # nats a token; beta_kl grows while the KL is above it and shrinks below
     advantage: Literal["paper", "gae", "group", "leave-one-out"] = "paper"
     gae_gamma: float = 1.0
     gae_lam: float = 0.95
@@ -109,6 +111,7 @@ class RLDTFConfig:
     policy: OptimConfig = OptimConfig(lr=3e-4)
     critic: OptimConfig = OptimConfig(lr=1e-3)
     critic_warmup: int = 0  # steps in which only the critic learns
+    lora_rank: int | None = None  # of the only deltas then trained, in policy and critic; None trains all weights
     sample: SampleConfig = SampleConfig()
     reward: RewardConfig = RewardConfig()
 
@@ -116,12 +119,15 @@ class RLDTFConfig:
         for name in ("steps", "prompts_per_step", "samples_per_prompt", "checkpoint_every", "save_every", "keep",
                      "num_perturb", "epochs", "minibatches", "microbatches"):
             _expect(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
-        _expect(self.logit_chunk is None or self.logit_chunk >= 1, "logit_chunk", self.logit_chunk,
-                "an integer >= 1, or null")
+        for name in ("logit_chunk", "lora_rank"):
+            value = getattr(self, name)
+            _expect(value is None or value >= 1, name, value, "an integer >= 1, or null")
         for name in ("alpha", "threshold", "clip", "beta_ent", "beta_kl", "k1", "k2", "critic_warmup"):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
         _expect(self.dual_clip is None or self.dual_clip > 1, "dual_clip", self.dual_clip, "a number > 1, or null")
-        _expect(self.value_clip is None or self.value_clip > 0, "value_clip", self.value_clip, "a number > 0, or null")
+        for name in ("value_clip", "adaptive_kl"):
+            value = getattr(self, name)
+            _expect(value is None or value > 0, name, value, "a number > 0, or null")
         _expect(self.lam > 0, "lam", self.lam, "a number > 0")
         for name in ("delete_prob", "gae_gamma", "gae_lam"):
             _expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
@@ -153,6 +159,21 @@ def build(cls: type, mapping: dict, path: str = "") -> Any:
         return cls(**values)
     except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from None
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts and dataclasses as one dict of dotted names, in the types of JSON."""
+    if dataclasses.is_dataclass(tree):
+        tree = dataclasses.asdict(tree)
+    if isinstance(tree, dict):
+        return {name: leaf for key, value in tree.items() for name, leaf in flat(value, f"{prefix}.{key}").items()}
+    return {prefix.removeprefix("."): json.loads(json.dumps(tree))}
+
+
+def differences(made: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """`name is x there and y here` for every entry of two flat dicts that differs."""
+    return [f"{name} is {made.get(name)!r} there and {asked.get(name)!r} here"
+            for name in sorted(made.keys() | asked.keys()) if made.get(name) != asked.get(name)]
 
 
 def _names(cls: type) -> list[str]:

@@ -27,7 +27,7 @@ def critic_loss(critic, batch: Rewarded, num_tokens: int):
 
 
 def train(critic, sequences: Sequences, rewards: np.ndarray, config: SFTConfig, *, seed: int, directory: str,
-          tensorboard: bool = True):
-    """The critic after regression on (N,) `rewards` of `sequences`; goes on from `directory`."""
+          **options):
+    """The critic after regression on (N,) `rewards` of `sequences`; goes on from `directory`; options: see `sft.train`."""
     return sft.train(critic, Rewarded(*sequences, rewards), config, seed=seed, directory=directory, title="critic",
-                     tensorboard=tensorboard, loss_fn=critic_loss)
+                     loss_fn=critic_loss, **options)

@@ -8,7 +8,8 @@ from typing import Any, Callable, Iterator
 
 import jax
 
-from rldtf_jax.checkpoint import Checkpoints
+from rldtf_jax.checkpoint import Checkpoints, OtherState
+from rldtf_jax.config import differences, flat
 from rldtf_jax.metrics import Tracker
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -23,24 +24,37 @@ class Diverged(Exception):
 
 
 def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: int, directory: str, save_every: int,
-        keep: int = 2, title: str = "", show: tuple[str, ...] = ("loss",), tensorboard: bool = True) -> Any:
+        identity: dict, position: Callable[[int], dict], keep: int = 2, title: str = "", show: tuple[str, ...] = ("loss",),
+        boards: tuple[str, ...] = ("tensorboard",), sweep: str | None = None) -> Any:
     """Takes `state` through `steps` calls of step_fn(state, step) -> (state, metrics), going on from `directory`.
 
     Whatever step_fn draws must depend on (its seed, step) alone: that is what makes a resumed run bit-identical.
     metrics["skipped_in_a_row"], where present, is checked where the state is saved, and one step late elsewhere.
 
+    Args:
+      identity: what makes this run this one (its config and seed).
+      position: step -> where in its data and random numbers the run is before that step. Both, and the sweep's id, are kept
+        in every checkpoint, and a run goes on only where they are what it has itself.
+      boards: "tensorboard", "wandb", beside the JSON lines.
+
     Raises:
       Interrupted: after SIGINT or SIGTERM, with the state saved.
       Diverged: MAX_SKIPPED_IN_A_ROW steps without a finite update.
+      OtherState: the checkpoint is of another model or run.
     """
+    def notes(step: int, metrics_position: int) -> dict:
+        return {"metrics_position": metrics_position, **flat({**identity, "sweep": sweep, "position": position(step)})}
+
     with contextlib.closing(Checkpoints(os.path.join(os.path.abspath(directory), "checkpoints"), keep)) as checkpoints:
-        start, state, meta = checkpoints.restore_latest(state) or (0, state, {"metrics_position": 0})
+        start, state, meta = checkpoints.restore_latest(state) or (0, state, notes(0, 0))
+        if different := differences(meta, notes(start, meta["metrics_position"])):
+            raise OtherState(f"{directory}: the checkpoint of step {start} is of another run: {different[0]}")
         if start >= steps:
             return state
         # Committed alike: else the second step, whose state comes out of the first, would be compiled again.
         state = jax.tree.map(lambda x: jax.device_put(x, x.sharding), state)
         tracker = Tracker(directory, steps, start=start, position=meta["metrics_position"], title=title, show=show,
-                          tensorboard=tensorboard)
+                          boards=boards)
         previous = {}
         with contextlib.closing(tracker), stop_on_signal() as stop:
             for step in range(start, steps):
@@ -51,7 +65,7 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
                 skipped = int((metrics if saving else previous).get("skipped_in_a_row", 0))
                 previous = metrics
                 if saving or skipped >= MAX_SKIPPED_IN_A_ROW:
-                    checkpoints.save(done, state, {"metrics_position": tracker.flush()})
+                    checkpoints.save(done, state, notes(done, tracker.flush()))
                 if skipped >= MAX_SKIPPED_IN_A_ROW:
                     raise Diverged(f"{directory}: {skipped} updates in a row were not finite by step {done}; "
                                    f"last metrics {jax.device_get(metrics)}")

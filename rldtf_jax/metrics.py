@@ -1,16 +1,18 @@
-"""Metrics of a run: JSON lines always, TensorBoard beside them, a progress bar in front.
+"""Metrics of a run: JSON lines always, TensorBoard or Weights & Biases beside them, a progress bar in front.
 
 A step's metrics are written one step late, when the device has them anyway, so that dispatch never waits. A resumed
 run cuts the JSONL back to the byte at which its checkpoint was taken: what a killed run wrote after it is written again,
-the same. What depends on the machine and the day (seconds, cache hits) stands apart, in `runtime.jsonl`.
+the same. What depends on the machine and the day (seconds, memory, cache hits) stands apart, in `runtime.jsonl`.
 """
 
 import contextlib
 import json
 import math
 import os
+import resource
 import sys
 import time
+import zlib
 from typing import Any, Iterator
 
 import jax
@@ -22,11 +24,12 @@ RUNTIME = "runtime.jsonl"
 
 
 class Tracker:
-    """Writes `directory/metrics.jsonl` and TensorBoard events, and shows progress over `total` steps."""
+    """Writes `directory/metrics.jsonl` and to the boards, and shows progress over `total` steps."""
 
     def __init__(self, directory: str, total: int, *, start: int = 0, position: int = 0, title: str = "",
-                 tensorboard: bool = True, show: tuple[str, ...] = ()):
-        """start, position: first step and JSONL byte to go on from; show: metrics beside the progress bar."""
+                 boards: tuple[str, ...] = ("tensorboard",), show: tuple[str, ...] = ()):
+        """start, position: first step and JSONL byte to go on from; boards: "tensorboard", "wandb"; show: metrics beside
+        the progress bar."""
         os.makedirs(directory, exist_ok=True)
         self._file = open(os.path.join(directory, JSONL), "ab")
         if position > self._file.tell():
@@ -34,11 +37,7 @@ class Tracker:
         self._file.truncate(position)
         self._file.seek(position)
         self._runtime = open(os.path.join(directory, RUNTIME), "ab")
-        self._writer = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter  # it imports torch for seconds where that is installed
-
-            self._writer = SummaryWriter(directory, purge_step=start)
+        self._boards = [BOARDS[name](directory, start) for name in boards]
         self._bar = tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True, file=sys.stderr,
                          mininterval=0.1 if sys.stderr.isatty() else 5.0)
         self._show, self._pending, self._clock = show, None, time.monotonic()
@@ -58,14 +57,16 @@ class Tracker:
             self._pending = None
             row = {name: _plain(value) for name, value in jax.device_get(metrics).items()}
             now = time.monotonic()
-            runtime, self._clock = {"step_seconds": now - self._clock, **row.pop("runtime", {})}, now
+            seconds, self._clock = now - self._clock, now
+            runtime = {"step_seconds": seconds, **memory(), **row.pop("runtime", {})}
+            if "tokens" in row:
+                runtime["tokens_per_s"] = row["tokens"] / seconds
             for file, values in ((self._file, row), (self._runtime, runtime)):
                 file.write(json.dumps({"step": step, **values}, allow_nan=False).encode() + b"\n")
                 file.flush()
-            if self._writer is not None:
-                for name, value in (row | runtime).items():
-                    if isinstance(value, (int, float)):
-                        self._writer.add_scalar(name, value, step)
+            row |= runtime
+            for board in self._boards:
+                board.log(step, {name: value for name, value in row.items() if isinstance(value, (int, float))})
             self._bar.set_postfix({k: f"{row[k]:.3g}" for k in self._show if row.get(k) is not None}, refresh=False)
             self._bar.update(1)
         return self._file.tell()
@@ -75,8 +76,54 @@ class Tracker:
         self._bar.close()
         self._file.close()
         self._runtime.close()
-        if self._writer is not None:
-            self._writer.close()
+        for board in self._boards:
+            board.close()
+
+
+class TensorBoard:
+    """Events beside the JSON lines; those that a killed run wrote from step `start` on are dropped."""
+
+    def __init__(self, directory: str, start: int):
+        from tensorboardX import SummaryWriter  # it imports torch for seconds where that is installed
+
+        self._writer = SummaryWriter(directory, purge_step=start)
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A Weights & Biases run named after the directory; a resumed one goes on in it."""
+
+    def __init__(self, directory: str, start: int):
+        import wandb  # no dependency of this package: whoever asks for it has it
+
+        path = os.path.abspath(directory)
+        self._run = wandb.init(project="rldtf", dir=directory, name="/".join(path.split(os.sep)[-2:]),
+                               id=f"rldtf-{zlib.crc32(path.encode()):08x}", resume="allow")
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        self._run.log(numbers, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+BOARDS = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def memory() -> dict[str, float]:
+    """Peak memory of this process, and of its first device where that tells, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    megabytes = {"memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    device = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in device:
+        megabytes["device_memory_mb"] = device["peak_bytes_in_use"] / 2**20
+    return megabytes
 
 
 def read(directory: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 NO_SERVICE = -1.0  # R of a response that does not parse or asks for what the scenario lacks
+NOTHING = 1e-9  # ms or Mbit/s: a target below it counts as this much, so that a margin relative to 0 is capped, not NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class RewardConfig:
 def margins(measured, required, config: RewardConfig = RewardConfig()) -> jax.Array:
     """How much better than required: (..., 3), positive when better, 0 when exactly met.
 
-    relative: delay and throughput as a share of the target, BER in decades, each within +-margin_cap.
+    relative: delay and throughput as a share of the target, BER in decades, each within +-margin_cap. Of a target of 0
+      anything better or worse is the cap, and meeting it exactly is 0.
     absolute: the literal differences of Eq. 2 in ms, Mbit/s and BER, without a cap.
     """
     measured, required = _triple("measured", measured), _triple("required", required)
@@ -49,7 +51,8 @@ def margins(measured, required, config: RewardConfig = RewardConfig()) -> jax.Ar
     tiny = jnp.finfo(better.dtype).tiny
     decades = jnp.log10(jnp.maximum(required[..., 2:], tiny)) - jnp.log10(jnp.maximum(measured[..., 2:], tiny))
     cap = jnp.asarray(config.margin_cap, better.dtype)
-    return jnp.clip(jnp.concatenate([better[..., :2] / required[..., :2], decades], axis=-1), -cap, cap)
+    share = better[..., :2] / jnp.maximum(required[..., :2], NOTHING)
+    return jnp.clip(jnp.concatenate([share, decades], axis=-1), -cap, cap)
 
 
 def fulfilled(measured, required) -> jax.Array:

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 from rldtf_jax import advantage as adv
-from rldtf_jax import optim
+from rldtf_jax import lora, optim
 from rldtf_jax.config import RLDTFConfig
 from rldtf_jax.logprob import token_stats
 from rldtf_jax.loop import run
@@ -33,6 +33,13 @@ class Verdict(NamedTuple):
     stats: dict[str, float]  # sequences, distinct workflows, cache hits, simulated, seconds
 
 
+class Policy(NamedTuple):
+    """A model as `sample` takes it."""
+
+    graphdef: Any  # nnx.GraphDef
+    params: Any
+
+
 class Environment(Protocol):
     """The tasks and their judge. A response is an array of token ids; its text ends at the first EOS."""
 
@@ -41,8 +48,9 @@ class Environment(Protocol):
     def batch(self, step: int, num_prompts: int) -> tuple[list[Any], np.ndarray, np.ndarray]:
         """(tasks, prompts_BxP, lengths_B) of a step, a function of the step alone; P never changes."""
 
-    def judge(self, tasks: Sequence[Any], responses: Sequence[np.ndarray]) -> Verdict:
-        """Parses, runs the twin once per distinct workflow, and rewards."""
+    def judge(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], policy: Policy) -> Verdict:
+        """Translates c = f(a), by asking `policy` once more if that is what f is; runs the twin once per distinct
+        workflow, and rewards."""
 
     def summary(self, tasks: Sequence[Any], verdict: Verdict) -> dict[str, float]:
         """Further metrics of the rollouts of a step, by service class and kind of failure."""
@@ -73,6 +81,13 @@ class Static(NamedTuple):
     value_clip: float | None = None
 
 
+class Frozen(NamedTuple):
+    """With LoRA, the weights that no update changes; `Learner` then holds the deltas (see lora.py)."""
+
+    policy: Any = None
+    critic: Any = None
+
+
 class Learner(NamedTuple):
     """What an update changes."""
 
@@ -90,6 +105,7 @@ class RLState(NamedTuple):
     learner: Learner
     reference: Any  # frozen; takes the policy's weights at every checkpoint
     refreshed_at: jax.Array  # () int32, the steps that were done when it last did
+    kl_scale: jax.Array  # () float32, what beta_kl is multiplied by; 1 unless it is adaptive
 
 
 class Rollouts(NamedTuple):
@@ -152,7 +168,8 @@ def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hy
 
 
 @functools.partial(jax.jit, static_argnames=("static",), donate_argnames=("learner",))
-def update(static: Static, learner: Learner, anchor, rows: Rollouts, hyper: Hyper) -> tuple[Learner, dict]:
+def update(static: Static, learner: Learner, anchor, rows: Rollouts, hyper: Hyper,
+           frozen: Frozen = Frozen()) -> tuple[Learner, dict]:
     """One step of AdamW on policy and critic along the gradient of Eq. 9, averaged over micro-batches in a scan."""
     N, T = static.microbatches, rows.old_logp_BxT.shape[1]
     _, mask = response_tokens(rows.tokens_BxS, rows.prompt_lengths_B, rows.lengths_B, T)
@@ -160,7 +177,8 @@ def update(static: Static, learner: Learner, anchor, rows: Rollouts, hyper: Hype
 
     def grads_and_metrics(part):
         def loss_fn(policy, critic):
-            return rldtf_loss(static, policy, critic, anchor, part, hyper, num_counted)
+            return rldtf_loss(static, lora.merge(frozen.policy, policy), lora.merge(frozen.critic, critic), anchor, part,
+                              hyper, num_counted)
 
         (loss, metrics), grads = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)(learner.policy, learner.critic)
         return grads, metrics | {"loss": loss}
@@ -209,49 +227,73 @@ def join(prompts_BxP: np.ndarray, prompt_lengths_B: np.ndarray, response_BxT: np
     return tokens_BxS, np.asarray(prompt_lengths_B + response_lengths_B, np.int32)
 
 
-def judge_with_perturbations(env: Environment, tasks, tokens_BxT, lengths_B, ended_B, config: RLDTFConfig,
-                             seed: int) -> tuple[Verdict, np.ndarray]:
+def judge_with_perturbations(env: Environment, tasks, tokens_BxT, lengths_B, config: RLDTFConfig, seed: int,
+                             policy: Policy) -> tuple[Verdict, np.ndarray]:
     """The rollouts' verdict and S_t (B, T), baseline and perturbed responses in one call of the twin.
 
-    A response without an EOS within its budget is truncated: R = -1, and no token of it is perturbed.
+    A sequence without an EOS is incomplete, R = -1, and costs no simulation: a rollout cut off at its budget (none of
+    its tokens is perturbed) as well as a perturbed response that lost its EOS.
     """
     B, T = tokens_BxT.shape
-    complete = [tokens[:n] if ended else tokens[:0] for tokens, n, ended in zip(tokens_BxT, lengths_B, ended_B)]
-    none = Perturbations(np.zeros(0, int), np.zeros(0, int), [])
-    perturbed = none if config.alpha == 0 else perturb(
+    rollouts = [tokens[:n] for tokens, n in zip(tokens_BxT, lengths_B)]
+    ended_B = np.array([env.eos_id in ids for ids in rollouts])
+    perturbed = Perturbations(np.zeros(0, int), np.zeros(0, int), []) if config.alpha == 0 else perturb(
         tokens_BxT, lengths_B * ended_B, config.num_perturb, seed, config.delete_prob)
-    verdict = env.judge([*tasks, *(tasks[b] for b in perturbed.row)], [*complete, *perturbed.tokens])
-    failure = [reason if ended else "truncated" for reason, ended in zip(verdict.failure_M, ended_B)]
-    rollouts = Verdict(np.where(ended_B, verdict.reward_M[:B], NO_SERVICE).astype(np.float32),
-                       verdict.fulfilled_M[:B] & ended_B, failure, verdict.stats)
-    return rollouts, sensitivity(rollouts.reward_M, verdict.reward_M[B:], perturbed, T)
+    ended_M = np.concatenate([ended_B, np.array([env.eos_id in ids for ids in perturbed.tokens], bool)])
+    sequences = [ids if ended else ids[:0] for ids, ended in zip([*rollouts, *perturbed.tokens], ended_M)]
+    verdict = env.judge([*tasks, *(tasks[b] for b in perturbed.row)], sequences, policy)
+    R_M = np.where(ended_M, verdict.reward_M, NO_SERVICE).astype(np.float32)
+    failure_B = [reason if ended else "truncated" for reason, ended in zip(verdict.failure_M, ended_B)]
+    return (Verdict(R_M[:B], verdict.fulfilled_M[:B] & ended_B, failure_B, verdict.stats),
+            sensitivity(R_M[:B], R_M[B:], perturbed, T))
 
 
-def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, directory: str,
-          tensorboard: bool = True):
+def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, directory: str, **options):
     """RLDTF from the policy after rejection sampling; goes on from `directory`; returns the trained policy.
 
     Every draw is a function of (seed, step): a killed and resumed run ends bit-identical to one never killed.
+    options: boards and sweep, see `loop.run`.
     """
+    static, state, frozen = initial(policy, critic, config, seed)
+
+    def step_fn(state: RLState, step: int):
+        return rldtf_step(static, env, config, seed, state, step, frozen)
+
+    def position(step: int):
+        return {"data": step * config.prompts_per_step,
+                "prng_key_data": np.asarray(jax.random.key_data(step_key(seed, step))).tolist()}
+
+    state = run(step_fn, state, steps=config.steps, directory=directory, save_every=config.save_every,
+                keep=config.keep, identity={"config": config, "seed": seed}, position=position, title="rldtf",
+                show=("reward", "fulfilled", "kl", "twin/simulated"), **options)
+    return nnx.merge(static.policy_def, lora.merge(frozen.policy, state.learner.policy))
+
+
+def initial(policy, critic, config: RLDTFConfig, seed: int) -> tuple[Static, RLState, Frozen]:
+    """What a run starts from; the models stay the caller's."""
     (policy_def, policy_params), (critic_def, critic_params) = nnx.split(policy), nnx.split(critic)
     static = Static(policy_def, critic_def, config.aggregation, config.microbatches, config.logit_chunk,
                     config.dual_clip, config.value_clip)
+    frozen = Frozen()
+    if config.lora_rank is not None:
+        keys = jax.random.split(jax.random.key(seed))
+        frozen, (policy_params, critic_params) = map(Frozen._make, zip(
+            lora.split(policy_params, config.lora_rank, keys[0]), lora.split(critic_params, config.lora_rank, keys[1])))
     fresh = functools.partial(jax.tree.map, jnp.copy)  # updates donate; nothing that is donated may be shared
     zero = jnp.zeros((), jnp.int32)
-    state = RLState(
+    return static, RLState(
         Learner(fresh(policy_params), fresh(critic_params), optim.init(policy_params), optim.init(critic_params),
                 zero, jnp.copy(zero)),
-        fresh(policy_params), jnp.copy(zero))
-
-    def step_fn(state: RLState, step: int):
-        return rldtf_step(static, env, config, seed, state, step)
-
-    state = run(step_fn, state, steps=config.steps, directory=directory, save_every=config.save_every,
-                keep=config.keep, title="rldtf", show=("reward", "fulfilled", "kl"), tensorboard=tensorboard)
-    return nnx.merge(policy_def, state.learner.policy)
+        fresh(policy_params), jnp.copy(zero), jnp.ones((), jnp.float32)), frozen
 
 
-def rldtf_step(static: Static, env: Environment, config: RLDTFConfig, seed: int, state: RLState, step: int):
+def step_key(seed: int, step: int) -> jax.Array:
+    """The key that a step's rollouts are sampled with."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def rldtf_step(static: Static, env: Environment, config: RLDTFConfig, seed: int, state: RLState, step: int,
+               frozen: Frozen = Frozen()):
     """One step: (state, metrics)."""
     learner, T = state.learner, config.sample.max_new_tokens
     tasks, prompts_BxP, prompt_lengths_B = env.batch(step, config.prompts_per_step)
@@ -259,19 +301,20 @@ def rldtf_step(static: Static, env: Environment, config: RLDTFConfig, seed: int,
     prompts_BxP, prompt_lengths_B = (np.repeat(x, config.samples_per_prompt, 0) for x in (prompts_BxP, prompt_lengths_B))
     B = len(tasks)
 
-    keys_B = row_keys(jax.random.fold_in(jax.random.key(seed), step), jnp.arange(B))
+    policy = Policy(static.policy_def, lora.merge(frozen.policy, learner.policy))
     samples = jax.device_get(sample(
-        static.policy_def, learner.policy, prompts_BxP, prompt_lengths_B, keys_B, max_new_tokens=T, eos_id=env.eos_id,
-        temperature=config.sample.temperature))
+        *policy, prompts_BxP, prompt_lengths_B, row_keys(step_key(seed, step), jnp.arange(B)), max_new_tokens=T,
+        eos_id=env.eos_id, temperature=config.sample.temperature))
     tokens_BxS, lengths_B = join(prompts_BxP, prompt_lengths_B, samples.tokens_BxR, samples.lengths_B)
 
     # Dispatched before the twin is asked: these forward passes don't wait for rewards.
-    anchor = state.reference if config.kl_target == "reference" else jax.tree.map(jnp.copy, learner.policy)
+    anchor = lora.merge(frozen.policy, state.reference if config.kl_target == "reference"
+                        else jax.tree.map(jnp.copy, learner.policy))
     old_value_BxT, anchor_hidden_BxTxD = old_states(
-        static, learner.critic, anchor, tokens_BxS, prompt_lengths_B, lengths_B, T)
+        static, lora.merge(frozen.critic, learner.critic), anchor, tokens_BxS, prompt_lengths_B, lengths_B, T)
 
-    verdict, S_BxT = judge_with_perturbations(
-        env, tasks, samples.tokens_BxR, samples.lengths_B, samples.ended_B, config, seed=hash_seed(seed, step))
+    verdict, S_BxT = judge_with_perturbations(env, tasks, samples.tokens_BxR, samples.lengths_B, config,
+                                              hash_seed(seed, step), policy)
 
     mask = jnp.arange(T) < samples.lengths_B[:, None]
     w = token_weights(S_BxT, mask, config.alpha, config.threshold, config.lam)
@@ -280,26 +323,37 @@ def rldtf_step(static: Static, env: Environment, config: RLDTFConfig, seed: int,
                     mean_one(w, mask) if config.weights == "mean-one" else w, old_value_BxT)
 
     hyper = hyper_at(config, step)
+    if config.adaptive_kl is not None:
+        hyper = hyper._replace(beta_kl=hyper.beta_kl * state.kl_scale)
     order, seen = np.random.default_rng((seed, step, 1)), []
     for _ in range(config.epochs):
         shuffled = order.permutation(B) if config.minibatches > 1 else np.arange(B)
         for part in np.split(shuffled, config.minibatches):
             minibatch = rows if len(part) == B else jax.tree.map(lambda x: x[part], rows)
-            learner, metrics = update(static, learner, anchor, minibatch, hyper)
+            learner, metrics = update(static, learner, anchor, minibatch, hyper, frozen)
             seen.append(metrics)
 
     if len(seen) > 1:  # the counts are the last update's, the rest is the mean over the step's updates
         counts = {name: metrics[name] for name in ("skipped", "skipped_in_a_row")}
         metrics = jax.tree.map(lambda *x: sum(x) / len(x), *seen) | counts
+    kl_scale = state.kl_scale if config.adaptive_kl is None else adapted(
+        state.kl_scale, metrics["kl"], config.adaptive_kl)
     metrics |= rollout_metrics(verdict, w, S_BxT, mask, old_value_BxT, config.threshold)
     metrics["runtime"] = {f"twin/{name}": value for name, value in verdict.stats.items()}
     metrics |= env.summary(tasks, verdict)
-    metrics |= {"since_refresh": step - state.refreshed_at, "lr": hyper.policy.lr,
-                "response_tokens": samples.lengths_B.mean()}
+    metrics |= {"since_refresh": step - state.refreshed_at, "lr": hyper.policy.lr, "beta_kl": hyper.beta_kl,
+                "tokens": lengths_B.sum(), "response_tokens": samples.lengths_B.mean()}
     reference, refreshed_at = state.reference, state.refreshed_at
     if (step + 1) % config.checkpoint_every == 0:
         reference, refreshed_at = jax.tree.map(jnp.copy, learner.policy), jnp.int32(step + 1)
-    return RLState(learner, reference, refreshed_at), metrics
+    return RLState(learner, reference, refreshed_at, kl_scale), metrics
+
+
+@jax.jit
+def adapted(scale, kl, aim):
+    """What beta_kl is scaled by after a step with this KL (arXiv:1909.08593, 2.2); unmoved by one that is not finite."""
+    error = jnp.clip(kl / aim - 1, -0.2, 0.2)
+    return scale * (1 + 0.1 * jnp.where(jnp.isfinite(error), error, 0.0))
 
 
 def hyper_at(config: RLDTFConfig, step: int) -> Hyper:

@@ -85,10 +85,11 @@ def batch_rows(seed: int, step: int, batch_size: int, num_rows: int) -> np.ndarr
 
 
 def train(model, sequences: Sequences, config: SFTConfig, *, seed: int, directory: str, title: str = "sft",
-          tensorboard: bool = True, loss_fn=sft_loss):
+          loss_fn=sft_loss, **options):
     """Trains `model` on `sequences`, going on from `directory`; returns a model with the trained weights.
 
     loss_fn(model, batch, num_tokens) is the mean loss of some rows; `sequences` may carry more fields for it.
+    options: boards and sweep, see `loop.run`.
     """
     graphdef, params = nnx.split(model)
     params = jax.tree.map(jnp.copy, params)  # the update donates its state; the caller's model stays whole
@@ -98,8 +99,9 @@ def train(model, sequences: Sequences, config: SFTConfig, *, seed: int, director
     def step_fn(state, step):
         rows = batch_rows(seed, step, config.batch_size, len(sequences.tokens))
         batch = jax.tree.map(lambda x: x[rows], sequences)
-        return sft_update(graphdef, num_tokens, state, batch, optim.hyper(config.optim, step, config.steps), loss_fn)
+        state, metrics = sft_update(graphdef, num_tokens, state, batch, optim.hyper(config.optim, step, config.steps), loss_fn)
+        return state, metrics | {"tokens": batch.lengths.sum()}
 
     state = run(step_fn, state, steps=config.steps, directory=directory, save_every=config.save_every, title=title,
-                tensorboard=tensorboard)
+                identity={"config": config, "seed": seed}, position=lambda step: {"data": step * config.batch_size}, **options)
     return nnx.merge(graphdef, state.params)

@@ -66,7 +66,7 @@ def test_arbitrary_tokens_get_minus_one_and_cost_no_simulation(environment, ids)
 
 
 @pytest.mark.parametrize("change, kind", [
-    (("PRB", "PRBs"), "num_prb"), (("Use", "<think>"), "the"), (("LDPC", "polarity"), "code"),
+    (("PRB", "PRBs"), "num_prb"), (("Use", "<think>"), "think"), (("LDPC", "polarity"), "code"),
     ((" rate 0", " rate 7"), "parse"), ((" PRB", "0 PRB"), "scenario"), ((" layer", "4 layer"), "parse"),
     ((" DMRS", "3 DMRS"), "parse"),
 ])

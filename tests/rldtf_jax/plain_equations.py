@@ -16,9 +16,16 @@ def margins(measured, required, config):
     (delay, throughput, ber), (max_delay, min_throughput, max_ber) = measured, required
     if config.margin == "absolute":
         return [max_delay - delay, throughput - min_throughput, max_ber - ber]
-    free = [(max_delay - delay) / max_delay, (throughput - min_throughput) / min_throughput,
+    free = [(max_delay - delay) / max_delay, share_above(throughput, min_throughput),
             math.log10(max_ber) - math.log10(ber)]
     return [min(max(m, -cap), cap) for m, cap in zip(free, config.margin_cap)]
+
+
+def share_above(measured, required):
+    """Where nothing is required, anything is infinitely more and nothing exactly enough."""
+    if required == 0:
+        return math.inf if measured > 0 else 0.0
+    return (measured - required) / required
 
 
 def reward(measured, required, config):

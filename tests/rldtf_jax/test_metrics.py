@@ -11,7 +11,7 @@ from rldtf_jax.metrics import JSONL, RUNTIME, Tracker, read
 
 def record(directory, rows, *, start=0, position=0, **options):
     """Logs rows as the steps from start on; the JSONL's length after each."""
-    tracker, positions = Tracker(str(directory), 10, start=start, position=position, tensorboard=False, **options), []
+    tracker, positions = Tracker(str(directory), 10, start=start, position=position, boards=(), **options), []
     for step, row in enumerate(rows, start):
         tracker.log(step, row)
         positions.append(tracker.flush())
@@ -19,24 +19,25 @@ def record(directory, rows, *, start=0, position=0, **options):
     return positions
 
 
-def without_seconds(rows):
-    return [{name: value for name, value in row.items() if name != "step_seconds"} for row in rows]
+def without_runtime(rows):
+    return [{name: value for name, value in row.items() if name not in ("step_seconds", "memory_mb", "device_memory_mb")}
+            for row in rows]
 
 
 def test_a_step_is_written_when_the_next_one_is_logged(tmp_path):
-    tracker = Tracker(str(tmp_path), 2, tensorboard=False)
+    tracker = Tracker(str(tmp_path), 2, boards=())
     tracker.log(0, {"loss": 1.0})
     assert read(str(tmp_path)) == []
     tracker.log(1, {"loss": 2.0})
-    assert without_seconds(read(str(tmp_path))) == [{"step": 0, "loss": 1.0}]
+    assert without_runtime(read(str(tmp_path))) == [{"step": 0, "loss": 1.0}]
     tracker.close()
-    assert without_seconds(read(str(tmp_path))) == [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 2.0}]
+    assert without_runtime(read(str(tmp_path))) == [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 2.0}]
 
 
 def test_whatever_a_step_reports_becomes_json(tmp_path):
     record(tmp_path, [{"device": jnp.float32(0.5), "count": jnp.int32(3), "host": np.float64(0.25), "flag": np.bool_(1),
                        "list": np.arange(3), "nested": {"a": [np.float32(1)]}, "text": "x", "nothing": None}])
-    assert without_seconds(read(str(tmp_path))) == [{
+    assert without_runtime(read(str(tmp_path))) == [{
         "step": 0, "device": 0.5, "count": 3, "host": 0.25, "flag": True, "list": [0, 1, 2], "nested": {"a": [1.0]},
         "text": "x", "nothing": None}]
 
@@ -44,7 +45,7 @@ def test_whatever_a_step_reports_becomes_json(tmp_path):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_becomes_null(tmp_path, bad):
     record(tmp_path, [{"loss": jnp.float32(bad), "list": [bad, 1.0]}], show=("loss",))
-    assert without_seconds(read(str(tmp_path))) == [{"step": 0, "loss": None, "list": [None, 1.0]}]
+    assert without_runtime(read(str(tmp_path))) == [{"step": 0, "loss": None, "list": [None, 1.0]}]
 
 
 def test_what_a_rerun_need_not_repeat_stands_apart(tmp_path):
@@ -76,7 +77,7 @@ def test_a_line_cut_short_is_not_read(tmp_path):
 
 def test_metrics_shorter_than_the_checkpoint_knows_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="0 bytes long, the checkpoint knows 12"):
-        Tracker(str(tmp_path), 1, position=12, tensorboard=False)
+        Tracker(str(tmp_path), 1, position=12, boards=())
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):

@@ -88,6 +88,17 @@ def test_no_error_at_all_counts_as_the_cap_and_not_as_infinity(measured, require
     assert np.isfinite(one(without_errors, required))
 
 
+@pytest.mark.parametrize("margin", ["relative", "absolute"])
+@given(QOS, QOS, st.sampled_from([0.0, 1.0]), st.booleans())
+def test_where_no_throughput_is_required_the_reward_is_that_of_its_capped_margin(margin, measured, required, got, late):
+    config = RewardConfig(margin=margin)
+    measured = np.float32([required[0] * (2 if late else 0.5), got * measured[1], measured[2]])
+    required = np.float32([required[0], 0.0, required[2]])
+    R, gradient = jax.value_and_grad(lambda x: reward(x, required, config))(jnp.asarray(measured))
+    np.testing.assert_allclose(R, plain.reward(measured.tolist(), required.tolist(), config), rtol=1e-4, atol=1e-4)
+    assert np.isfinite(gradient).all()
+
+
 @given(QOS, QOS)
 def test_margins_are_positive_exactly_where_better(measured, required):
     m = np.asarray(margins(np.float32(measured), np.float32(required)))

@@ -183,6 +183,56 @@ def test_every_option_trains(option):
     assert metrics["skipped"] == 0 and np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
 
 
+def test_an_adaptive_kl_raises_its_coefficient_above_the_aim_and_lowers_it_below():
+    state, scale = first_state(REFERENCE), 1.0
+    _, metrics = one_step(state=jax.tree.map(jnp.copy, state))
+    for aim in (metrics["kl"] / 1.1, metrics["kl"] / 3, metrics["kl"] * 9):  # by a tenth of the error, at most 2 %
+        after, metrics = one_step(dataclasses.replace(ONE, adaptive_kl=float(aim)), state=jax.tree.map(jnp.copy, state))
+        np.testing.assert_allclose(metrics["beta_kl"], ONE.beta_kl * state.kl_scale, rtol=1e-6)
+        error = np.clip(metrics["kl"] / aim - 1, -0.2, 0.2)
+        np.testing.assert_allclose(after.kl_scale, state.kl_scale * (1 + 0.1 * error), rtol=1e-6)
+        state = state._replace(kl_scale=after.kl_scale)
+    assert rldtf.adapted(jnp.float32(0.5), jnp.float32(np.nan), 0.1) == 0.5
+
+
+def lora_learner(rank=2):
+    """(frozen, learner) as `train` makes them."""
+    (p, p_deltas), (c, c_deltas) = (lora.split(nnx.state(model), rank, jax.random.key(i))
+                                    for i, model in enumerate((POLICY, CRITIC)))
+    return rldtf.Frozen(p, c), rldtf.Learner(p_deltas, c_deltas, optim.init(p_deltas), optim.init(c_deltas),
+                                             jnp.int32(0), jnp.int32(0))
+
+
+def test_lora_starts_as_the_whole_model_and_trains_nothing_but_its_deltas():
+    frozen, first = lora_learner()
+    assert_equal(lora.merge(frozen.policy, first.policy), nnx.state(POLICY))
+    assert_equal(lora.merge(frozen.critic, first.critic), nnx.state(CRITIC))
+    before = jax.device_get((frozen, first.policy))
+    state = rldtf.RLState(first, jax.tree.map(jnp.copy, first.policy), jnp.int32(0), jnp.float32(1))
+    state, metrics = rldtf.rldtf_step(static(), HighTokens(), ONE, 3, state, ONE.checkpoint_every - 1, frozen)
+    assert metrics["skipped"] == 0 and abs(metrics["kl"]) < 1e-6  # the reference is the model that LoRA started from
+    assert_equal(frozen, before[0])
+    assert_equal(state.reference, state.learner.policy)
+    assert {name.split("'")[-2] for name in state.learner.policy} == {"wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down"}
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), lora.merge(frozen.policy, state.learner.policy),
+                           nnx.state(POLICY))
+    for path, leaf in nnx.to_flat_state(changed):
+        assert leaf == (path[-1] in ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")), path
+    (head,), = (leaf for name, leaf in state.learner.critic.items() if "value_head" in name)
+    assert not np.array_equal(head, CRITIC.value_head[...])
+
+
+def test_the_gradient_of_a_delta_is_the_chain_rules():
+    rng = np.random.default_rng(0)
+    W, x = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 3, 5))
+    frozen, deltas = lora.split({"w": jnp.float32(W)}, 2, jax.random.key(0))
+    (a, _), = deltas.values()
+    b = rng.normal(size=(2, 2, 4)).astype(np.float32)
+    (ga, gb), = jax.grad(lambda d: jnp.sum(jnp.sin(x @ lora.merge(frozen, d)["w"])))({"['w']": (a, b)}).values()
+    slope = np.swapaxes(x, 1, 2) @ np.cos(x @ (W + a @ b))
+    assert_close([ga, gb], [slope @ np.swapaxes(b, 1, 2), np.swapaxes(a, 1, 2) @ slope], rtol=1e-3, atol=1e-4)
+
+
 def test_samples_of_one_prompt_are_neighbours():
     env = Recording()
     one_step(dataclasses.replace(ONE, prompts_per_step=4, samples_per_prompt=2, alpha=0.0), env)
@@ -198,8 +248,8 @@ def updates(monkeypatch):
     """(rows, metrics) of every update."""
     seen, original = [], rldtf.update
 
-    def spy(static, learner, anchor, rows, hyper):
-        out = original(static, learner, anchor, rows, hyper)
+    def spy(static, learner, anchor, rows, hyper, frozen):
+        out = original(static, learner, anchor, rows, hyper, frozen)
         seen.append(jax.device_get((rows, out[1])))
         return out
 

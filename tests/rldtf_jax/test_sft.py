@@ -88,7 +88,7 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(seed, batch_size, 
 def test_training_learns_and_leaves_the_callers_model_alone(tmp_path):
     before = jax.device_get(nnx.state(MODEL))
     trained = sft.train(MODEL, SEQUENCES, dataclasses.replace(SFT, steps=30), seed=0, directory=str(tmp_path),
-                        tensorboard=False)
+                        boards=())
     loss = [row["loss"] for row in read(str(tmp_path))]
     assert np.mean(loss[-5:]) < 0.5 * np.mean(loss[:5])
     assert float(sft.sft_loss(trained, SEQUENCES, LONGEST)) < 0.5 * loss_and_gradient(SEQUENCES)[0]
@@ -103,7 +103,7 @@ def test_three_steps_that_are_not_finite_stop_the_run_with_its_state_kept(tmp_pa
     config = dataclasses.replace(SFT, save_every=save_every)
     for start in (0, stops_after):  # asked again, it goes on from there and stops again
         with pytest.raises(Diverged, match="updates in a row were not finite"):
-            sft.train(broken, SEQUENCES, config, seed=0, directory=str(tmp_path), tensorboard=False)
+            sft.train(broken, SEQUENCES, config, seed=0, directory=str(tmp_path), boards=())
         rows = read(str(tmp_path))
         assert len(rows) > start and all(row["loss"] is None for row in rows)
         if not start:
@@ -116,7 +116,7 @@ def test_a_run_whose_last_steps_are_not_finite_does_not_end_well(tmp_path):
     broken.norm[...] = broken.norm[...] * jnp.nan
     with pytest.raises(Diverged):
         sft.train(broken, SEQUENCES, dataclasses.replace(SFT, steps=3, save_every=10), seed=0, directory=str(tmp_path),
-                  tensorboard=False)
+                  boards=())
 
 
 def test_a_schedule_compiles_nothing_after_the_first_step(compilations):

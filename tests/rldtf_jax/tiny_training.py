@@ -52,7 +52,7 @@ class HighTokens:
         prompts = rng.integers(2, SHAPE.num_tokens, (num_prompts, 5)).astype(np.int32)
         return list(range(num_prompts)), np.where(np.arange(5) < lengths[:, None], prompts, 0), lengths
 
-    def judge(self, tasks, responses):
+    def judge(self, tasks, responses, policy=None):
         texts = [list(ids[:list(ids).index(EOS)]) if EOS in ids else list(ids) for ids in responses]
         share = np.array([sum(id >= HIGH for id in text) / max(len(text), 1) for text in texts], np.float32)
         reward = np.where([bool(text) for text in texts], 2 * share - 1, -1).astype(np.float32)
@@ -72,8 +72,8 @@ def pairs():
 
 def train(kind, directory):
     if kind == "sft":
-        return sft.train(policy(), sft.Sequences.of(pairs()), SFT, seed=3, directory=directory, tensorboard=False)
-    return rldtf.train(policy(), critic(), HighTokens(), RL, seed=3, directory=directory, tensorboard=False)
+        return sft.train(policy(), sft.Sequences.of(pairs()), SFT, seed=3, directory=directory, boards=())
+    return rldtf.train(policy(), critic(), HighTokens(), RL, seed=3, directory=directory, boards=())
 
 
 def signal_self(signum, directory, rows, moment):

@@ -1,0 +1,145 @@
+"""What token weights cost: python -m experiments.benchmarks.token_importance [key=value ...]
+
+On the tiny preset with 64 responses and N = 2, after rejection sampling (trained first in run_dir, if it has not been):
+  cold      distinct simulations as a share of the sequences, from an empty cache;
+  warm      seconds of a weighted step over those of an unweighted one (alpha = 0) from the 50th step of training on: two
+            trainings with a twin each, step by step in turn;
+  timeline  what host, device and twin do during one weighted step, as a figure.
+Leaves token_importance.json and timeline.png in run_dir.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+from flax import nnx
+from matplotlib import pyplot as plt
+
+from rldtf_jax import rldtf
+from twin import Twin
+
+from experiments import config as configs
+from experiments import stages
+
+FROM, TO = 50, 70  # steps measured
+OVERRIDES = ["preset=quickstart", "run_dir=runs/token_importance", "rldtf.num_perturb=2", "rldtf.prompts_per_step=64"]
+
+
+class Timeline:
+    """Spans of wrapped functions, by lane."""
+
+    def __init__(self):
+        self.spans, self._threads, self._undo = [], [], []
+
+    def wrap(self, owner, name: str, lane: str, label: str, dispatched: bool = False) -> None:
+        """dispatched: the call returns before its result is there; the span ends when it is."""
+        function = getattr(owner, name)
+
+        def timed(*arguments, **keywords):
+            start = time.perf_counter()
+            result = function(*arguments, **keywords)
+            if dispatched:
+                self._threads.append(threading.Thread(target=self._wait, args=(result, lane, label, start)))
+                self._threads[-1].start()
+            else:
+                self.spans.append((lane, label, start, time.perf_counter()))
+            return result
+
+        self._undo.append((owner, name, function))
+        setattr(owner, name, timed)
+
+    def _wait(self, result, lane, label, start):
+        jax.block_until_ready(result)
+        self.spans.append((lane, label, start, time.perf_counter()))
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        for owner, name, function in self._undo:
+            setattr(owner, name, function)
+
+
+class Training:
+    """One training, step by step."""
+
+    def __init__(self, run: stages.Run, twin: Twin, policy, critic, alpha: float):
+        self.config = dataclasses.replace(run.config.rldtf, alpha=alpha)
+        self.env = dataclasses.replace(run, twin=twin).environment("train")
+        self.static, self.state = rldtf.initial(policy, critic, self.config, run.config.seed)[:2]
+        self.seed, self.seconds, self.stats = run.config.seed, [], []
+
+    def step(self, number: int) -> None:
+        start = time.perf_counter()
+        self.state, metrics = rldtf.rldtf_step(self.static, self.env, self.config, self.seed, self.state, number)
+        jax.block_until_ready(self.state)
+        self.seconds.append(time.perf_counter() - start)
+        self.stats.append({name.removeprefix("twin/"): value for name, value in metrics["runtime"].items()})
+
+
+def timeline(training: Training, number: int, path: str) -> dict[str, float]:
+    """Draws one step of the training; seconds by label."""
+    record = Timeline()
+    record.wrap(rldtf, "sample", "device", "sample", dispatched=True)
+    record.wrap(rldtf, "old_states", "device", "critic, reference", dispatched=True)
+    record.wrap(rldtf, "update", "device", "update", dispatched=True)
+    record.wrap(rldtf, "perturb", "host", "perturb")
+    record.wrap(training.env, "texts", "host", "decode")
+    record.wrap(training.env, "judge_text", "host", "judge")
+    record.wrap(training.env, "judge_workflows", "host", "deduplicate, reward")
+    record.wrap(training.env.twin, "evaluate", "twin", "simulate")
+    start = time.perf_counter()
+    training.step(number)
+    record.close()
+    end = time.perf_counter()
+    lanes = {"device": 2, "host": 1, "twin": 0}
+    figure, axis = plt.subplots(figsize=(11, 2.6), layout="constrained")
+    for lane, label, begin, finish in sorted(record.spans, key=lambda span: span[2] - span[3]):  # long ones behind
+        bar = axis.barh(lanes[lane], finish - begin, left=begin - start, height=0.7, edgecolor="black", linewidth=0.4,
+                        label=label, color=f"C{sorted({s[1] for s in record.spans}).index(label)}", alpha=0.85)
+        if finish - begin > 0.04 * (end - start):
+            axis.bar_label(bar, [f"{label} {1e3 * (finish - begin):.0f} ms"], label_type="center", fontsize=7)
+    axis.set(yticks=list(lanes.values()), yticklabels=list(lanes), xlabel=f"seconds of step {number}")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return {label: round(sum(f - b for _, other, b, f in record.spans if other == label), 4)
+            for label in dict.fromkeys(span[1] for span in record.spans)}
+
+
+def main(config: configs.ExperimentConfig) -> None:
+    with stages.opened(config) as run:
+        policy = stages.reject(run)
+        critic = stages.train_critic(run, policy)
+        with Twin(workers=config.twin.workers, seed=config.twin.seed) as one, \
+                Twin(workers=config.twin.workers, seed=config.twin.seed) as other:
+            weighted = Training(run, one, policy, critic, config.rldtf.alpha)
+            plain = Training(run, other, policy, critic, 0.0)
+            for number in range(TO):
+                for training in (weighted, plain):
+                    training.step(number)
+                if number % 10 == 0:
+                    stages.say(f"step {number}: weighted {weighted.seconds[-1]:.2f} s, unweighted {plain.seconds[-1]:.2f} s, "
+                               f"twin {weighted.stats[-1]}")
+            spans = timeline(weighted, TO, os.path.join(config.run_dir, "timeline.png"))
+    cold = weighted.stats[0]
+    medians = {name: float(np.median(training.seconds[FROM:])) for name, training in
+               (("weighted", weighted), ("unweighted", plain))}
+    result = {
+        "cold": cold | {"simulated share": cold["simulated"] / cold["sequences"]},
+        "seconds": medians | {"ratio of medians": medians["weighted"] / medians["unweighted"],
+                              "ratio of means": sum(weighted.seconds[FROM:]) / sum(plain.seconds[FROM:])},
+        "twin from step 50, mean": {name: float(np.mean([row[name] for row in weighted.stats[FROM:]])) for name in cold},
+        "timeline, seconds": spans,
+    }
+    with open(os.path.join(config.run_dir, "token_importance.json"), "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=1)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    sys.argv[1:1] = OVERRIDES
+    configs.command(main)
