@@ -1,10 +1,11 @@
 """Weights in and out: a Hugging Face directory (config.json + safetensors) and GGUF.
 
-One table, `NAMES`, maps our parameters to theirs. Loading streams: each device's shard is filled tensor by tensor from
-the memory-mapped file, so that a model needs little more memory than its own weights.
+One table, `NAMES`, maps our parameters to theirs. Loading streams: tensor by tensor goes from the memory-mapped file
+straight to its shards, so that a model needs little more memory than its own weights.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 import json
 from pathlib import Path
 import shutil
@@ -13,7 +14,7 @@ import tempfile
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 import numpy as np
 
 from rldtf_jax.mesh import shardings
@@ -194,20 +195,31 @@ def _assemble(config: Qwen2Config, column: int, read: Callable[[str], np.ndarray
         path = ".".join(key.key for key in keys if isinstance(key, jax.tree_util.DictKey))
         name = NAMES[path][column]
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
-            if not path.startswith("layers."):
-                return np.asarray(read(name)[index], leaf.dtype)
-            layers = range(leaf.shape[0])[index[0]]
-            shape = [len(range(n)[s]) for n, s in zip(leaf.shape, index)]
-            out = np.empty(shape, leaf.dtype)
-            for row, layer in enumerate(layers):
-                tensor = read(name.format(layer))
-                out[row] = (tensor.T if _transposed(path, leaf.shape) else tensor)[index[1:]]
-            return out
+        def place(name: str, shape: tuple[int, ...], sharding) -> jax.Array:
+            tensor = read(name)
+            tensor = tensor.T if _transposed(path, leaf.shape) else tensor
+            return jax.make_array_from_callback(shape, sharding, lambda index: np.asarray(tensor[index], leaf.dtype))
 
-        return jax.make_array_from_callback(leaf.shape, sharding, shard)
+        if not path.startswith("layers."):
+            return place(name, leaf.shape, sharding)
+        stacked = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
+        for layer in range(leaf.shape[0]):
+            tensor = place(name.format(layer), leaf.shape[1:], _of_one_layer(sharding))
+            stacked = jax.block_until_ready(_set_layer(stacked, tensor, layer))  # or tensors pile up
+        return stacked
 
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(fill, abstract, placed))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _set_layer(stacked: jax.Array, tensor: jax.Array, layer: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stacked, tensor, layer, 0)
+
+
+def _of_one_layer(sharding: NamedSharding | SingleDeviceSharding) -> NamedSharding | SingleDeviceSharding:
+    if isinstance(sharding, SingleDeviceSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
 def _map_safetensors(file: Path) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 from flax import nnx
 import gguf
@@ -99,6 +100,19 @@ def test_ids_beyond_the_directorys_tokenizer_are_surplus(tmp_path):
     domain = tokenizer.train_bpe(["5 ms and 12 Mbps"] * 9, 300)
     domain.save(tmp_path / "tokenizer.json")
     assert hf.load(tmp_path).config.num_tokens == domain.vocab_size < 400
+
+
+def test_loading_holds_one_tensor_at_a_time_on_the_host(tmp_path):
+    config = dataclasses.replace(SMALL, num_hidden_layers=30, intermediate_size=3000, param_dtype="bfloat16")
+    model = random_model(config)
+    hf.save(model, tmp_path)
+    hf.load(tmp_path, dtype="float32")  # compiles
+    tracemalloc.start()
+    loaded = hf.load(tmp_path, dtype="float32")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    stacked = loaded.layers["w_gate"][...].nbytes
+    assert peak < stacked / 5  # a tensor of one layer is a thirtieth of it
 
 
 def rewrite(directory, change):
