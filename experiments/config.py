@@ -8,6 +8,8 @@ from typing import Literal
 
 from rldtf_jax.config import ConfigError, RLDTFConfig, SFTConfig, build
 
+from experiments.files import whole
+
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 
 
@@ -157,9 +159,8 @@ def save(config: ExperimentConfig, path: str) -> None:
     from omegaconf import OmegaConf
 
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+    with whole(path) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
-    os.replace(f"{path}.partial", path)
 
 
 def command(function, *source):

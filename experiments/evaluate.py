@@ -14,6 +14,7 @@ from rldtf_jax.rldtf import Policy, Verdict, judge_with_perturbations
 
 from experiments import baselines, stages
 from experiments.config import ExperimentConfig, command
+from experiments.files import whole
 from experiments.stages import Run
 from experiments.statistics import mean_interval, paired_difference, wilson
 
@@ -48,9 +49,8 @@ def evaluate(run: Run) -> dict:
                   "methods": {name: summarise(verdict) for name, verdict in verdicts.items()},
                   "gains": {f"{b} - {a}": gain(verdicts[b], verdicts[a])
                             for a, b in zip(MODELS, MODELS[1:]) if a in verdicts and b in verdicts}}
-        with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        with whole(path) as file:
             json.dump(result, file, indent=1)
-        os.replace(f"{path}.partial", path)
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 

@@ -18,6 +18,7 @@ from rldtf_jax import metrics
 from experiments import stages
 from experiments.config import ExperimentConfig, command
 from experiments.evaluate import METHODS, evaluate, shaded_responses
+from experiments.files import whole
 from experiments.stages import Run
 
 matplotlib.use("Agg")
@@ -59,9 +60,8 @@ def write(run: Run, result: dict) -> str:
         *map(shaded_html, shaded_responses(run)),
         "<h2>Config</h2>", f"<pre>{html.escape(config)}</pre></html>"])
     path = run.path("report.html")
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+    with whole(path) as file:
         file.write(page)
-    os.replace(f"{path}.partial", path)
     return path
 
 

@@ -28,6 +28,7 @@ from experiments import tasks as task_files
 from experiments.baselines import witnesses
 from experiments.config import ExperimentConfig
 from experiments.environment import TwinEnvironment
+from experiments.files import whole
 from experiments.tasks import Task
 from experiments.translator import ModelTranslator, lessons
 
@@ -127,9 +128,8 @@ def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokeni
                  for task in train]
         if config.translator == "model":
             texts += [program for _, program in lessons(texts)]
-        trained = tokenizer.train_bpe(texts, config.model.vocab_size)
-        trained.save(f"{path}.partial")
-        os.replace(f"{path}.partial", path)
+        with whole(path) as file:
+            file.write(tokenizer.train_bpe(texts, config.model.vocab_size).backend.to_str(pretty=True))
     return tokenizer.load(path)
 
 
@@ -255,10 +255,9 @@ def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: i
         responses = respond(run, model, environment, indices, salt=100 + number, temperature=1.0)
         say(f"reject: round {number} sampled {len(indices)} responses, {responses.verdict.fulfilled_M.sum()} fulfil")
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        with whole(path) as file:
             for i, text, R, good in zip(indices, responses.texts, responses.verdict.reward_M, responses.verdict.fulfilled_M):
                 file.write(json.dumps({"task": int(i), "response": text, "reward": float(R), "fulfilled": bool(good)}) + "\n")
-        os.replace(f"{path}.partial", path)
     return _json_lines(path)
 
 
@@ -292,12 +291,19 @@ def train_rldtf(run: Run) -> Qwen2:
 def train_critic(run: Run, policy: Qwen2) -> Qwen2:
     """The critic before the first step: the policy's backbone and a value head, fitted (Eq. 7) to the rewards that the
     rounds of rejection sampling have already paid for."""
-    rows = [row for path in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl"))) for row in _json_lines(path)]
-    tasks = run.tasks["train"]
-    texts = sequences(run.tokenizer, [(tasks[row["task"]].prompt(), row["response"]) for row in rows])
-    return critic.train(value_model(policy, run.config.seed), texts, np.array([row["reward"] for row in rows], np.float32),
-                        run.config.critic, seed=run.config.seed, directory=run.path("critic"),
-                        **run.config.loop_options)
+    path = run.path("critic", "rows.npz")
+    if not os.path.exists(path):  # encoded once: a resumed RLDTF stage comes by here too
+        tasks = run.tasks["train"]
+        rows = [row for sampled in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl")))
+                for row in _json_lines(sampled)]
+        texts = sequences(run.tokenizer, [(tasks[row["task"]].prompt(), row["response"]) for row in rows])
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with whole(path, "wb") as file:
+            np.savez(file, **texts._asdict(), rewards=np.array([row["reward"] for row in rows], np.float32))
+    with np.load(path) as saved:
+        rewarded = critic.Rewarded(**saved)
+    return critic.train(value_model(policy, run.config.seed), rewarded, run.config.critic, seed=run.config.seed,
+                        directory=run.path("critic"), **run.config.loop_options)
 
 
 def value_model(policy: Qwen2, seed: int) -> Qwen2:

@@ -19,6 +19,7 @@ from typing import Any, Iterator
 from twin import COMPUTE_TIERS_GFLOPS, TOOLS, Scenario, Workflow
 
 from experiments import orchestration
+from experiments.files import whole
 
 MIN_BER = 1e-3
 MAX_DELAY_MS = 4.0
@@ -165,11 +166,9 @@ def random_workflow(rng: random.Random, scenario: Scenario) -> Workflow:
 
 def save(tasks: list[Task], path: str) -> None:
     """JSON lines, in place at once or not at all."""
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
+    with whole(path) as file:
         for task in tasks:
             file.write(json.dumps(to_dict(task)) + "\n")
-    os.replace(partial, path)
 
 
 def load(path: str) -> list[Task]:

@@ -17,6 +17,7 @@ from rldtf_jax import metrics
 from experiments import stages
 from experiments.config import ExperimentConfig, command
 from experiments.evaluate import MODELS, gain, summarise, table
+from experiments.files import whole
 
 ARMS = {"with": True, "without": False}
 
@@ -59,7 +60,7 @@ def main(config: ExperimentConfig) -> None:
         low, high = g["fulfilment_interval"]
         print(f"with - without, {stage}: fulfilment {g['fulfilment']:+.3f} [{low:+.3f}, {high:+.3f}], mean reward "
               f"{g['reward']:+.3f} [{g['reward_interval'][0]:+.3f}, {g['reward_interval'][1]:+.3f}]")
-    with open(os.path.join(config.run_dir, "think.json"), "w", encoding="utf-8") as file:
+    with whole(os.path.join(config.run_dir, "think.json")) as file:
         json.dump(result, file, indent=1)
     figure(config.run_dir, os.path.join(config.run_dir, "think.png"))
 

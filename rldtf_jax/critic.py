@@ -7,7 +7,7 @@ import numpy as np
 from rldtf_jax import sft
 from rldtf_jax.config import SFTConfig
 from rldtf_jax.loss import value_loss
-from rldtf_jax.sft import Sequences, response_states, response_tokens
+from rldtf_jax.sft import response_states, response_tokens
 
 
 class Rewarded(NamedTuple):
@@ -26,8 +26,7 @@ def critic_loss(critic, batch: Rewarded, num_tokens: int):
     return value_loss(critic.value(states_BxTxD), batch.rewards, mask_BxT)
 
 
-def train(critic, sequences: Sequences, rewards: np.ndarray, config: SFTConfig, *, seed: int, directory: str,
-          **options):
-    """The critic after regression on (N,) `rewards` of `sequences`; goes on from `directory`; options: see `sft.train`."""
-    return sft.train(critic, Rewarded(*sequences, rewards), config, seed=seed, directory=directory, title="critic",
+def train(critic, sequences: Rewarded, config: SFTConfig, *, seed: int, directory: str, **options):
+    """The critic after regression on the rewards of `sequences`; goes on from `directory`; options: see `sft.train`."""
+    return sft.train(critic, sequences, config, seed=seed, directory=directory, title="critic",
                      loss_fn=critic_loss, **options)

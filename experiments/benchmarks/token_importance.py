@@ -25,8 +25,9 @@ from twin import Twin
 
 from experiments import config as configs
 from experiments import stages
+from experiments.files import whole
 
-FROM, TO = 50, 70  # steps measured
+FROM, TO = 50, 64
 OVERRIDES = ["preset=quickstart", "run_dir=runs/token_importance", "rldtf.num_perturb=2", "rldtf.prompts_per_step=64"]
 
 
@@ -135,7 +136,7 @@ def main(config: configs.ExperimentConfig) -> None:
         "twin from step 50, mean": {name: float(np.mean([row[name] for row in weighted.stats[FROM:]])) for name in cold},
         "timeline, seconds": spans,
     }
-    with open(os.path.join(config.run_dir, "token_importance.json"), "w", encoding="utf-8") as file:
+    with whole(os.path.join(config.run_dir, "token_importance.json")) as file:
         json.dump(result, file, indent=1)
     print(json.dumps(result, indent=1))
 

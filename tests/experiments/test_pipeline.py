@@ -97,6 +97,9 @@ def test_a_finished_run_asked_for_again_only_reports(finished):
     (("model=hf", "model.hf_dir=/no/such/place"), ("model.hf_dir", "/no/such/place", "no such directory")),
     (("quickstart",), ("quickstart", "key=value")),
     (("rldtf.sample.temperature=0",), ("temperature",)),
+    (("rldtf.lora_rank=0",), ("rldtf.lora_rank", "0", "an integer >= 1, or null")),
+    (("translator=llm",), ("translator", "llm", "'grammar', 'model'")),
+    (("wandb=true",), ("wandb", "pip install wandb")),
 ])
 def test_a_wrong_config_is_one_line_and_exit_status_2(tmp_path, arguments, words):
     code, out, err = finish(*arguments, f"run_dir={tmp_path / 'run'}")

@@ -78,3 +78,10 @@ def test_one_s_own_task_needs_no_witness():
     row = tasks.to_dict(draw(0, 1)[0])
     del row["witness"]
     assert isinstance(tasks.from_dict(row), Task)
+
+
+def test_a_response_is_the_workflow_with_or_without_thoughts_before_it():
+    task = draw(0, 1)[0]
+    workflow = tasks.random_workflow(random.Random(0), task.scenario)
+    assert task.response(workflow).endswith(f"</think> {task.response(workflow, think=False)}")
+    assert task.response(workflow, think=False).startswith("Use ")

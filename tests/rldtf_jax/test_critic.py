@@ -27,7 +27,7 @@ def test_a_fitted_critic_tells_good_sequences_from_bad_ones(tmp_path):
     config = SFTConfig(steps=60, batch_size=10, save_every=60, optim=OptimConfig(lr=1e-2, warmup_steps=2))
     before = critic()
     kept = [np.asarray(x) for x in nnx.to_flat_state(nnx.state(before)).leaves]
-    after = fitting.train(before, ROWS, REWARDS, config, seed=0, directory=str(tmp_path), boards=())
+    after = fitting.train(before, fitting.Rewarded(*ROWS, REWARDS), config, seed=0, directory=str(tmp_path), boards=())
     losses = [row["loss"] for row in read(str(tmp_path))]
     assert len(losses) == 60 and losses[-1] < 0.2 * losses[0]
     first = np.asarray(after(ROWS.tokens, ROWS.lengths))[np.arange(len(REWARDS)), ROWS.prompt_lengths - 1]

@@ -1,6 +1,8 @@
 """Metrics: one JSON line a step, and a resumed run that writes on where its checkpoint was."""
 
 import math
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -87,3 +89,43 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     events, = tmp_path.glob("events.*")
     content = events.read_bytes()
     assert b"policy_loss" in content and b"twin/seconds" in content and b"words" not in content
+
+
+def test_every_step_reports_its_memory_and_its_tokens_a_second(tmp_path):
+    record(tmp_path, [{"tokens": np.int64(300)}])
+    row, = read(str(tmp_path))
+    assert row["memory_mb"] > 50
+    np.testing.assert_allclose(row["tokens_per_s"], 300 / row["step_seconds"])
+    assert "memory_mb" not in (tmp_path / JSONL).read_text()
+
+
+def test_weights_and_biases_get_the_numbers_in_one_run_that_a_resumed_one_goes_on_with(tmp_path, monkeypatch):
+    runs = []
+
+    class Run:
+        def __init__(self, **options):
+            self.options, self.logged, self.finished = options, [], False
+            runs.append(self)
+
+        def log(self, numbers, step):
+            self.logged.append((step, numbers))
+
+        def finish(self):
+            self.finished = True
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: Run(**options)))
+    for start in (0, 1):
+        tracker = Tracker(str(tmp_path), 2, start=start, boards=("wandb",))
+        tracker.log(start, {"reward": np.float32(0.5), "text": "words", "runtime": {"twin/simulated": 3}})
+        tracker.close()
+    first, second = runs
+    assert first.finished and first.options["project"] == "rldtf" and first.options["resume"] == "allow"
+    assert first.options == second.options and first.options["name"].endswith(tmp_path.name)
+    (step, numbers), = second.logged
+    assert step == 1 and numbers["reward"] == 0.5 and numbers["twin/simulated"] == 3 and "text" not in numbers
+
+
+def test_without_its_package_weights_and_biases_say_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match="wandb"):
+        Tracker(str(tmp_path), 1, boards=("wandb",))

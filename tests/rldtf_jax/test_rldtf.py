@@ -153,7 +153,7 @@ def test_integer_rewards_train_as_their_floats():  # TRAPS 8
     assert as_float[1]["reward"] not in (-1, 0, 1)  # their mean is a fraction
 
 
-def test_the_reference_takes_the_policys_weights_at_every_checkpoint_and_only_then():
+def test_the_reference_takes_the_policys_weights_at_every_checkpoint_and_only_then():  # TRAPS 13
     state = first_state(REFERENCE)
     for step in range(7):
         before = jax.device_get(state.reference)

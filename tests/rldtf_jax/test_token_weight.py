@@ -31,7 +31,7 @@ def random_sensitivity(seed):
 
 
 @given(SEEDS, st.integers(1, 3), st.floats(0, 1))
-def test_a_perturbation_changes_exactly_one_token(seed, num_perturb, delete_prob):
+def test_a_perturbation_changes_exactly_one_token(seed, num_perturb, delete_prob):  # TRAPS 18
     tokens, lengths = responses(seed)
     p = perturb(tokens, lengths, num_perturb, seed, delete_prob)
     assert len(p.row) == len(p.position) == len(p.tokens) == num_perturb * lengths.sum()
