@@ -1,9 +1,10 @@
 """What test_mesh runs in processes of their own: JAX takes its number of devices once, at the start.
 
 python on_devices.py meshes DIR                       the same things on one device and on meshes of eight
-python on_devices.py step RANK PROCESSES PORT FILE    one training step by several processes together
+python on_devices.py step RANK PROCESSES PORT FILE    one RLDTF update by several processes together
 """
 
+from functools import partial
 import json
 from pathlib import Path
 import sys
@@ -14,15 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rldtf_jax import hf, mesh
+from rldtf_jax import hf, mesh, optim, rldtf
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
 from rldtf_jax.sample import row_keys, sample
 
+B, P, T = 16, 7, 5  # of the RLDTF update
 CONFIG = Qwen2Config(64, 32, 48, 2, 4, 2, head_dim=8, rope_theta=1e4, tie_word_embeddings=False, remat=True)
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 TOKENS_BxT = np.random.default_rng(0).integers(0, 64, (16, 12))
 OPTIMISER = optax.adamw(1e-2)
 GRAPHDEF, _ = nnx.split(nnx.eval_shape(lambda: Qwen2(CONFIG, rngs=nnx.Rngs(0))))
+CRITICDEF, _ = nnx.split(nnx.eval_shape(lambda: Qwen2(CONFIG, rngs=nnx.Rngs(0), head="value")))
+TABLE = param_table(CONFIG) | param_table(CONFIG, "value")
 
 
 def init():
@@ -35,6 +39,27 @@ def loss(params, tokens_BxT):
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits_BxTxV), tokens_BxT[:, 1:, None], axis=-1))
 
 
+def init_learner():
+    policy, critic = (nnx.split(Qwen2(CONFIG, rngs=nnx.Rngs(0), head=head))[1] for head in ("lm", "value"))
+    zero = jnp.int32(0)
+    return rldtf.Learner(policy, critic, optim.init(policy), optim.init(critic), zero, zero), policy
+
+
+def rldtf_update(learner, anchor, on_rows=lambda x: x):
+    """One whole update (micro-batches, chunked logits) on made-up rollouts: (learner, metrics)."""
+    draw = np.random.default_rng(1)
+    prompt_lengths_B, response_lengths_B = draw.integers(1, P + 1, B), draw.integers(1, T + 1, B)
+    floats = lambda *shape: draw.normal(size=shape).astype(np.float32)
+    rows = rldtf.Rollouts(
+        draw.integers(0, 64, (B, P + T)), prompt_lengths_B, prompt_lengths_B + response_lengths_B, floats(B, T) - 4,
+        floats(B, T, CONFIG.hidden_size), floats(B, T), floats(B, T), 1 + floats(B, T) ** 2, floats(B, T),
+    )  # fmt: skip
+    adam = optim.Hyper(*np.float32([1e-2, 0.9, 0.95, 0.0, 1.0]))
+    hyper = rldtf.Hyper(*np.float32([0.2, 0.1, 0.3, 0.5, 1.0, 1.0]), adam, adam)
+    static = rldtf.Static(GRAPHDEF, CRITICDEF, "sum", microbatches=2, logit_chunk=2)
+    return rldtf.update(static, learner, anchor, jax.tree.map(on_rows, rows), hyper)
+
+
 @jax.jit
 def step(state, tokens_BxT):
     params, moments = state
@@ -43,9 +68,9 @@ def step(state, tokens_BxT):
     return (optax.apply_updates(params, updates), moments), value
 
 
-def batch(device_mesh):
-    sharding = jax.sharding.NamedSharding(device_mesh, mesh.partition_spec(("batch", "time")))
-    return jax.make_array_from_callback(TOKENS_BxT.shape, sharding, TOKENS_BxT.__getitem__)
+def batch(device_mesh, rows=TOKENS_BxT):
+    sharding = jax.sharding.NamedSharding(device_mesh, mesh.partition_spec(("batch", *[None] * (rows.ndim - 1))))
+    return jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)
 
 
 def distance(a, b):
@@ -66,6 +91,7 @@ def meshes(directory):
     stepped, value = step(alone, TOKENS_BxT)
     expected_logits, expected_tokens = logits(alone[0], TOKENS_BxT), draw(alone[0])
     hf.save(nnx.merge(GRAPHDEF, alone[0]), directory)
+    updated, metrics = rldtf_update(*jax.jit(init_learner)())
     out = {}
     for sizes in MESHES:
         device_mesh, table = mesh.make_mesh(*sizes), param_table(CONFIG)
@@ -91,6 +117,15 @@ def meshes(directory):
                 init_program=jax.jit(init, out_shardings=placed).lower().compile().as_text(),
                 gathers=compiled_step.as_text().count("all-gather("),
             )
+    with jax.set_mesh(device_mesh):  # the last one, (2, 2, 2)
+        learner, new_metrics = rldtf_update(
+            *mesh.init_sharded(init_learner, device_mesh, TABLE), partial(batch, device_mesh)
+        )
+    out["rldtf"] = dict(
+        update=distance(learner, updated),
+        metrics=distance(new_metrics, metrics),
+        shards=shard_shapes(learner.policy),
+    )
     print(json.dumps(out))
 
 
@@ -99,11 +134,12 @@ def several(rank, processes, port, file):
         jax.distributed.initialize(f"localhost:{port}", num_processes=processes, process_id=rank)
     device_mesh = mesh.make_mesh(1, 2, 2)
     with jax.set_mesh(device_mesh):
-        state = mesh.init_sharded(init, device_mesh, param_table(CONFIG))
-        (params, _), value = step(state, batch(device_mesh))
-        norms = jax.jit(lambda params: jax.tree.map(lambda leaf: jnp.sum(leaf * jnp.sin(leaf)), params))(params)
-    local = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
-    result = dict(loss=float(value), norms=[float(norm) for norm in jax.tree.leaves(norms)])
+        learner, metrics = rldtf_update(*mesh.init_sharded(init_learner, device_mesh, TABLE), partial(batch, device_mesh))
+        norm = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.sum(leaf * jnp.sin(leaf)), tree))
+        norms = norm((learner.policy, learner.critic))
+    local = sum(shard.data.nbytes for leaf in jax.tree.leaves(learner.policy) for shard in leaf.addressable_shards)
+    result = dict(norms=[float(norm) for norm in jax.tree.leaves(norms)])
+    result |= dict(metrics=[float(metrics[name]) for name in sorted(metrics)])
     result |= dict(devices=jax.device_count(), local_devices=jax.local_device_count(), local_bytes=local)
     Path(file).write_text(json.dumps(result))
 

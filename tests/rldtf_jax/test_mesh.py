@@ -21,7 +21,8 @@ ROOT = SCRIPT.parents[2]
 
 
 def start(*arguments, devices):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    # Most of the time is compilation; code that runs once needs no optimisation.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -53,6 +54,12 @@ def test_logits_loss_and_one_training_step_equal_the_one_device_result(on_mesh):
     assert got["logits"] <= 1e-5 and got["loss"] <= 1e-5
     # Adam's first step is about the learning rate 0.01 whatever the gradient; rounding shows where a gradient is near 0.
     assert got["moved"] > 0.009 and got["step"] <= 1e-3
+
+
+def test_one_rldtf_update_equals_the_one_device_result(on_eight):
+    got = on_eight[0]["rldtf"]
+    assert got["metrics"] <= 1e-4 and got["update"] <= 1e-3
+    assert got["shards"] == on_eight[0]["(2, 2, 2)"]["stepped_shards"]
 
 
 def test_sampling_on_a_mesh_draws_the_same_tokens(on_mesh):
@@ -98,7 +105,7 @@ def test_two_processes_agree_with_one(tmp_path):
     first, second, alone = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0", "1", "single"))
     assert (first["devices"], first["local_devices"], alone["local_devices"]) == (4, 2, 4)
     assert first["local_bytes"] == alone["local_bytes"] / 2
-    assert first["loss"] == second["loss"] == pytest.approx(alone["loss"], abs=1e-6)
+    assert first["metrics"] == second["metrics"] == pytest.approx(alone["metrics"], rel=1e-4, abs=1e-5)
     assert first["norms"] == second["norms"] == pytest.approx(alone["norms"], rel=1e-4, abs=1e-5)
 
 
