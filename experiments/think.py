@@ -22,10 +22,14 @@ from experiments.files import whole
 ARMS = {"with": True, "without": False}
 
 
-def verdicts(config: ExperimentConfig) -> dict:
-    """The held-out verdict of every stage's model of one arm, trained first if it has not been."""
+def train(config: ExperimentConfig) -> None:
     with stages.opened(config) as run:
         stages.train_rldtf(run)
+
+
+def verdicts(config: ExperimentConfig) -> dict:
+    """The held-out verdict of every stage's model of one arm."""
+    with stages.opened(config) as run:
         test = run.environment("test")
         return {stage: stages.respond(run, stages.stage_model(run, stage), test, range(len(test.tasks)), salt=2,
                                       temperature=config.evaluate.temperature).verdict for stage in MODELS}
@@ -47,10 +51,13 @@ def figure(run_dir: str, path: str) -> None:
 
 
 def main(config: ExperimentConfig) -> None:
-    arm_verdicts = {arm: verdicts(dataclasses.replace(
+    configs = {arm: dataclasses.replace(
         config, run_dir=os.path.join(config.run_dir, arm), instruct=dataclasses.replace(config.instruct, think=think),
-        twin=dataclasses.replace(config.twin, cache=config.twin.cache or os.path.join(config.run_dir, "twin.sqlite"))))
+        twin=dataclasses.replace(config.twin, cache=config.twin.cache or os.path.join(config.run_dir, "twin.sqlite")))
         for arm, think in ARMS.items()}
+    for arm_config in configs.values():
+        train(arm_config)
+    arm_verdicts = {arm: verdicts(arm_config) for arm, arm_config in configs.items()}
     result = {"with - without": {stage: gain(*(arm_verdicts[arm][stage] for arm in ARMS)) for stage in MODELS}}
     for arm, by_stage in arm_verdicts.items():
         result[arm] = {"num_tasks": config.tasks.test, "temperature": config.evaluate.temperature,

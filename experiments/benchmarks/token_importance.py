@@ -1,23 +1,24 @@
 """What token weights cost: python -m experiments.benchmarks.token_importance [key=value ...]
 
-On the tiny preset with 64 responses and N = 2, after rejection sampling (trained first in run_dir, if it has not been):
-  cold      distinct simulations as a share of the sequences, from an empty cache;
-  warm      seconds of a weighted step over those of an unweighted one (alpha = 0) from the 50th step of training on: two
-            trainings with a twin each, step by step in turn;
+On the tiny preset with 64 responses and N = 2, after rejection sampling and 50 steps of RLDTF (trained first in run_dir, if
+they have not been):
+  cold      distinct simulations as a share of the sequences, at the first step and from an empty cache;
+  warm      seconds of a weighted step over those of an unweighted one (alpha = 0) from the 50th step on: two trainings go
+            on from there, step by step in turn, each with a twin and a copy of the cache of its own;
   timeline  what host, device and twin do during one weighted step, as a figure.
 Leaves token_importance.json and timeline.png in run_dir.
 """
 
+import contextlib
 import dataclasses
 import json
-import os
+import sqlite3
 import sys
 import threading
 import time
 
 import jax
 import numpy as np
-from flax import nnx
 from matplotlib import pyplot as plt
 
 from rldtf_jax import rldtf
@@ -26,9 +27,11 @@ from twin import Twin
 from experiments import config as configs
 from experiments import stages
 from experiments.files import whole
+from experiments.statistics import mean_interval
 
-FROM, TO = 50, 64
-OVERRIDES = ["preset=quickstart", "run_dir=runs/token_importance", "rldtf.num_perturb=2", "rldtf.prompts_per_step=64"]
+FROM, MEASURED, TO = 50, 54, 70  # trained before; workers compile in the first steps, which are not measured
+OVERRIDES = ["preset=quickstart", "run_dir=runs/token_importance", "rldtf.num_perturb=2", "rldtf.prompts_per_step=64",
+             f"rldtf.steps={FROM}"]
 
 
 class Timeline:
@@ -111,32 +114,45 @@ def timeline(training: Training, number: int, path: str) -> dict[str, float]:
             for label in dict.fromkeys(span[1] for span in record.spans)}
 
 
+def cold_start(run: stages.Run) -> dict[str, float]:
+    """The twin's figures for the first step, from an empty cache."""
+    policy = stages.reject(run)
+    with Twin(workers=run.config.twin.workers, seed=run.config.twin.seed) as twin:
+        training = Training(run, twin, policy, stages.train_critic(run, policy), run.config.rldtf.alpha)
+        training.step(0)
+    return training.stats[0] | {"simulated share": training.stats[0]["simulated"] / training.stats[0]["sequences"]}
+
+
+def go_on(run: stages.Run, policy, alpha: float, name: str, stack: contextlib.ExitStack) -> Training:
+    """A training from the 50th step on, with a twin of its own that starts with what the first 50 steps have cached."""
+    cache = run.path(f"{name}.sqlite")
+    with sqlite3.connect(run.config.twin.cache or run.path("twin.sqlite")) as source, sqlite3.connect(cache) as copy:
+        source.backup(copy)
+    twin = stack.enter_context(Twin(workers=run.config.twin.workers, seed=run.config.twin.seed, cache=cache))
+    return Training(run, twin, policy, stages.value_model(policy, run.config.seed), alpha)
+
+
 def main(config: configs.ExperimentConfig) -> None:
-    with stages.opened(config) as run:
-        policy = stages.reject(run)
-        critic = stages.train_critic(run, policy)
-        with Twin(workers=config.twin.workers, seed=config.twin.seed) as one, \
-                Twin(workers=config.twin.workers, seed=config.twin.seed) as other:
-            weighted = Training(run, one, policy, critic, config.rldtf.alpha)
-            plain = Training(run, other, policy, critic, 0.0)
-            for number in range(TO):
-                for training in (weighted, plain):
-                    training.step(number)
-                if number % 10 == 0:
-                    stages.say(f"step {number}: weighted {weighted.seconds[-1]:.2f} s, unweighted {plain.seconds[-1]:.2f} s, "
-                               f"twin {weighted.stats[-1]}")
-            spans = timeline(weighted, TO, os.path.join(config.run_dir, "timeline.png"))
-    cold = weighted.stats[0]
-    medians = {name: float(np.median(training.seconds[FROM:])) for name, training in
-               (("weighted", weighted), ("unweighted", plain))}
-    result = {
-        "cold": cold | {"simulated share": cold["simulated"] / cold["sequences"]},
-        "seconds": medians | {"ratio of medians": medians["weighted"] / medians["unweighted"],
-                              "ratio of means": sum(weighted.seconds[FROM:]) / sum(plain.seconds[FROM:])},
-        "twin from step 50, mean": {name: float(np.mean([row[name] for row in weighted.stats[FROM:]])) for name in cold},
-        "timeline, seconds": spans,
-    }
-    with whole(os.path.join(config.run_dir, "token_importance.json")) as file:
+    with stages.opened(config) as run, contextlib.ExitStack() as stack:
+        policy, path = stages.train_rldtf(run), run.path("token_importance.json")
+        result = {"cold": cold_start(run)}
+        trainings = {name: go_on(run, policy, alpha, name, stack)
+                     for name, alpha in (("weighted", config.rldtf.alpha), ("unweighted", 0.0))}
+        for number in range(FROM, TO):
+            for training in trainings.values():
+                training.step(number)
+            stages.say(f"step {number}: " + ", ".join(f"{name} {t.seconds[-1]:.2f} s" for name, t in trainings.items()))
+        result["timeline, seconds"] = timeline(trainings["weighted"], TO, run.path("timeline.png"))
+    measured = {name: np.array(training.seconds[MEASURED - FROM:TO - FROM]) for name, training in trainings.items()}
+    ratio = measured["weighted"] / measured["unweighted"]
+    result["seconds a step, median"] = {name: float(np.median(seconds)) for name, seconds in measured.items()}
+    result["weighted / unweighted"] = {
+        "medians": float(np.median(measured["weighted"]) / np.median(measured["unweighted"])),
+        "step by step, median": float(np.median(ratio)), "95 % interval of their mean": mean_interval(ratio)}
+    for name, training in trainings.items():
+        rows = training.stats[MEASURED - FROM:TO - FROM]
+        result[f"twin, {name}, mean"] = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    with whole(path) as file:
         json.dump(result, file, indent=1)
     print(json.dumps(result, indent=1))
 

@@ -10,7 +10,7 @@ import tiny_training
 
 
 def start(kind, directory, *signalled, cache=None):
-    """A whole process of tiny_training; with `cache`, it takes compiled programs from that directory."""
+    """A run of the script tiny_training; with `cache`, it takes compiled programs from that directory."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
     if cache is not None:
         environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -22,8 +22,8 @@ def assert_killed_and_resumed_equals_never_killed(kind, tmp_path, programs, kill
     """kills: (rows, moment) of each SIGKILL. The last process compiles for itself and runs to the end."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(kind, whole, cache=programs).returncode == 0
-    for rows, moment in kills:
-        assert start(kind, killed, signal.SIGKILL.value, rows, moment, cache=programs).returncode == -signal.SIGKILL
+    lives = start(kind, killed, signal.SIGKILL.value, *(x for kill in kills for x in kill), cache=programs)
+    assert lives.returncode == 0, lives
     done = start(kind, killed)
     assert done.returncode == 0, done.stderr
     for name in ("final.npz", "metrics.jsonl"):

@@ -54,7 +54,7 @@ def test_with_lora_the_checkpoints_hold_the_deltas_and_the_model_comes_back_merg
     assert "wq" in in_checkpoint and "embed" not in in_checkpoint
 
 
-def test_a_checkpoint_knows_its_run_and_goes_on_in_no_other(tmp_path):
+def test_a_checkpoint_knows_its_run_and_goes_on_in_no_other(tmp_path):  # TRAPS 13
     def train(config=ONE, seed=3, sweep="alpha"):
         return rldtf.train(POLICY, CRITIC, HighTokens(), dataclasses.replace(config, steps=2), seed=seed,
                            directory=str(tmp_path), boards=(), sweep=sweep)
@@ -73,6 +73,23 @@ def test_a_checkpoint_knows_its_run_and_goes_on_in_no_other(tmp_path):
                            (dict(seed=4), r"position.prng_key_data is \[0, 3\]|position.prng_key_data is")]:
         with pytest.raises(OtherState, match=f"the checkpoint of step 2 is of another run: {message}"):
             train(**other)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_says_so_goes_back_one_and_ends_the_same(tmp_path):
+    def train():
+        model = rldtf.train(POLICY, CRITIC, HighTokens(), dataclasses.replace(ONE, steps=3), seed=3,
+                            directory=str(tmp_path), boards=())
+        return jax.device_get(nnx.state(model)), (tmp_path / "metrics.jsonl").read_bytes()
+
+    params, metrics = train()
+    largest = max((tmp_path / "checkpoints" / "3" / "state").rglob("d/*"), key=os.path.getsize)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    largest.write_bytes(content)
+    with pytest.warns(UserWarning, match="checkpoints/3 is damaged and was moved to .* going back to the one before"):
+        again = train()
+    assert_equal(again[0], params)
+    assert again[1] == metrics
 
 
 def test_three_updates_in_a_row_that_are_not_finite_stop_the_run_and_a_rerun_goes_on(tmp_path):
@@ -100,13 +117,14 @@ def programs(tmp_path_factory):
 
 
 def test_killed_at_any_moment_and_resumed_it_ends_as_a_run_never_killed(tmp_path, programs):  # TRAPS 26
-    assert_killed_and_resumed_equals_never_killed("rldtf", tmp_path, programs, moments(0, 1, 2, 4, 5))
+    ten = moments(0, 0, 1, 1, 2, 3, 3, 4, 5, 6, 6)
+    assert_killed_and_resumed_equals_never_killed("rldtf", tmp_path, programs, ten)
 
 
 def test_an_interrupt_ends_cleanly_with_the_step_saved(tmp_path, programs):
     stopped = start("rldtf", tmp_path, signal.SIGINT.value, 2, 0, cache=programs)
     rows = read(str(tmp_path))
-    assert stopped.returncode == 1 and f"Interrupted: {tmp_path}: stopped after step {len(rows)} of 8" in stopped.stderr
+    assert stopped.stdout == "[1]\n" and f"Interrupted: {tmp_path}: stopped after step {len(rows)} of 8" in stopped.stderr
     assert 2 <= len(rows) < 8 and str(len(rows)) in os.listdir(tmp_path / "checkpoints")
     assert start("rldtf", tmp_path, cache=programs).returncode == 0
     assert [row["step"] for row in read(str(tmp_path))] == list(range(8))

@@ -1,7 +1,8 @@
 """Trainings that take seconds: a very small Qwen2, and an environment that rewards high tokens.
 
-As a script, `tiny_training.py sft|rldtf DIRECTORY [SIGNAL ROWS MOMENT]` trains and leaves the final weights in
-`DIRECTORY/final.npz`, unless it gets the signal that it was asked to send itself.
+As a script, `tiny_training.py sft|rldtf DIRECTORY` trains and leaves the final weights in `DIRECTORY/final.npz`. With
+`SIGNAL ROWS MOMENT [ROWS MOMENT ...]` behind, one process after the other trains there, forked so that all share the imports,
+and sends itself the signal; the script's exit status says whether each ended by it.
 """
 
 import glob
@@ -9,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 
 import jax
 import numpy as np
@@ -89,11 +91,30 @@ def signal_self(signum, directory, rows, moment):
     os.kill(os.getpid(), signum)
 
 
-if __name__ == "__main__":
-    kind, directory, *signalled = sys.argv[1:]
-    if signalled:
-        signum, rows, moment = signalled
-        threading.Thread(target=signal_self, args=(int(signum), directory, int(rows), moment), daemon=True).start()
+def train_and_keep(kind, directory):
     leaves = jax.tree.leaves(nnx.state(train(kind, directory)))
     with open(f"{directory}/final.npz", "wb") as file:
         np.savez(file, *map(np.asarray, leaves))
+
+
+def life(kind, directory, signum, rows, moment):
+    """A forked process that trains until it gets its own signal: how it ended, as os.waitstatus_to_exitcode."""
+    if (child := os.fork()) == 0:
+        try:
+            threading.Thread(target=signal_self, args=(signum, directory, rows, moment), daemon=True).start()
+            train_and_keep(kind, directory)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    kind, directory, *signalled = sys.argv[1:]
+    if signalled:
+        signum = int(signalled[0])
+        ends = [life(kind, directory, signum, int(rows), moment) for rows, moment in zip(signalled[1::2], signalled[2::2])]
+        print(ends)
+        sys.exit(ends != [-signum] * len(ends))
+    train_and_keep(kind, directory)
