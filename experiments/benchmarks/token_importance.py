@@ -29,9 +29,9 @@ from experiments import stages
 from experiments.files import whole
 from experiments.statistics import mean_interval
 
-FROM, MEASURED, TO = 50, 54, 70  # trained before; workers compile in the first steps, which are not measured
+STEPS, UNMEASURED = 20, 4  # after those trained before; the twin's workers compile in the first of them
 OVERRIDES = ["preset=quickstart", "run_dir=runs/token_importance", "rldtf.num_perturb=2", "rldtf.prompts_per_step=64",
-             f"rldtf.steps={FROM}"]
+             "rldtf.steps=50"]
 
 
 class Timeline:
@@ -93,38 +93,39 @@ def timeline(training: Training, number: int, path: str) -> dict[str, float]:
     record.wrap(rldtf, "update", "device", "update", dispatched=True)
     record.wrap(rldtf, "perturb", "host", "perturb")
     record.wrap(training.env, "texts", "host", "decode")
-    record.wrap(training.env, "judge_text", "host", "judge")
-    record.wrap(training.env, "judge_workflows", "host", "deduplicate, reward")
+    record.wrap(training.env, "judge_text", "host", "translate, parse and below")
+    record.wrap(training.env, "judge_workflows", "host", "deduplicate, ask, reward")
     record.wrap(training.env.twin, "evaluate", "twin", "simulate")
     start = time.perf_counter()
     training.step(number)
     record.close()
     end = time.perf_counter()
-    lanes = {"device": 2, "host": 1, "twin": 0}
-    figure, axis = plt.subplots(figsize=(11, 2.6), layout="constrained")
-    for lane, label, begin, finish in sorted(record.spans, key=lambda span: span[2] - span[3]):  # long ones behind
-        bar = axis.barh(lanes[lane], finish - begin, left=begin - start, height=0.7, edgecolor="black", linewidth=0.4,
-                        label=label, color=f"C{sorted({s[1] for s in record.spans}).index(label)}", alpha=0.85)
-        if finish - begin > 0.04 * (end - start):
-            axis.bar_label(bar, [f"{label} {1e3 * (finish - begin):.0f} ms"], label_type="center", fontsize=7)
-    axis.set(yticks=list(lanes.values()), yticklabels=list(lanes), xlabel=f"seconds of step {number}")
+    figure, axis = plt.subplots(figsize=(10, 3), layout="constrained")
+    spans = sorted(record.spans, key=lambda span: span[2])
+    rows = list(dict.fromkeys(f"{lane}: {label}" for lane, label, *_ in spans))
+    for lane, label, begin, finish in spans:
+        bar = axis.barh(rows.index(f"{lane}: {label}"), finish - begin, left=begin - start,
+                        color={"device": "C0", "host": "C1", "twin": "C2"}[lane])
+        axis.bar_label(bar, [f"{1e3 * (finish - begin):.0f} ms"], fontsize=7, padding=3)
+    axis.set(yticks=range(len(rows)), yticklabels=rows, xlabel=f"seconds of step {number}", xlim=(0, 1.05 * (end - start)))
+    axis.invert_yaxis()
     figure.savefig(path, dpi=130)
     plt.close(figure)
-    return {label: round(sum(f - b for _, other, b, f in record.spans if other == label), 4)
-            for label in dict.fromkeys(span[1] for span in record.spans)}
+    return {label: round(sum(f - b for _, other, b, f in spans if other == label), 4)
+            for label in dict.fromkeys(span[1] for span in spans)}
 
 
 def cold_start(run: stages.Run) -> dict[str, float]:
     """The twin's figures for the first step, from an empty cache."""
     policy = stages.reject(run)
     with Twin(workers=run.config.twin.workers, seed=run.config.twin.seed) as twin:
-        training = Training(run, twin, policy, stages.train_critic(run, policy), run.config.rldtf.alpha)
+        training = Training(run, twin, policy, stages.value_model(policy, run.config.seed), run.config.rldtf.alpha)
         training.step(0)
     return training.stats[0] | {"simulated share": training.stats[0]["simulated"] / training.stats[0]["sequences"]}
 
 
 def go_on(run: stages.Run, policy, alpha: float, name: str, stack: contextlib.ExitStack) -> Training:
-    """A training from the 50th step on, with a twin of its own that starts with what the first 50 steps have cached."""
+    """A training that goes on, with a twin of its own that starts with what the steps before have cached."""
     cache = run.path(f"{name}.sqlite")
     with sqlite3.connect(run.config.twin.cache or run.path("twin.sqlite")) as source, sqlite3.connect(cache) as copy:
         source.backup(copy)
@@ -138,19 +139,20 @@ def main(config: configs.ExperimentConfig) -> None:
         result = {"cold": cold_start(run)}
         trainings = {name: go_on(run, policy, alpha, name, stack)
                      for name, alpha in (("weighted", config.rldtf.alpha), ("unweighted", 0.0))}
-        for number in range(FROM, TO):
+        end = config.rldtf.steps + STEPS
+        for number in range(config.rldtf.steps, end):
             for training in trainings.values():
                 training.step(number)
             stages.say(f"step {number}: " + ", ".join(f"{name} {t.seconds[-1]:.2f} s" for name, t in trainings.items()))
-        result["timeline, seconds"] = timeline(trainings["weighted"], TO, run.path("timeline.png"))
-    measured = {name: np.array(training.seconds[MEASURED - FROM:TO - FROM]) for name, training in trainings.items()}
+        result["timeline, seconds"] = timeline(trainings["weighted"], end, run.path("timeline.png"))
+    measured = {name: np.array(training.seconds[UNMEASURED:STEPS]) for name, training in trainings.items()}
     ratio = measured["weighted"] / measured["unweighted"]
     result["seconds a step, median"] = {name: float(np.median(seconds)) for name, seconds in measured.items()}
     result["weighted / unweighted"] = {
         "medians": float(np.median(measured["weighted"]) / np.median(measured["unweighted"])),
         "step by step, median": float(np.median(ratio)), "95 % interval of their mean": mean_interval(ratio)}
     for name, training in trainings.items():
-        rows = training.stats[MEASURED - FROM:TO - FROM]
+        rows = training.stats[UNMEASURED:STEPS]
         result[f"twin, {name}, mean"] = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     with whole(path) as file:
         json.dump(result, file, indent=1)
