@@ -107,7 +107,7 @@ def timeline(training: Training, number: int, path: str) -> dict[str, float]:
         bar = axis.barh(rows.index(f"{lane}: {label}"), finish - begin, left=begin - start,
                         color={"device": "C0", "host": "C1", "twin": "C2"}[lane])
         axis.bar_label(bar, [f"{1e3 * (finish - begin):.0f} ms"], fontsize=7, padding=3)
-    axis.set(yticks=range(len(rows)), yticklabels=rows, xlabel=f"seconds of step {number}", xlim=(0, 1.05 * (end - start)))
+    axis.set(yticks=range(len(rows)), yticklabels=rows, xlabel=f"seconds of step {number}", xlim=(0, 1.12 * (end - start)))
     axis.invert_yaxis()
     figure.savefig(path, dpi=130)
     plt.close(figure)
