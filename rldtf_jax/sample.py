@@ -106,10 +106,25 @@ def _draw(keys_B, logits_BxV, temperature, top_k, top_p):
     p_BxV = jax.nn.softmax(logits_BxV)
     p_BxV = jax.lax.cond((top_k > 0) | (top_p < 1.0), _filter, lambda p_BxV, *_: p_BxV, p_BxV, top_k, top_p)
     # Zeros where p is: a parallel sum need not be monotone to the last bit, and what is filtered is never drawn.
-    cumulative_BxV = jnp.where(p_BxV > 0, jnp.cumsum(p_BxV, axis=-1), 0.0)
+    cumulative_BxV = jnp.where(p_BxV > 0, _cumsum(p_BxV), 0.0)
     u_B = jax.vmap(jax.random.uniform)(keys_B)
-    drawn_B = jnp.argmax(cumulative_BxV > u_B[:, None] * cumulative_BxV.max(-1, keepdims=True), axis=-1)
-    return jnp.where(temperature > 0, drawn_B, jnp.argmax(logits_BxV, axis=-1)).astype(jnp.int32)
+    drawn_B = _first(cumulative_BxV > u_B[:, None] * cumulative_BxV.max(-1, keepdims=True))
+    return jnp.where(temperature > 0, drawn_B, _first(logits_BxV == logits_BxV.max(-1, keepdims=True)))
+
+
+def _first(found_BxV):
+    """Index of the first True of each row. An argmax reduces pairs, which a CPU does not vectorise."""
+    V = found_BxV.shape[-1]
+    return jnp.min(jnp.where(found_BxV, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
+
+
+def _cumsum(p_BxV, width: int = 32):
+    """Cumulative sums, those within blocks by one matmul: a fraction of the time of jnp.cumsum on a CPU."""
+    B, V = p_BxV.shape
+    blocks_BxNxW = jnp.pad(p_BxV, ((0, 0), (0, -V % width))).reshape(B, -1, width)
+    within_BxNxW = jnp.matmul(blocks_BxNxW, jnp.triu(jnp.ones((width, width), jnp.float32)), precision="highest")
+    before_BxN = jnp.cumsum(jnp.pad(within_BxNxW[:, :-1, -1], ((0, 0), (1, 0))), axis=-1)
+    return (before_BxN[..., None] + within_BxNxW).reshape(B, -1)[:, :V]
 
 
 def _filter(p_BxV, top_k, top_p):
