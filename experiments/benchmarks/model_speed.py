@@ -1,17 +1,22 @@
 """Tokens per second of sampling and training, against the same model in transformers + torch.
 
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1                        huge pages, for all contenders
 python -m experiments.benchmarks.model_speed                        the tiny preset with random weights
 python -m experiments.benchmarks.model_speed --gguf FILE --rows 8   SmolLM2 (see rldtf_jax.fetch)
 
-Same weights, shapes and cores. The contenders take turns, so that other load on the machine falls on all of them, and
-each one's best round counts; compilation and a first round are left out. Sampling: temperature 1, no row ends early.
-Training: one AdamW step of next-token loss over all positions, float32. Needs the test extra (torch, transformers).
+Same weights, shapes and cores. The contenders take turns, so that other load on the machine falls on all of them;
+compilation and a first round are left out. A figure is the mean over the rounds with its 95 % interval (bootstrap), a
+ratio that of the round's times. Sampling: temperature 1, no row ends early. Training: one AdamW step of next-token loss
+over all positions, float32. Needs the test extra (torch, transformers).
 """
 
 import argparse
 from collections.abc import Callable
 from functools import partial
 import json
+import os
+import platform
+import sys
 import tempfile
 import time
 
@@ -23,6 +28,7 @@ import optax
 import torch
 import transformers
 
+from experiments.statistics import mean_interval
 from rldtf_jax import hf
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from rldtf_jax.sample import row_keys, sample
@@ -90,13 +96,13 @@ def torch_trainer(model, tokens_BxT: np.ndarray, compiled: bool) -> Callable[[],
     return run
 
 
-def best_times(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float | str]:
-    """Seconds of each contender's best round, or why it did not run at all."""
-    out: dict[str, float | str] = {}
+def times(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float] | str]:
+    """Seconds of each contender in each round, or why it did not run at all."""
+    out: dict[str, list[float] | str] = {}
     for name, run in contenders.items():
         try:
             run()
-            out[name] = float("inf")
+            out[name] = []
         except Exception as error:  # another framework's compiler may fail in any way; the table says so
             out[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:60]}"
     for _ in range(rounds):
@@ -104,19 +110,31 @@ def best_times(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[s
             if not isinstance(out[name], str):
                 start = time.perf_counter()
                 run()
-                out[name] = min(out[name], time.perf_counter() - start)
+                out[name].append(time.perf_counter() - start)
     return out
 
 
-def table(title: str, tokens: int, times: dict[str, float | str]) -> dict[str, float | str]:
-    ours = next(iter(times.values()))
-    print(f"\n{title}\n  {'':34}{'tokens/s':>10}{'ours is':>10}")
-    for name, seconds in times.items():
-        if isinstance(seconds, str):
-            print(f"  {name:34}{seconds}")
-        else:
-            print(f"  {name:34}{tokens / seconds:10.0f}{seconds / ours:9.2f}x")
-    return {name: seconds if isinstance(seconds, str) else tokens / seconds for name, seconds in times.items()}
+def with_interval(values: list[float]) -> dict[str, float]:
+    low, high = mean_interval(values)
+    return {"mean": float(np.mean(values)), "low": low, "high": high}
+
+
+def table(title: str, tokens: int, seconds: dict[str, list[float] | str]) -> dict[str, dict | str]:
+    """Prints a Markdown table of tokens per second and of how many times as fast the first contender is; returns it."""
+    ours = next(iter(seconds.values()))
+    print(f"\n{title}\n\n| | tokens/s | rldtf_jax against it |\n|---|---|---|")
+    figures = {}
+    for name, rounds in seconds.items():
+        if isinstance(rounds, str):
+            figures[name] = rounds
+            print(f"| {name} | {rounds} | |")
+            continue
+        rate = with_interval([tokens / s for s in rounds])
+        ratio = with_interval([theirs / s for theirs, s in zip(rounds, ours)])
+        figures[name] = {"tokens_per_s": rate, "ratio": ratio, "seconds": rounds}
+        print(f"| {name} | {rate['mean']:,.0f} [{rate['low']:,.0f}, {rate['high']:,.0f}] "
+              f"| {ratio['mean']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}] |")
+    return figures
 
 
 def main() -> None:
@@ -130,6 +148,7 @@ def main() -> None:
     parser.add_argument("--json", help="also write the figures there")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
     model = hf.load_gguf(arguments.gguf) if arguments.gguf else Qwen2(Qwen2Config.preset("tiny"), rngs=nnx.Rngs(0))
     with tempfile.TemporaryDirectory() as directory:
@@ -138,24 +157,29 @@ def main() -> None:
     prompts_BxP = np.random.default_rng(0).integers(0, model.config.num_tokens, (arguments.rows, arguments.prompt))
     tokens_BxT = np.tile(prompts_BxP, (1, 2))[:, : arguments.prompt + arguments.new]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.split(model)[1]))
-    print(f"{parameters / 1e6:.2f} M parameters, {torch.get_num_threads()} torch threads, JAX on {jax.devices()[0]}")
-
-    figures = {}
+    machine = (
+        f"{os.cpu_count()} CPU cores, {platform.machine()}, JAX on {jax.default_backend()} ({jax.__version__}), torch "
+        f"{torch.__version__} with {torch.get_num_threads()} threads, transformers {transformers.__version__}, "
+        f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}"
+    )
+    command = " ".join(["python -m experiments.benchmarks.model_speed", *sys.argv[1:]])
+    print(f"`{command}`: {parameters / 1e6:.2f} M parameters, {arguments.rounds} rounds.\n{machine}.")
+    figures = {"command": command, "machine": machine, "parameters": parameters}
     samplers = {
         "rldtf_jax sample": jax_sampler(model, prompts_BxP, arguments.new),
         "transformers generate, dynamic": torch_sampler(theirs, prompts_BxP, arguments.new, "dynamic"),
         "transformers generate, static": torch_sampler(theirs, prompts_BxP, arguments.new, "static"),
     }
-    title = f"Sampling, {arguments.rows} rows, {arguments.prompt} + {arguments.new} tokens (new tokens counted)"
-    figures["sampling"] = table(title, arguments.rows * arguments.new, best_times(samplers, arguments.rounds))
+    title = f"Sampling, {arguments.rows} rows, {arguments.prompt} + {arguments.new} tokens (new tokens counted)."
+    figures["sampling"] = table(title, arguments.rows * arguments.new, times(samplers, arguments.rounds))
     if not arguments.skip_training:
         trainers = {
             "rldtf_jax": jax_trainer(model, tokens_BxT),
             "transformers + torch, eager": torch_trainer(theirs, tokens_BxT, compiled=False),
             "transformers + torch.compile": torch_trainer(theirs, tokens_BxT, compiled=True),
         }
-        title = f"Training, one AdamW step on {arguments.rows} x {tokens_BxT.shape[1]} tokens"
-        figures["training"] = table(title, tokens_BxT.size, best_times(trainers, arguments.rounds))
+        title = f"Training, one AdamW step on {arguments.rows} x {tokens_BxT.shape[1]} tokens."
+        figures["training"] = table(title, tokens_BxT.size, times(trainers, arguments.rounds))
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(figures, file, indent=2)
