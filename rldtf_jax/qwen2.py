@@ -285,7 +285,7 @@ class Qwen2(nnx.Module):
         Attention is causal and padding is on the right, so padding never reaches a real position; with lengths (B,)
         the states beyond the end are zero, and so are their gradients.
         """
-        x_BxTxD = self._layers(tokens_BxT)
+        x_BxTxD, _ = self._layers(tokens_BxT, keep_cache=False)
         if lengths is None:
             return x_BxTxD
         real_BxT = jnp.arange(tokens_BxT.shape[1]) < lengths[:, None]
@@ -314,23 +314,18 @@ class Qwen2(nnx.Module):
         B, P = tokens_BxP.shape
         if cache_len < P:
             raise ValueError(f"cache_len {cache_len} is below the prompts' padded length {P}")
-        c = self.config
-        params = {
-            name: param[...] if name.endswith("norm") else param[...].astype(c.dtype)
+        x_BxPxD, (k_LxBxKxCxP, v_LxBxKxPxC) = self._layers(tokens_BxP, keep_cache=True)
+        hidden_BxD = jnp.take_along_axis(x_BxPxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+        k_LxBxKxCxS = jnp.pad(k_LxBxKxCxP, [(0, 0)] * 4 + [(0, cache_len - P)])
+        v_LxBxKxSxC = jnp.pad(v_LxBxKxPxC, [(0, 0)] * 3 + [(0, cache_len - P), (0, 0)])
+        layers = range(self.config.num_hidden_layers)
+        weights = {
+            name: param[...] if name.endswith("norm") else param[...].astype(self.config.dtype)
             for name, param in self.layers.items()
         }
-        weights = [{name: param[i] for name, param in params.items()} for i in range(c.num_hidden_layers)]
-        x_BxPxD, kv = self._embed(tokens_BxP), []
-        for layer in weights:  # a scan would stack the cache, to be taken apart again
-            x_BxPxD, (k_BxKxCxP, v_BxKxPxC) = block(c, layer, x_BxPxD, *rope_table(P, c.head_dim, c.rope_theta))
-            k_BxKxCxS = jnp.pad(k_BxKxCxP, [(0, 0)] * 3 + [(0, cache_len - P)])
-            v_BxKxSxC = jnp.pad(v_BxKxPxC, [(0, 0)] * 2 + [(0, cache_len - P), (0, 0)])
-            kv.append((k_BxKxCxS, v_BxKxSxC))
-        x_BxD = jnp.take_along_axis(x_BxPxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-        hidden_BxD = rms_norm(x_BxD, self.norm[...], c.rms_norm_eps)
         cache = {
-            "kv": kv,
-            "weights": weights,
+            "kv": [(k_LxBxKxCxS[i], v_LxBxKxSxC[i]) for i in layers],
+            "weights": [{name: weight[i] for name, weight in weights.items()} for i in layers],
             "visible_BxS": jnp.arange(cache_len) < lengths_B[:, None],
             "slot": jnp.int32(P),
         }
@@ -366,17 +361,17 @@ class Qwen2(nnx.Module):
         x = self.embed[...].astype(self.config.dtype)[constrain(tokens, axes)]
         return constrain(constrain(x, (*axes, "embed")), ("batch", *axes[1:], None))
 
-    def _layers(self, tokens_BxT: jax.Array) -> jax.Array:
+    def _layers(self, tokens_BxT: jax.Array, keep_cache: bool):
         c = self.config
         cos_TxC2, sin_TxC2 = rope_table(tokens_BxT.shape[1], c.head_dim, c.rope_theta)
 
         def step(x_BxTxD, layer):
-            x_BxTxD, _ = block(c, layer, x_BxTxD, cos_TxC2, sin_TxC2)
-            return x_BxTxD, None
+            x_BxTxD, kv = block(c, layer, x_BxTxD, cos_TxC2, sin_TxC2)
+            return x_BxTxD, kv if keep_cache else None
 
         if c.remat:
             policy = getattr(jax.checkpoint_policies, c.remat) if isinstance(c.remat, str) else None
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
         layers = {name: param[...] for name, param in self.layers.items()}
-        x_BxTxD, _ = jax.lax.scan(step, self._embed(tokens_BxT), layers, unroll=c.unroll)
-        return rms_norm(x_BxTxD, self.norm[...], c.rms_norm_eps)
+        x_BxTxD, kv = jax.lax.scan(step, self._embed(tokens_BxT), layers, unroll=c.unroll)
+        return rms_norm(x_BxTxD, self.norm[...], c.rms_norm_eps), kv
