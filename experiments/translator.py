@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rldtf_jax.rldtf import Policy
-from rldtf_jax.sample import bucket, pad_prompts, row_keys, sample
+from rldtf_jax.sample import bucket, pad_prompts, row_keys, sample_on_host
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Workflow, WorkflowError
 
@@ -65,8 +65,8 @@ class ModelTranslator:
         for start in range(0, len(prompts), BATCH):
             rows = list(prompts[start:start + BATCH])
             padded = pad_prompts(rows + rows[:1] * (BATCH - len(rows)), self.width)  # one shape, one compilation
-            samples = jax.device_get(sample(
+            samples = sample_on_host(
                 *policy, *padded, row_keys(jax.random.key(0), jnp.arange(BATCH)), max_new_tokens=self.max_new_tokens,
-                eos_id=self.tokenizer.eos_id, temperature=0.0))
+                eos_id=self.tokenizer.eos_id, temperature=0.0)
             for ids, length, ended in list(zip(samples.tokens_BxR, samples.lengths_B, samples.ended_B))[:len(rows)]:
                 yield self.tokenizer.decode(ids[:length - 1]) if ended else None

@@ -19,7 +19,7 @@ from rldtf_jax.logprob import token_stats
 from rldtf_jax.loop import run
 from rldtf_jax.loss import policy_loss, regulariser, total_loss, value_loss
 from rldtf_jax.reward import NO_SERVICE
-from rldtf_jax.sample import row_keys, sample
+from rldtf_jax.sample import row_keys, sample_on_host
 from rldtf_jax.sft import response_states, response_tokens
 from rldtf_jax.token_weight import Perturbations, mean_one, perturb, sensitivity, token_weights
 
@@ -302,9 +302,9 @@ def rldtf_step(static: Static, env: Environment, config: RLDTFConfig, seed: int,
     B = len(tasks)
 
     policy = Policy(static.policy_def, lora.merge(frozen.policy, learner.policy))
-    samples = jax.device_get(sample(
+    samples = sample_on_host(
         *policy, prompts_BxP, prompt_lengths_B, row_keys(step_key(seed, step), jnp.arange(B)), max_new_tokens=T,
-        eos_id=env.eos_id, temperature=config.sample.temperature))
+        eos_id=env.eos_id, temperature=config.sample.temperature)
     tokens_BxS, lengths_B = join(prompts_BxP, prompt_lengths_B, samples.tokens_BxR, samples.lengths_B)
 
     # Dispatched before the twin is asked: these forward passes don't wait for rewards.

@@ -31,7 +31,7 @@ import transformers
 from experiments.statistics import mean_interval
 from rldtf_jax import hf
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
-from rldtf_jax.sample import row_keys, sample
+from rldtf_jax.sample import row_keys, sample_on_host
 
 NO_EOS = -1
 IN_A_ROW = 3  # timed runs of a contender's turn
@@ -41,9 +41,7 @@ def jax_sampler(model: Qwen2, prompts_BxP: np.ndarray, new: int) -> Callable[[],
     graphdef, params = nnx.split(model)
     lengths_B = np.full(len(prompts_BxP), prompts_BxP.shape[1])
     keys_B = row_keys(jax.random.key(0), np.arange(len(prompts_BxP)))
-    return lambda: jax.block_until_ready(
-        sample(graphdef, params, prompts_BxP, lengths_B, keys_B, max_new_tokens=new, eos_id=NO_EOS)
-    )
+    return lambda: sample_on_host(graphdef, params, prompts_BxP, lengths_B, keys_B, max_new_tokens=new, eos_id=NO_EOS)
 
 
 def torch_sampler(model, prompts_BxP: np.ndarray, new: int, cache: str) -> Callable[[], None]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
-from rldtf_jax.sample import PAD_ID, bucket, pad_prompts, row_keys, sample
+from rldtf_jax.sample import PAD_ID, bucket, pad_prompts, row_keys, sample, sample_on_host
 
 SMALL = Qwen2Config(50, 32, 48, 2, 4, 2, head_dim=8, rope_theta=1e4, num_tokens=47)
 NO_EOS = 1000
@@ -92,6 +92,20 @@ def test_the_bucket_that_prompts_are_padded_to_changes_no_response(width, option
     expected = draw(**options)
     np.testing.assert_array_equal(got.tokens_BxR, expected.tokens_BxR)
     np.testing.assert_allclose(got.logp_BxR, expected.logp_BxR, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows, parts", [(64, 4), (24, 3), (16, 2), (15, 1), (5, 1)])
+def test_parts_that_are_sampled_side_by_side_are_the_batch(monkeypatch, rows, parts):
+    calls, options = [], dict(max_new_tokens=6, eos_id=3, temperature=0.7)
+    monkeypatch.setattr("rldtf_jax.sample.sample", lambda *args, **kwargs: calls.append(len(args[2])) or sample(*args, **kwargs))
+    graphdef, params = nnx.split(random_model(SMALL))
+    prompts = np.random.default_rng(rows).integers(4, 47, (rows, 8))
+    batch = graphdef, params, prompts, np.full(rows, 8), row_keys(jax.random.key(1), np.arange(rows))
+    together, apart = sample(*batch, **options), sample_on_host(*batch, **options)
+    assert calls == [rows // parts] * parts
+    for name, one, other in zip(together._fields, together, apart):
+        assert isinstance(other, np.ndarray)
+        np.testing.assert_allclose(other, one, atol=1e-5, err_msg=name)
 
 
 def test_prompts_of_many_lengths_share_the_program_of_their_bucket():

@@ -1,10 +1,8 @@
-"""SmolLM2-135M's real weights, where `python -m rldtf_jax.fetch smollm2 DIR` has put them and SMOLLM2=DIR says so.
+"""SmolLM2-135M's real weights, fetched once by the project's own command, against transformers' reading of the same file."""
 
-transformers reads the same GGUF file by code of its own (it needs the package accelerate for that).
-"""
-
-import os
 from pathlib import Path
+import subprocess
+import sys
 
 from flax import nnx
 from hf_model import call
@@ -17,22 +15,29 @@ import transformers
 from rldtf_jax import hf, tokenizer
 from rldtf_jax.sample import pad_prompts, row_keys, sample
 
-DIRECTORY = Path(os.environ.get("SMOLLM2", ""))
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-pytestmark = pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2=DIR is not set")
 QUESTIONS = ["What is the capital of France?", "Write a haiku about radio waves.", "List three primes."]
 
 
 @pytest.fixture(scope="module")
-def ours():
-    return hf.load_gguf(DIRECTORY / FILE), tokenizer.load(DIRECTORY / "tokenizer.json", tokenizer.SMOLLM2_SYSTEM)
+def directory(request):
+    """Where the weights are: in pytest's cache, so that they are downloaded once."""
+    directory = request.config.cache.mkdir("smollm2")
+    if not (directory / "tokenizer.json").exists():  # written last
+        subprocess.run([sys.executable, "-m", "rldtf_jax.fetch", "smollm2", str(directory)], check=True)
+    return directory
 
 
 @pytest.fixture(scope="module")
-def theirs():
-    model = transformers.AutoModelForCausalLM.from_pretrained(DIRECTORY, gguf_file=FILE).eval()
+def ours(directory):
+    return hf.load_gguf(directory / FILE), tokenizer.load(directory / "tokenizer.json", tokenizer.SMOLLM2_SYSTEM)
+
+
+@pytest.fixture(scope="module")
+def theirs(directory):
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, gguf_file=FILE).eval()
     assert isinstance(model, transformers.LlamaForCausalLM)
-    return model, transformers.AutoTokenizer.from_pretrained(DIRECTORY, gguf_file=FILE)
+    return model, transformers.AutoTokenizer.from_pretrained(directory, gguf_file=FILE)
 
 
 def test_greedy_answers_are_those_of_transformers(ours, theirs):
