@@ -257,6 +257,16 @@ def block(config: Qwen2Config, layer: dict, x_BxTxD: jax.Array, cos_TxC2, sin_Tx
     return constrain(x_NxD.reshape(B, T, D), ("batch", "time", None)), (k_BxKxCxT, v_BxKxTxC)
 
 
+def attend_once(config: Qwen2Config, layer: dict, x_BxD, q_BxHC, cos_BxC2, sin_BxC2, k_BxKxCxS, v_BxKxSxC, visible_BxS):
+    """The rest of a decoder layer for one token a row, whose keys and values are in the cache: x_BxD."""
+    K, C = config.num_key_value_heads, config.head_dim
+    B, HC = q_BxHC.shape
+    q_BxHxC = rope(q_BxHC.reshape(B, -1, C), cos_BxC2[:, None], sin_BxC2[:, None])
+    a = attend(q_BxHxC.reshape(B, K, -1, C), k_BxKxCxS, v_BxKxSxC, visible_BxS[:, None, None])
+    x_BxD = x_BxD + a.reshape(B, HC) @ layer["wo"].astype(a.dtype)
+    return x_BxD + mlp(config, layer, x_BxD)
+
+
 class Qwen2(nnx.Module):
     """The model. Split it once (`graphdef, params = nnx.split(model)`) and merge inside jax.jit.
 
@@ -285,7 +295,8 @@ class Qwen2(nnx.Module):
         Attention is causal and padding is on the right, so padding never reaches a real position; with lengths (B,)
         the states beyond the end are zero, and so are their gradients.
         """
-        x_BxTxD, _ = self._layers(tokens_BxT, keep_cache=False)
+        x_BxTxD, _ = self._layers(tokens_BxT, slice(None), keep_cache=False)
+        x_BxTxD = rms_norm(x_BxTxD, self.norm[...], self.config.rms_norm_eps)
         if lengths is None:
             return x_BxTxD
         real_BxT = jnp.arange(tokens_BxT.shape[1]) < lengths[:, None]
@@ -314,44 +325,49 @@ class Qwen2(nnx.Module):
         B, P = tokens_BxP.shape
         if cache_len < P:
             raise ValueError(f"cache_len {cache_len} is below the prompts' padded length {P}")
-        x_BxPxD, (k_LxBxKxCxP, v_LxBxKxPxC) = self._layers(tokens_BxP, keep_cache=True)
-        hidden_BxD = jnp.take_along_axis(x_BxPxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-        k_LxBxKxCxS = jnp.pad(k_LxBxKxCxP, [(0, 0)] * 4 + [(0, cache_len - P)])
-        v_LxBxKxSxC = jnp.pad(v_LxBxKxPxC, [(0, 0)] * 3 + [(0, cache_len - P), (0, 0)])
-        layers = range(self.config.num_hidden_layers)
-        weights = {
-            name: param[...] if name.endswith("norm") else param[...].astype(self.config.dtype)
-            for name, param in self.layers.items()
+        c = self.config
+        K, C = c.num_key_value_heads, c.head_dim
+        stacked = {
+            name: param[...] if name.endswith("norm") else param[...].astype(c.dtype) for name, param in self.layers.items()
         }
+        weights = [{name: weight[i] for name, weight in stacked.items()} for i in range(c.num_hidden_layers)]
+        x_BxPxD, (k_LxBxKxCxP, v_LxBxKxPxC) = self._layers(tokens_BxP, slice(-1), keep_cache=True)
+        kv = list(zip(k_LxBxKxCxP, v_LxBxKxPxC))
+
+        # Of the last layer's output only the last token's is read: a query and an MLP for each row, not for each token.
+        q, k, v = qkv(c, weights[-1], x_BxPxD.reshape(B * P, -1))
+        cos_PxC2, sin_PxC2 = map(jnp.asarray, rope_table(P, C, c.rope_theta))
+        k_BxKxCxP = rope(k.reshape(B, P, K, C).transpose(0, 2, 1, 3), cos_PxC2, sin_PxC2).swapaxes(2, 3)
+        kv.append((k_BxKxCxP, v.reshape(B, P, K, C).transpose(0, 2, 1, 3)))
+        real_BxP = jnp.arange(P) < lengths_B[:, None]
+        x_BxD, q_BxHC = (jnp.take_along_axis(y.reshape(B, P, -1), (lengths_B - 1)[:, None, None], axis=1)[:, 0] for y in (x_BxPxD, q))
+        x_BxD = attend_once(c, weights[-1], x_BxD, q_BxHC, cos_PxC2[lengths_B - 1], sin_PxC2[lengths_B - 1], *kv[-1], real_BxP)
+
+        room = (0, cache_len - P)
         cache = {
-            "kv": [(k_LxBxKxCxS[i], v_LxBxKxSxC[i]) for i in layers],
-            "weights": [{name: weight[i] for name, weight in weights.items()} for i in layers],
-            "visible_BxS": jnp.arange(cache_len) < lengths_B[:, None],
+            "kv": [(jnp.pad(k, [(0, 0)] * 3 + [room]), jnp.pad(v, [(0, 0)] * 2 + [room, (0, 0)])) for k, v in kv],
+            "weights": weights,
+            "visible_BxS": jnp.pad(real_BxP, [(0, 0), room]),
             "slot": jnp.int32(P),
         }
-        return hidden_BxD, cache
+        return rms_norm(x_BxD, self.norm[...], c.rms_norm_eps), cache
 
     def decode(self, token_B: jax.Array, position_B: jax.Array, cache: dict):
         """One token per row, at its own position: the hidden state (B, D) and the cache with the token in it."""
         c = self.config
-        (B,), H, K, C = token_B.shape, c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        (B,), K, C = token_B.shape, c.num_key_value_heads, c.head_dim
         slot, visible_BxS = cache["slot"], cache["visible_BxS"]
         visible_BxS = visible_BxS | (jnp.arange(visible_BxS.shape[1]) == slot)
-        cos_Bx1xC2, sin_Bx1xC2 = (
-            jnp.asarray(table)[position_B][:, None] for table in rope_table(visible_BxS.shape[1], C, c.rope_theta)
-        )
+        cos_BxC2, sin_BxC2 = (jnp.asarray(table)[position_B] for table in rope_table(visible_BxS.shape[1], C, c.rope_theta))
         x_BxD = self._embed(token_B)
         kv = []
         for layer, (k_BxKxCxS, v_BxKxSxC) in zip(cache["weights"], cache["kv"]):
-            q, k, v = qkv(c, layer, x_BxD)
-            q_BxHxC = rope(q.reshape(B, H, C), cos_Bx1xC2, sin_Bx1xC2)
-            k_BxKxC = rope(k.reshape(B, K, C), cos_Bx1xC2, sin_Bx1xC2)
+            q_BxHC, k, v = qkv(c, layer, x_BxD)
+            k_BxKxC = rope(k.reshape(B, K, C), cos_BxC2[:, None], sin_BxC2[:, None])
             k_BxKxCxS = jax.lax.dynamic_update_slice_in_dim(k_BxKxCxS, k_BxKxC[..., None], slot, axis=3)
             v_BxKxSxC = jax.lax.dynamic_update_slice_in_dim(v_BxKxSxC, v.reshape(B, K, 1, C), slot, axis=2)
             kv.append((k_BxKxCxS, v_BxKxSxC))
-            a = attend(q_BxHxC.reshape(B, K, H // K, C), k_BxKxCxS, v_BxKxSxC, visible_BxS[:, None, None])
-            x_BxD = x_BxD + a.reshape(B, H * C) @ layer["wo"].astype(a.dtype)
-            x_BxD = x_BxD + mlp(c, layer, x_BxD)
+            x_BxD = attend_once(c, layer, x_BxD, q_BxHC, cos_BxC2, sin_BxC2, k_BxKxCxS, v_BxKxSxC, visible_BxS)
         cache = cache | {"kv": kv, "visible_BxS": visible_BxS, "slot": slot + 1}
         return rms_norm(x_BxD, self.norm[...], c.rms_norm_eps), cache
 
@@ -361,7 +377,7 @@ class Qwen2(nnx.Module):
         x = self.embed[...].astype(self.config.dtype)[constrain(tokens, axes)]
         return constrain(constrain(x, (*axes, "embed")), ("batch", *axes[1:], None))
 
-    def _layers(self, tokens_BxT: jax.Array, keep_cache: bool):
+    def _layers(self, tokens_BxT: jax.Array, which: slice, keep_cache: bool):
         c = self.config
         cos_TxC2, sin_TxC2 = rope_table(tokens_BxT.shape[1], c.head_dim, c.rope_theta)
 
@@ -372,6 +388,5 @@ class Qwen2(nnx.Module):
         if c.remat:
             policy = getattr(jax.checkpoint_policies, c.remat) if isinstance(c.remat, str) else None
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        layers = {name: param[...] for name, param in self.layers.items()}
-        x_BxTxD, kv = jax.lax.scan(step, self._embed(tokens_BxT), layers, unroll=c.unroll)
-        return rms_norm(x_BxTxD, self.norm[...], c.rms_norm_eps), kv
+        layers = {name: param[which] for name, param in self.layers.items()}
+        return jax.lax.scan(step, self._embed(tokens_BxT), layers, unroll=c.unroll)
