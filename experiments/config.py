@@ -35,6 +35,18 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of `mesh.make_mesh`: batch; batch, parameters and optimiser state (ZeRO-3); heads and MLP."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        _at_least(1, self, "data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
 class TwinConfig:
     workers: int = 2
     seed: int = 0
@@ -105,6 +117,7 @@ class ExperimentConfig:
     translator: Literal["grammar", "model"] = "grammar"  # c = f(a), III.B
     sweep: str | None = None  # id of the sweep that the run belongs to; its checkpoints keep it
     model: ModelConfig = ModelConfig()
+    mesh: MeshConfig = MeshConfig()  # where a run goes on may differ from where it began
     twin: TwinConfig = TwinConfig()
     tasks: TasksConfig = TasksConfig()
     instruct: InstructConfig = InstructConfig()
@@ -168,10 +181,11 @@ def command(function, *source):
     a wrong config, 130 after a stop that was asked for, 1 with one line where training diverged."""
     from rldtf_jax.checkpoint import OtherState
     from rldtf_jax.loop import Diverged, Interrupted
+    from rldtf_jax.mesh import DoesNotDivide
 
     try:
         function(load(sys.argv[1:], *source))
-    except (ConfigError, OtherState, FileNotFoundError, NotADirectoryError) as error:
+    except (ConfigError, DoesNotDivide, OtherState, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:

@@ -19,22 +19,13 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from experiments.config import CONFIGS, command
+from experiments.config import CONFIGS, MeshConfig, command
 from rldtf_jax import mesh, optim, rldtf
 from rldtf_jax.config import ConfigError
 from rldtf_jax.qwen2 import PRESETS, Qwen2, Qwen2Config, param_table
 from rldtf_jax.sample import sample
 
 GB = 1e9
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis of `mesh.make_mesh`."""
-
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +83,7 @@ def shapes(config: PlanConfig, device_mesh: jax.sharding.Mesh) -> Shapes:
         try:
             placed = mesh.shardings(device_mesh, tree, table)
         except ValueError as error:
-            raise ConfigError(f"mesh = {dict(device_mesh.shape)}: {error}") from None
+            raise ConfigError(str(error)) from None
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placed)
 
     def rows(*shape, dtype=jnp.float32):

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import glob
 import json
+import math
 import os
 import random
 import sys
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from rldtf_jax import critic, hf, rldtf, sft, tokenizer
+from rldtf_jax import critic, hf, mesh, rldtf, sft, tokenizer
 from rldtf_jax.config import ConfigError, differences, flat
-from rldtf_jax.qwen2 import Qwen2, Qwen2Config
+from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
 from rldtf_jax.rldtf import Policy, Verdict
 from rldtf_jax.sample import row_keys, sample_on_host
 from rldtf_jax.tokenizer import Tokenizer
@@ -41,6 +43,7 @@ class Run:
     twin: Twin
     tasks: dict[str, list[Task]]
     tokenizer: Tokenizer
+    mesh: Mesh | None = None  # where models live; None: one device
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.config.run_dir, *parts)
@@ -63,23 +66,35 @@ def opened(config: ExperimentConfig) -> Iterator[Run]:
     Raises:
       ConfigError: the directory was made with another config; nothing in it is touched.
     """
-    path = os.path.join(config.run_dir, "config.yaml")
+    path, device_mesh = os.path.join(config.run_dir, "config.yaml"), on_devices(config)
     if os.path.exists(path):
         _same_config(path, config)
     else:
         configs.save(config, path)
-    with Twin(workers=config.twin.workers, seed=config.twin.seed,
+    with jax.set_mesh(device_mesh) if device_mesh else contextlib.nullcontext(), Twin(workers=config.twin.workers, seed=config.twin.seed,
               cache=config.twin.cache or os.path.join(config.run_dir, "twin.sqlite")) as twin:
         twin.start()
         tasks = prepare_tasks(config, twin)
-        yield Run(config, twin, tasks, prepare_tokenizer(config, tasks["train"]))
+        yield Run(config, twin, tasks, prepare_tokenizer(config, tasks["train"]), device_mesh)
+
+
+def on_devices(config: ExperimentConfig) -> Mesh | None:
+    """The mesh that the config asks for, None for one device; raises ConfigError if the devices are not there."""
+    sizes = dataclasses.asdict(config.mesh)
+    if math.prod(sizes.values()) == 1:
+        return None
+    try:
+        return mesh.make_mesh(**sizes)
+    except ValueError as error:
+        raise ConfigError(f"mesh = {sizes}: {error}") from None
 
 
 def _same_config(path: str, config: ExperimentConfig) -> None:
     from omegaconf import OmegaConf
 
+    # A directory may be moved, and a run may go on with other devices.
     made = flat(ExperimentConfig()) | flat(OmegaConf.to_container(OmegaConf.load(path)))  # younger keys: their defaults
-    if different := differences(made, flat(config)):
+    if different := [line for line in differences(made, flat(config)) if not line.startswith(("mesh.", "run_dir "))]:
         raise ConfigError(f"{path}: made with another config, {different[0]}; choose another run_dir or remove that one")
 
 
@@ -137,15 +152,26 @@ def first_model(run: Run) -> Qwen2:
     """The model that instruction tuning starts from."""
     config = run.config.model
     if config.hf_dir:
-        return hf.load(config.hf_dir, dtype=config.dtype)
+        return hf.load(config.hf_dir, dtype=config.dtype, mesh=run.mesh)
     shape = Qwen2Config.preset(config.preset, vocab_size=run.tokenizer.vocab_size, dtype=config.dtype)
-    return Qwen2(shape, rngs=nnx.Rngs(run.config.seed))
+    return fresh_model(shape, "lm", run.config.seed, run.mesh)
+
+
+def fresh_model(shape: Qwen2Config, head: str, seed: int, device_mesh: Mesh | None) -> Qwen2:
+    """A random model, born on its shards."""
+    def make():
+        return Qwen2(shape, rngs=nnx.Rngs(seed), head=head)
+
+    if device_mesh is None:
+        return make()
+    params = mesh.init_sharded(lambda: nnx.split(make())[1], device_mesh, param_table(shape, head))
+    return nnx.merge(nnx.split(nnx.eval_shape(make))[0], params)
 
 
 def stage_model(run: Run, stage: str) -> Qwen2 | None:
     """The model that a finished stage left, or None."""
     path = run.path(stage, "model")
-    return hf.load(path) if os.path.isdir(path) else None
+    return hf.load(path, mesh=run.mesh) if os.path.isdir(path) else None
 
 
 def instruct(run: Run) -> Qwen2:
@@ -302,13 +328,13 @@ def train_critic(run: Run, policy: Qwen2) -> Qwen2:
             np.savez(file, **texts._asdict(), rewards=np.array([row["reward"] for row in rows], np.float32))
     with np.load(path) as saved:
         rewarded = critic.Rewarded(**saved)
-    return critic.train(value_model(policy, run.config.seed), rewarded, run.config.critic, seed=run.config.seed,
+    return critic.train(value_model(policy, run.config.seed, run.mesh), rewarded, run.config.critic, seed=run.config.seed,
                         directory=run.path("critic"), **run.config.loop_options)
 
 
-def value_model(policy: Qwen2, seed: int) -> Qwen2:
+def value_model(policy: Qwen2, seed: int, device_mesh: Mesh | None = None) -> Qwen2:
     """A critic with the policy's backbone and a fresh value head."""
-    model = Qwen2(policy.config, rngs=nnx.Rngs(seed), head="value")
+    model = fresh_model(policy.config, "value", seed, device_mesh)
     backbone = dict(nnx.to_flat_state(nnx.state(policy)))
     merged = [(path, backbone.get(path, leaf)) for path, leaf in nnx.to_flat_state(nnx.state(model))]
     nnx.update(model, nnx.from_flat_state(merged))

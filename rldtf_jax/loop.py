@@ -7,6 +7,7 @@ import threading
 from typing import Any, Callable, Iterator
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from rldtf_jax.checkpoint import Checkpoints, OtherState
 from rldtf_jax.config import differences, flat
@@ -45,14 +46,14 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
     def notes(step: int, metrics_position: int) -> dict:
         return {"metrics_position": metrics_position, **flat({**identity, "sweep": sweep, "position": position(step)})}
 
+    # Committed alike: else the second step, whose state comes out of the first, would be compiled again.
+    state = jax.tree.map(lambda x: jax.device_put(x, _place(x)), state)
     with contextlib.closing(Checkpoints(os.path.join(os.path.abspath(directory), "checkpoints"), keep)) as checkpoints:
         start, state, meta = checkpoints.restore_latest(state) or (0, state, notes(0, 0))
         if different := differences(meta, notes(start, meta["metrics_position"])):
             raise OtherState(f"{directory}: the checkpoint of step {start} is of another run: {different[0]}")
         if start >= steps:
             return state
-        # Committed alike: else the second step, whose state comes out of the first, would be compiled again.
-        state = jax.tree.map(lambda x: jax.device_put(x, x.sharding), state)
         tracker = Tracker(directory, steps, start=start, position=meta["metrics_position"], title=title, show=show,
                           boards=boards)
         previous = {}
@@ -74,6 +75,12 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
             if stop.is_set():
                 raise Interrupted(f"{directory}: stopped after step {done} of {steps}")
     return state
+
+
+def _place(x: jax.Array) -> Sharding:
+    """Where x is; on the whole mesh of `jax.set_mesh` if it is not on it yet."""
+    mesh = jax.sharding.get_mesh()
+    return x.sharding if mesh.empty or len(x.sharding.device_set) == mesh.size else NamedSharding(mesh, PartitionSpec())
 
 
 @contextlib.contextmanager

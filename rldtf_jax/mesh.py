@@ -28,6 +28,10 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
+class DoesNotDivide(ValueError):
+    """A parameter's dimension is no multiple of the devices that it should be split over."""
+
+
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over devices (default: all of all hosts); one size may be -1, whatever is left.
 
@@ -68,7 +72,7 @@ def shardings(mesh: Mesh, tree: Any, table: Mapping[str, Any]) -> Any:
 
     A leaf whose path ends in one of the table's (`qwen2.param_table`) takes that parameter's axes: so do the moments
     of an optimiser, and parameters with further leading axes (arms), which are not split. All others are replicated.
-    Raises ValueError, naming the leaf, if a dimension does not divide by its share of the mesh.
+    Raises DoesNotDivide, naming the leaf, if a dimension does not divide by its share of the mesh.
     """
 
     def one(path, leaf):
@@ -79,7 +83,8 @@ def shardings(mesh: Mesh, tree: Any, table: Mapping[str, Any]) -> Any:
         for size, axis in zip(leaf.shape, axes):
             pieces = math.prod(mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ()))
             if size % pieces:
-                raise ValueError(f"{'.'.join(map(str, keys))}: its {axis} axis of {size} does not divide into {pieces} pieces")
+                raise DoesNotDivide(f"mesh = {dict(mesh.shape)}: {'.'.join(map(str, keys))}: its {axis} axis of {size} "
+                                    f"does not divide into {pieces} pieces")
         return NamedSharding(mesh, partition_spec(axes))
 
     return jax.tree_util.tree_map_with_path(one, tree)

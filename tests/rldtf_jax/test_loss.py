@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import plain_equations as plain
-import pytest
 from hypothesis import given, settings, strategies as st
 from jax.test_util import check_grads
 

@@ -184,7 +184,7 @@ def test_every_option_trains(option):
 
 
 def test_an_adaptive_kl_raises_its_coefficient_above_the_aim_and_lowers_it_below():
-    state, scale = first_state(REFERENCE), 1.0
+    state = first_state(REFERENCE)
     _, metrics = one_step(state=jax.tree.map(jnp.copy, state))
     for aim in (metrics["kl"] / 1.1, metrics["kl"] / 3, metrics["kl"] * 9):  # by a tenth of the error, at most 2 %
         after, metrics = one_step(dataclasses.replace(ONE, adaptive_kl=float(aim)), state=jax.tree.map(jnp.copy, state))

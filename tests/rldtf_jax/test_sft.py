@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings, strategies as st
 from resuming import assert_killed_and_resumed_equals_never_killed, moments
-from tiny_training import EOS, SFT, SHAPE, pairs, policy
+from tiny_training import EOS, SFT, pairs, policy
 
 from rldtf_jax import optim, sft
 from rldtf_jax.loop import Diverged
