@@ -71,8 +71,9 @@ def opened(config: ExperimentConfig) -> Iterator[Run]:
         _same_config(path, config)
     else:
         configs.save(config, path)
-    with jax.set_mesh(device_mesh) if device_mesh else contextlib.nullcontext(), Twin(workers=config.twin.workers, seed=config.twin.seed,
-              cache=config.twin.cache or os.path.join(config.run_dir, "twin.sqlite")) as twin:
+    cache = config.twin.cache or os.path.join(config.run_dir, "twin.sqlite")
+    with (jax.set_mesh(device_mesh) if device_mesh else contextlib.nullcontext(),
+          Twin(workers=config.twin.workers, seed=config.twin.seed, cache=cache) as twin):
         twin.start()
         tasks = prepare_tasks(config, twin)
         yield Run(config, twin, tasks, prepare_tokenizer(config, tasks["train"]), device_mesh)
@@ -183,13 +184,13 @@ def instruct(run: Run) -> Qwen2:
     tasks = run.tasks["train"]
     pairs = [(task.prompt(), task.response(task_files.random_workflow(rng, task.scenario), run.config.instruct.think))
              for task in (tasks[i % len(tasks)] for i in range(run.config.instruct.pairs))]
-    rows, budget = sequences(run.tokenizer, pairs), run.config.rldtf.sample.max_new_tokens
-    longest = int((rows.lengths - rows.prompt_lengths).max())
+    rows, budget = sequences(run.tokenizer, curriculum(run, pairs)), run.config.rldtf.sample.max_new_tokens
+    longest = int((rows.lengths - rows.prompt_lengths)[:len(pairs)].max())
     if longest > budget:
         raise ConfigError(f"rldtf.sample.max_new_tokens = {budget}: expected at least {longest}, the longest response "
                           "of the instruction data in tokens")
-    model = sft.train(first_model(run), sequences(run.tokenizer, curriculum(run, pairs)), run.config.instruct.sft, seed=run.config.seed,
-                      directory=run.path("instruct"), title="instruct", **run.config.loop_options)
+    model = sft.train(first_model(run), rows, run.config.instruct.sft, seed=run.config.seed, directory=run.path("instruct"),
+                      title="instruct", **run.config.loop_options)
     hf.save(model, run.path("instruct", "model"))
     return model
 
@@ -260,7 +261,8 @@ def reject(run: Run) -> Qwen2:
             say("reject: no sampled response fulfils its task; going on with the model of phase 1")
             break
         pairs = [(train.tasks[row["task"]].prompt(), row["response"]) for row in kept]
-        refined = sft.train(model, sequences(run.tokenizer, curriculum(run, pairs)), config.sft, seed=run.config.seed + number, directory=directory, title=f"reject {number}",
+        refined = sft.train(model, sequences(run.tokenizer, curriculum(run, pairs)), config.sft,
+                            seed=run.config.seed + number, directory=directory, title=f"reject {number}",
                             **run.config.loop_options)
         new_rate = success(refined)
         say(f"reject: {new_rate:.1%} after round {number}, trained on {len(kept)} kept responses")

@@ -28,6 +28,7 @@ import optax
 import torch
 import transformers
 
+from experiments.files import whole
 from experiments.statistics import mean_interval
 from rldtf_jax import hf
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
@@ -182,7 +183,7 @@ def main() -> None:
         title = f"Training, one AdamW step on {arguments.rows} x {tokens_BxT.shape[1]} tokens."
         figures["training"] = table(title, tokens_BxT.size, times(trainers, arguments.rounds))
     if arguments.json:
-        with open(arguments.json, "w") as file:
+        with whole(arguments.json) as file:
             json.dump(figures, file, indent=2)
 
 

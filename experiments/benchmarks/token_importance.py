@@ -88,7 +88,7 @@ class Training:
 def timeline(training: Training, number: int, path: str) -> dict[str, float]:
     """Draws one step of the training; seconds by label."""
     record = Timeline()
-    record.wrap(rldtf, "sample", "device", "sample", dispatched=True)
+    record.wrap(rldtf, "sample_on_host", "device", "sample")
     record.wrap(rldtf, "old_states", "device", "critic, reference", dispatched=True)
     record.wrap(rldtf, "update", "device", "update", dispatched=True)
     record.wrap(rldtf, "perturb", "host", "perturb")

@@ -18,6 +18,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from experiments.files import whole
+from experiments.statistics import mean_interval
 from twin.pool import QUIET_AND_SINGLE_THREADED
 from twin import Scenario, Twin, Workflow
 from twin.toolbox import BY_FIELD
@@ -138,10 +140,9 @@ def worker_megabytes(twin: Twin) -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def mean_interval(seconds: list[float]) -> list[float]:
+def with_interval(seconds: list[float]) -> list[float]:
     """Mean, and its 95 % interval by the bootstrap."""
-    draws = np.random.default_rng(0).choice(seconds, (10_000, len(seconds))).mean(axis=1)
-    return [float(np.mean(seconds)), *map(float, np.quantile(draws, (0.025, 0.975)))]
+    return [float(np.mean(seconds)), *mean_interval(seconds)]
 
 
 def measure(num_pairs: int, num_naive: int) -> dict:
@@ -163,7 +164,7 @@ def measure(num_pairs: int, num_naive: int) -> dict:
         start = time.perf_counter()
         twin.evaluate(pairs * 10)
         result["cache hits per second"] = 10 * num_pairs / (time.perf_counter() - start)
-    result["seconds per pair, twin"] = mean_interval(seconds)
+    result["seconds per pair, twin"] = with_interval(seconds)
 
     os.environ.update(QUIET_AND_SINGLE_THREADED)
     import tensorflow as tf
@@ -176,7 +177,7 @@ def measure(num_pairs: int, num_naive: int) -> dict:
         start = time.perf_counter()
         naive(*pair, qos.num_blocks)
         naive_seconds.append(time.perf_counter() - start)
-    result["seconds per pair, naive"] = mean_interval(naive_seconds)
+    result["seconds per pair, naive"] = with_interval(naive_seconds)
     ours, theirs = result["seconds per pair, twin"], result["seconds per pair, naive"]
     result["naive / twin"] = [theirs[0] / ours[0], theirs[1] / ours[2], theirs[2] / ours[1]]
     result["milliseconds per pair by stage"] = stages(pairs[:500])
@@ -192,7 +193,7 @@ def main(argv=None) -> None:
     text = json.dumps(measure(arguments.pairs, arguments.naive), indent=1)
     print(text)
     if arguments.out:
-        with open(arguments.out, "w", encoding="utf-8") as file:
+        with whole(arguments.out) as file:
             file.write(text + "\n")
 
 
