@@ -12,7 +12,7 @@ setup(
     install_requires=[
         "jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "safetensors", "gguf", "tokenizers",
         "sionna-no-rt==1.2.*", "tensorflow",
-        "hydra-core", "tensorboardX", "tqdm", "matplotlib",
+        "hydra-core", "tensorboardX", "tqdm", "matplotlib", "scipy", "pyarrow",
     ],
     extras_require={
         "ray": ["ray"],

@@ -176,15 +176,15 @@ def save(config: ExperimentConfig, path: str) -> None:
         file.write(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
-def command(function, *source):
-    """Runs `function(config)` on the command line's config; `source` goes to `load` too. Exit status: 2 with one line for
-    a wrong config, 130 after a stop that was asked for, 1 with one line where training diverged."""
+def command(function, *source, loaded=None):
+    """Runs `function(config)` on the command line's config, or on loaded(); `source` goes to `load` too. Exit status: 2 with
+    one line for a wrong config, 130 after a stop that was asked for, 1 with one line where training diverged."""
     from rldtf_jax.checkpoint import OtherState
     from rldtf_jax.loop import Diverged, Interrupted
     from rldtf_jax.mesh import DoesNotDivide
 
     try:
-        function(load(sys.argv[1:], *source))
+        function(loaded() if loaded else load(sys.argv[1:], *source))
     except (ConfigError, DoesNotDivide, OtherState, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -51,9 +51,9 @@ def write(run: Run, result: dict) -> str:
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
         f"<title>RLDTF: {html.escape(run.config.run_dir)}</title><style>{STYLE}</style>",
         f"<h1>RLDTF: {html.escape(os.path.basename(os.path.abspath(run.config.run_dir)))}</h1>",
-        "<h2>Held-out tasks</h2>", results_table(result), _image(figures["results"], "Fulfilment and average score"),
-        "<h2>RLDTF, step by step</h2>", _image(figures["rldtf"], "Curves of the RLDTF stage"),
-        "<h2>Losses of all stages</h2>", _image(figures["losses"], "Loss curves"),
+        "<h2>Held-out tasks</h2>", results_table(result), image(figures["results"], "Fulfilment and average score"),
+        "<h2>RLDTF, step by step</h2>", image(figures["rldtf"], "Curves of the RLDTF stage"),
+        "<h2>Losses of all stages</h2>", image(figures["losses"], "Loss curves"),
         "<h2>What the tokens weigh</h2>",
         "<p class='note'>Responses to held-out requests. The darker a token, the larger its weight w (Eq. 5); "
         "point at one for S and w.</p>",
@@ -100,7 +100,7 @@ def results_figure(result: dict) -> bytes:
                 axis.errorbar(x, row[key], [[row[key] - low], [high - row[key]]], color="black", capsize=4)
                 axis.text(x, 0.02, f"{row[key]:.2f}", ha="center", color="white")
         axis.set(title=title, ylim=(0, 1.02), xticks=range(len(names)), xticklabels=[SHORT[name] for name in names])
-    return _png(figure)
+    return png(figure)
 
 
 def curves_figure(rows: list[dict]) -> bytes:
@@ -119,7 +119,7 @@ def curves_figure(rows: list[dict]) -> bytes:
         if axis.lines:
             axis.legend(fontsize=7)
     axes.flat[-1].set_yscale("symlog")
-    return _png(figure)
+    return png(figure)
 
 
 def losses_figure(run: Run) -> bytes:
@@ -133,7 +133,7 @@ def losses_figure(run: Run) -> bytes:
         if points:
             axis.plot(*zip(*points), linewidth=1)
         axis.set(title=title, xlabel="step")
-    return _png(figure)
+    return png(figure)
 
 
 def shaded_html(response: dict) -> str:
@@ -148,14 +148,14 @@ def shaded_html(response: dict) -> str:
             f"<div class='tokens'>{spans}</div><div class='note'>R = {response['reward']:.3f}, {verdict}</div></div>")
 
 
-def _png(figure) -> bytes:
+def png(figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120)
     plt.close(figure)
     return buffer.getvalue()
 
 
-def _image(png: bytes, alt: str) -> str:
+def image(png: bytes, alt: str) -> str:
     return f"<img alt='{alt}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
 
 

@@ -48,11 +48,12 @@ class Run:
     def path(self, *parts: str) -> str:
         return os.path.join(self.config.run_dir, *parts)
 
-    def environment(self, split: str) -> TwinEnvironment:
+    def environment(self, split: str, seed: int | None = None) -> TwinEnvironment:
+        """The tasks of a split; seed: of their order, default the run's."""
         translator = None if self.config.translator == "grammar" else ModelTranslator(
             self.tokenizer, self.config.rldtf.sample.max_new_tokens)
         return TwinEnvironment(self.tasks[split], self.tokenizer, self.twin, self.config.rldtf.reward,
-                               seed=self.config.seed, translator=translator)
+                               seed=self.config.seed if seed is None else seed, translator=translator)
 
 
 def say(text: str) -> None:
@@ -60,15 +61,17 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def opened(config: ExperimentConfig) -> Iterator[Run]:
+def opened(config: ExperimentConfig, may_differ: Sequence[str] = ()) -> Iterator[Run]:
     """The run directory, opened or made, with its config, twin, tasks and tokenizer; the twin ends with the block.
+
+    may_differ: keys of the config that may not be those which the directory was made with.
 
     Raises:
       ConfigError: the directory was made with another config; nothing in it is touched.
     """
     path, device_mesh = os.path.join(config.run_dir, "config.yaml"), on_devices(config)
     if os.path.exists(path):
-        _same_config(path, config)
+        _same_config(path, config, may_differ)
     else:
         configs.save(config, path)
     cache = config.twin.cache or os.path.join(config.run_dir, "twin.sqlite")
@@ -90,12 +93,13 @@ def on_devices(config: ExperimentConfig) -> Mesh | None:
         raise ConfigError(f"mesh = {sizes}: {error}") from None
 
 
-def _same_config(path: str, config: ExperimentConfig) -> None:
+def _same_config(path: str, config: ExperimentConfig, may_differ: Sequence[str]) -> None:
     from omegaconf import OmegaConf
 
     # A directory may be moved, and a run may go on with other devices.
     made = flat(ExperimentConfig()) | flat(OmegaConf.to_container(OmegaConf.load(path)))  # younger keys: their defaults
-    if different := [line for line in differences(made, flat(config)) if not line.startswith(("mesh.", "run_dir "))]:
+    free = ("mesh.", *(f"{name} " for name in ("run_dir", *may_differ)))
+    if different := [line for line in differences(made, flat(config)) if not line.startswith(free)]:
         raise ConfigError(f"{path}: made with another config, {different[0]}; choose another run_dir or remove that one")
 
 

@@ -61,8 +61,9 @@ def partition_spec(axes: Sequence[str | None], rules: Mapping[str, tuple[str, ..
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Asks for x to be laid out by its logical axes on the mesh of `jax.set_mesh`; without one, x as it is."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Asks for x to be laid out by its logical axes on the mesh of `jax.set_mesh`; x as it is without one, or on a mesh of
+    other axes (that of arms.py)."""
+    if not set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 

@@ -4,49 +4,11 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
+from running import finish, start
 
 from experiments.evaluate import METHODS
-
-
-def start(*arguments, module="experiments.pipeline", env=None):
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=os.environ | (env or {}))
-
-
-def finish(*arguments, **kwargs):
-    process = start(*arguments, **kwargs)
-    out, err = process.communicate(timeout=900)
-    return process.returncode, out, err
-
-
-def wait_for(path, process, seconds=600):
-    deadline = time.monotonic() + seconds
-    while not os.path.exists(path) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert os.path.exists(path), process.communicate()[1] if process.poll() is not None else f"no {path} in time"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A smoke run, interrupted with Ctrl-C in the RLDTF stage and gone on with."""
-    run_dir = str(tmp_path_factory.mktemp("runs") / "smoke")
-    process = start("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6")
-    wait_for(os.path.join(run_dir, "rldtf", "checkpoints", "1"), process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 130, err
-    assert "goes on from there" in err.splitlines()[-1]
-    steps = [json.loads(line)["step"] for line in open(os.path.join(run_dir, "rldtf", "metrics.jsonl"))]
-    assert 1 <= len(steps) < 6
-    code, out, err = finish("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6")
-    assert code == 0, err
-    return run_dir, out
 
 
 def test_the_run_ends_with_the_path_of_its_report(finished):

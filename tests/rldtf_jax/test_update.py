@@ -14,6 +14,7 @@ from tiny_training import RL, SHAPE
 
 from rldtf_jax import optim, rldtf
 from rldtf_jax.config import OptimConfig
+from rldtf_jax.update import rldtf_loss
 
 B, P, T = RL.prompts_per_step, 5, RL.sample.max_new_tokens  # the shapes of a step, so that they share programs
 PROMPT_LENGTHS = np.array([5, 1, 3, 2, 4, 5, 2, 3], np.int32)
@@ -128,7 +129,7 @@ def test_padding_changes_nothing_to_the_bit():
 def test_the_gradient_is_the_losss_slope():
     @jax.jit
     def loss(p, c):
-        return rldtf.rldtf_loss(static(), p, c, nnx.state(REFERENCE), rollouts(), hyper(), MASK.sum())[0]
+        return rldtf_loss(static(), p, c, nnx.state(REFERENCE), rollouts(), hyper(), MASK.sum())[0]
 
     at = nnx.state(POLICY), nnx.state(CRITIC)
     slope = jax.tree.map(lambda m: m / (1 - hyper().policy.b1), tuple(gradients(updated()[0])))

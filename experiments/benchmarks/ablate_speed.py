@@ -1,0 +1,94 @@
+"""Eight arms together against eight runs one after the other: python -m experiments.benchmarks.ablate_speed [key=value ...]
+
+Both are commands as a user types them, each from an empty twin cache and with nothing compiled, on the same cores, from one model
+after rejection sampling (trained first in run_dir if it is not there); both end with the evaluation of every arm on held-out
+tasks. The results must be the same to the bit. Leaves ablate_speed.json in run_dir: seconds, their ratio, and where they went:
+  start      processes, imports, the twin's workers, reading the stages before;
+  compile    the first step beyond a usual one;
+  twin       what the steps waited for the twin at most (it works while the device does);
+  steps      all else of the steps;
+  rest       saving, evaluation, report.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from rldtf_jax import metrics
+
+from experiments import ablate, stages
+from experiments import config as configs
+from experiments.ablate import SweepConfig
+from experiments.files import whole
+
+AXES = {"alpha": (0.5, 1.0, 2.0, 4.0), "threshold": (0.05, 0.2)}
+OVERRIDES = ["preset=quickstart", "run_dir=runs/ablate_speed", "tasks.validation=50", "tasks.test=50", "evaluate.batch_size=50",
+             "rldtf.steps=20", "rldtf.prompts_per_step=16"]
+
+
+def command(name: str, values: dict, arguments: list[str], directory: str) -> float:
+    """Runs experiments.ablate in a process of its own, from an empty cache; seconds."""
+    shutil.rmtree(os.path.join(directory, "sweeps", name), ignore_errors=True)
+    cache = os.path.join(directory, f"{name}.sqlite")
+    for path in (cache, f"{cache}-wal", f"{cache}-shm"):
+        if os.path.exists(path):
+            os.remove(path)
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-m", "experiments.ablate", *(f"{k}={','.join(map(str, v))}" for k, v in values.items()),
+                    *arguments, f"sweep={name}", f"twin.cache={cache}"], check=True)
+    return time.monotonic() - start
+
+
+def spent(config: SweepConfig, names: list[str], seconds: float) -> dict[str, float]:
+    """Where the seconds of these sweeps went."""
+    parts = dict.fromkeys(("compile", "twin", "steps"), 0.0) | {"simulated": 0, "evaluations": 0}
+    for name in names:
+        root = os.path.join(config.run_dir, "sweeps", name, "rounds")
+        (one,) = os.listdir(root)
+        rows = metrics.read(os.path.join(root, one))
+        usual = statistics.median(row["step_seconds"] for row in rows[2:])
+        steps, twin = sum(row["step_seconds"] for row in rows), sum(row["twin/seconds"] for row in rows)
+        compiling = max(0.0, rows[0]["step_seconds"] - usual)
+        parts["compile"] += compiling
+        parts["twin"] += min(twin, steps - compiling)
+        parts["steps"] += max(0.0, steps - compiling - twin)
+        parts["simulated"] += sum(row["twin/simulated"] for row in rows)
+        parts["evaluations"] += sum(row["twin/distinct"] for row in rows)
+    return parts | {"start and rest": seconds - parts["compile"] - parts["twin"] - parts["steps"], "total": seconds}
+
+
+def main(arguments: list[str]) -> dict:
+    arguments = OVERRIDES + arguments
+    config = configs.load(arguments, SweepConfig)
+    with ablate.opened(config) as run:
+        stages.train_critic(run, stages.reject(run))
+    grid = ablate.cells(config, AXES)
+    alone, names = 0.0, [f"alone_{i}" for i in range(len(grid))]
+    for name, cell in zip(names, grid):
+        alone += command(name, {key: (value,) for key, value in cell.values.items()}, arguments, config.run_dir)
+    together = command("together", AXES, arguments, config.run_dir)
+
+    def weights(sweep, cell):
+        return load_file(os.path.join(config.run_dir, "sweeps", sweep, "arms", cell.name, "model", "model.safetensors"))
+
+    for name, cell in zip(names, grid):
+        one, other = weights(name, cell), weights("together", cell)
+        if not all(np.array_equal(one[key], other[key]) for key in one):
+            raise AssertionError(f"{cell.name}: alone and together ended with other weights")
+    result = {"arms": len(grid), "steps": config.rldtf.steps, "prompts_per_step": config.rldtf.prompts_per_step,
+              "cores": os.cpu_count(), "alone": spent(config, names, alone), "together": spent(config, ["together"], together),
+              "ratio": alone / together}
+    with whole(os.path.join(config.run_dir, "ablate_speed.json")) as file:
+        json.dump(result, file, indent=1)
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1:]), indent=1))

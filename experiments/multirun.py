@@ -1,0 +1,33 @@
+"""Arms of a sweep as Hydra jobs, for any launcher; experiments.ablate with the same values then only writes the report.
+
+    python -m experiments.reject
+    python -m experiments.multirun -m +alpha=0,1,2 +threshold=0.05,0.2 +first_seed=0,1,2 [hydra/launcher=...] [+key=value ...]
+    python -m experiments.ablate alpha=0,1,2 threshold=0.05,0.2 seeds=3
+
+Keys are those of experiments.ablate; jobs need a file system in common.
+"""
+
+import os
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from rldtf_jax.config import ConfigError
+
+from experiments import ablate
+from experiments import config as configs
+
+
+@hydra.main(config_path=None, version_base="1.3")
+def job(_: DictConfig) -> None:
+    arguments = [override.lstrip("+") for override in HydraConfig.get().overrides.task]
+    axes, others = ablate.split_axes(arguments)
+    config = configs.load(others, ablate.SweepConfig)
+    if not os.path.isdir(os.path.join(config.run_dir, "reject", "model")):  # else every job would train it
+        raise ConfigError(f"run_dir = {config.run_dir!r}: expected a run whose rejection sampling is done (experiments.reject)")
+    ablate.train(config, axes)
+
+
+if __name__ == "__main__":
+    job()

@@ -1,0 +1,212 @@
+"""Sweeps as a user types them: killed, gone on with, widened; every arm what it is alone."""
+
+import csv
+import json
+import os
+import signal
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from running import finish, start, wait_for
+from safetensors.numpy import load_file
+
+from experiments import ablate, ablate_report
+from experiments.ablate import SweepConfig
+from experiments.statistics import nested_interval
+from rldtf_jax import arms as training
+from rldtf_jax.arms import Plan
+from rldtf_jax.config import ConfigError
+
+SMOKE = ("preset=smoke", "rldtf.steps=6")
+AXES = ("alpha=0,1", "threshold=0.05,0.2")
+NAMES = ("alpha=0,seed=0", "alpha=1,threshold=0.05,seed=0", "alpha=1,threshold=0.2,seed=0")
+
+
+def sweep(run_dir, *arguments, **kwargs):
+    return finish(*SMOKE, f"run_dir={run_dir}", *arguments, module="experiments.ablate", **kwargs)
+
+
+@pytest.fixture(scope="module")
+def swept(finished):
+    """A sweep of three arms on the smoke run, killed after two of six steps and gone on with."""
+    run_dir = finished[0]
+    process = start(*SMOKE, f"run_dir={run_dir}", *AXES, module="experiments.ablate")
+    rounds = os.path.join(run_dir, "sweeps", "ablate", "rounds")
+    wait_for(rounds, process)
+    wait_for(os.path.join(rounds, os.listdir(rounds)[0], "checkpoints", "2"), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    code, out, err = sweep(run_dir, *AXES)
+    assert code == 0, err
+    return run_dir, out
+
+
+def arm(run_dir, name, *parts):
+    return os.path.join(run_dir, "sweeps", "ablate", "arms", name, *parts)
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_an_arm_is_to_the_bit_what_the_pipeline_trains(swept):
+    run_dir, _ = swept
+    alone = load_file(os.path.join(run_dir, "rldtf", "model", "model.safetensors"))
+    mine, other = (load_file(arm(run_dir, name, "model", "model.safetensors")) for name in NAMES[1:])
+    for name, array in alone.items():
+        np.testing.assert_array_equal(mine[name], array)
+    assert any((other[name] != array).any() for name, array in alone.items())
+    expected = rows_of(os.path.join(run_dir, "rldtf", "metrics.jsonl"))
+    for mine, alone in zip(rows_of(arm(run_dir, NAMES[1], "metrics.jsonl")), expected, strict=True):
+        assert mine == alone
+    with open(os.path.join(run_dir, "evaluation.json"), encoding="utf-8") as file:
+        stage = json.load(file)["methods"]["rldtf"]
+    with open(arm(run_dir, NAMES[1], "evaluation.json"), encoding="utf-8") as file:
+        result = json.load(file)["test"]
+    assert {name: result[name] for name in ("fulfilment", "reward")} == {name: stage[name] for name in ("fulfilment", "reward")}
+
+
+def test_the_report_has_its_tables_and_figures(swept):
+    run_dir, out = swept
+    directory = os.path.join(run_dir, "sweeps", "ablate")
+    assert out.splitlines()[-1] == f"report: {directory}/report.html"
+    with open(os.path.join(directory, "arms.csv"), encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [row["arm"] for row in table] == list(NAMES)
+    assert pyarrow.parquet.read_table(os.path.join(directory, "arms.parquet")).num_rows == 3
+    assert pyarrow.parquet.read_table(os.path.join(directory, "curves.parquet")).num_rows == 18
+    for name in ("heat", "curves"):
+        with open(os.path.join(directory, "figures", f"{name}.pdf"), "rb") as file:
+            assert file.read(5) == b"%PDF-"
+    with open(os.path.join(directory, "report.html"), encoding="utf-8") as file:
+        page = file.read()
+    assert "minus alpha = 0" in page or "best by reward on the validation tasks: alpha = 0" in page
+    assert page.count("data:image/png") == 2 and all(name in page for name in NAMES)
+
+
+def test_arms_that_are_done_are_not_repeated_and_new_ones_go_to_ray(swept):
+    """One more seed of one arm, as a Ray task; the sweep's other arms stay as they are."""
+    run_dir, _ = swept
+    before = {name: os.stat(arm(run_dir, name, "evaluation.json")).st_mtime_ns for name in NAMES}
+    code, out, err = sweep(run_dir, "alpha=1", "threshold=0.05", "seeds=2", "ray=local")
+    assert code == 0, err
+    assert "1 arms in 1 round" in err
+    assert {name: os.stat(arm(run_dir, name, "evaluation.json")).st_mtime_ns for name in NAMES} == before
+    one, other = (rows_of(arm(run_dir, f"alpha=1,threshold=0.05,seed={seed}", "metrics.jsonl")) for seed in (0, 1))
+    assert len(other) == 6 and one != other
+
+
+def test_a_hydra_job_is_an_arm(swept):
+    """This one is done: nothing to train. The sweep's options are read as those of experiments.ablate."""
+    run_dir, _ = swept
+    keys = [f"+{key}" for key in (*SMOKE, f"run_dir={run_dir}", "alpha=1", "threshold=0.2")]
+    code, _, err = finish(*keys, f"hydra.run.dir={run_dir}/hydra", module="experiments.multirun")
+    assert code == 0, err
+    code, _, err = finish(*keys[:-2], "+alpha=1", "+sweep=other", f"hydra.run.dir={run_dir}/hydra", "+translator=model",
+                          module="experiments.multirun")
+    assert code != 0 and "expected 'grammar' in a sweep" in err
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("alpha=1,two",), "alpha = 1,two: expected numbers separated by commas"),
+    (("alpha=-1,1",), "alpha = -1: expected a number >= 0"),
+    (("rldtf.aggregation=sum,token-mean",), "rldtf.aggregation = sum,token-mean: this cannot be swept in one program"),
+    (("alpha=0,1", "seeds=0"), "seeds = 0: expected an integer >= 1"),
+    (("alpha=0,1", "alhpa=2"), "alhpa: no such key"),
+    ((), "expected at least one axis"),
+])
+def test_wrong_arguments_are_one_line(arguments, words, capsys, tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        ablate.main([f"run_dir={tmp_path}/run", *arguments])
+    assert exit.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1] and not os.path.exists(f"{tmp_path}/run")
+
+
+def test_an_arm_of_another_config_is_refused_and_nothing_is_touched(tmp_path):
+    config = SweepConfig(run_dir=str(tmp_path))
+    grid = ablate.cells(config, {"alpha": (0.0, 1.0)})
+    plan = lambda number: Plan(2, 1, None, 0)  # noqa: E731
+    first = ablate.rounds(config, grid, plan)
+    other = ablate.cells(SweepConfig(run_dir=str(tmp_path), rldtf=training.RLDTFConfig(steps=7)), {"alpha": (1.0,)})
+    with pytest.raises(ConfigError, match="rldtf.steps is 100 there and 7 here; choose another sweep=NAME"):
+        ablate.rounds(config, other, plan)
+    assert ablate.rounds(config, grid, plan) == first
+
+
+def test_rounds_begun_go_on_as_they_were_and_new_arms_get_their_own(tmp_path):
+    config = SweepConfig(run_dir=str(tmp_path), seeds=2)
+    grid = ablate.cells(config, {"alpha": (0.0, 1.0, 2.0)})
+    made = ablate.rounds(config, grid, lambda number: Plan(4, 3, None, 0))
+    assert [(len(r.arms), r.width) for r in made] == [(3, 3), (3, 3)]
+    with open(ablate.arm_path(config, made[0].arms[1], "evaluation.json"), "w", encoding="utf-8") as file:
+        file.write("{}")  # killed between two evaluations
+    wider = ablate.cells(config, {"alpha": (0.0, 1.0, 2.0, 4.0)})
+    again = ablate.rounds(config, wider, lambda number: Plan(number, 1, None, 0))
+    assert sorted(again[:2], key=str) == sorted(made, key=str) and again[2].arms == ("alpha=4,seed=0", "alpha=4,seed=1")
+    for one in made[:1]:
+        for name in one.arms:
+            with open(ablate.arm_path(config, name, "evaluation.json"), "w", encoding="utf-8") as file:
+                file.write("{}")
+    assert ablate.rounds(config, grid, lambda number: Plan(4, 3, None, 0)) == made[1:]
+
+
+def test_the_grid_has_every_distinct_arm_once():
+    config = SweepConfig(seeds=3, first_seed=5)
+    grid = ablate.cells(config, {"alpha": (0, 1), "threshold": (0.1, 0.2), "policy.lr": (1e-4, 1e-3)})
+    assert len(grid) == 3 * (2 + 4) and len({cell.name for cell in grid}) == len(grid)
+    assert {cell.seed for cell in grid} == {5, 6, 7}
+    (cell,) = (c for c in grid if c.name == "alpha=1,threshold=0.2,policy.lr=0.001,seed=6")
+    assert (cell.config.alpha, cell.config.threshold, cell.config.policy.lr) == (1.0, 0.2, 1e-3)
+    assert training.check([c.config for c in grid]) is None
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A sweep with known truth: alpha = 1 fulfils 20 % more of 400 tasks than alpha = 0, alpha = 2 as many, alpha = 4 diverged."""
+    config, rng = SweepConfig(run_dir=str(tmp_path), seeds=3), np.random.default_rng(0)
+    grid = ablate.cells(config, {"alpha": (0.0, 1.0, 2.0, 4.0)})
+    hard = rng.uniform(size=400)
+    for cell in grid:
+        alpha, good = cell.values["alpha"], hard < 0.5 + 0.2 * (cell.values["alpha"] == 1)
+        good ^= rng.uniform(size=400) < 0.05
+        verdict = {"task_fulfilled": good.tolist(), "task_reward": np.where(good, 0.6, -0.5).tolist()}
+        summary = {"fulfilment": float(good.mean()), "fulfilment_interval": (0.0, 1.0), "score": 0.6, "reward": 0.1, "unusable": 0.0}
+        result = {"diverged": True} if alpha == 4 else {"diverged": False, "test": summary | verdict, "validation": summary | verdict}
+        os.makedirs(ablate.arm_path(config, cell.name))
+        with open(ablate.arm_path(config, cell.name, "evaluation.json"), "w", encoding="utf-8") as file:
+            json.dump(result | {"cost": {"seconds": 60.0, "simulated": 5.0, "arms_together": 12}}, file)
+        with open(ablate.arm_path(config, cell.name, "metrics.jsonl"), "w", encoding="utf-8") as file:
+            for step in range(20):
+                file.write(json.dumps({"step": step, "diverged": True} if alpha == 4 else
+                                      {"step": step, "reward": 0.1, "fulfilled": 0.5, "weight/mean": 1 + alpha}) + "\n")
+    return config, grid
+
+
+def test_the_report_finds_what_is_there(results):
+    config, grid = results
+    lines = ablate_report.write(config, {"alpha": (0.0, 1.0, 2.0, 4.0)}, grid)
+    assert lines[0].startswith("3 arms diverged and are left out: alpha=4,seed=0;")
+    assert lines[1].startswith("best by reward on the validation tasks: alpha = 1;")
+    arms = ablate_report.Arms(config, grid)
+    gain = ablate_report.compare(arms, "alpha = 1", "alpha = 0", "task_fulfilled")
+    low, high = gain["interval"]
+    assert 0.1 < low < 0.18 < high < 0.3 and gain["p"] < 0.01 and len(gain["by_seed"]) == 3
+    nothing = ablate_report.compare(arms, "alpha = 2", "alpha = 0", "task_fulfilled")
+    assert nothing["interval"][0] < 0 < nothing["interval"][1] and nothing["p"] > 0.05
+    table = ablate_report.table(arms, grid)
+    assert [row["fulfilment"] is None for row in table] == [cell.values["alpha"] == 4 for cell in grid]
+    assert table[3]["weight_mean"] == 2.0
+
+
+def test_the_nested_interval_covers_seeds_and_tasks():
+    rng = np.random.default_rng(1)
+    hits = widths = 0
+    for trial in range(60):
+        values = 0.5 + rng.normal(0, 0.1, (12, 1)) + rng.normal(0, 0.4, (1, 80)) + rng.normal(0, 0.2, (12, 80))
+        low, high = nested_interval(values, seed=trial, resamples=400)
+        hits += low <= 0.5 <= high
+        widths += (high - low) / 60
+    assert hits >= 51  # 57 on average; fewer than 51 once in 400 times
+    assert 0.7 < widths / (2 * 1.96 * np.sqrt(0.1 ** 2 / 12 + 0.4 ** 2 / 80 + 0.2 ** 2 / 960)) < 1.4
