@@ -21,7 +21,7 @@ NUM_SURVIVORS = 16  # of K-Best
 DEEPRX_FEATURES = 8
 DEEPRX = {  # channels, and by stages the dilations of the residual blocks
     "deeprx-small": (24, ((1, 2), (1, 2))),
-    "deeprx": (40, ((1, 2, 3), (1, 2, 3), (1, 2))),
+    "deeprx": (32, ((1, 2, 3), (1, 2), (1, 2))),
 }
 N2_SYMBOLS = {15: 10, 30: 12, 60: 23, 120: 36}
 OPS_PER_EDGE = 6  # min-sum message passing, per edge and iteration
