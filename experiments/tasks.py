@@ -17,6 +17,7 @@ import random
 from typing import Any, Iterator
 
 from twin import COMPUTE_TIERS_GFLOPS, TOOLS, Scenario, Workflow
+from twin.toolbox import is_neural
 
 from experiments import orchestration
 from experiments.files import whole
@@ -161,10 +162,11 @@ def random_workflow(rng: random.Random, scenario: Scenario) -> Workflow:
     choices = {argument.field: [v for v in argument.choices if f"{tool.name}.{v}" not in scenario.absent]
                for tool in TOOLS for argument in tool.arguments if argument.choices}
     rank = min(scenario.num_tx_ant, scenario.num_rx_ant)
-    return Workflow(
+    workflow = Workflow(
         num_prb=round(scenario.max_prb ** rng.random()), num_layers=rng.randint(1, min(rank, 2)),
         decoder_iterations=rng.choice((2, 4, 6, 8, 10, 12, 16, 20)),
         **{field: rng.choice(values) for field, values in choices.items()})
+    return dataclasses.replace(workflow, num_layers=1) if is_neural(workflow.detector) else workflow
 
 
 def save(tasks: list[Task], path: str) -> None:
