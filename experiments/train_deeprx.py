@@ -1,4 +1,4 @@
-"""python -m experiments.train_deeprx [--size deeprx-small] [--steps N]: train the neural receiver on the twin's own chain.
+"""python -m experiments.train_deeprx --run-dir DIR [--size deeprx-small] [--steps N]: train the neural receiver on the twin's own chain.
 
 Slots with mixed modulations, SNR, receive antennas, pilots, numerologies, delay spreads and speeds, drawn anew in every step from
 the channel profiles TRAINED; judged on slots of HELD_OUT. The loss is the binary cross-entropy of the coded bits. Everything random
@@ -12,6 +12,7 @@ import argparse
 import csv
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,10 @@ HELD_OUT = ("tdl-b", "tdl-d", "cdl-c")
 CENTRE_DB = {2: 1.0, 4: 8.0, 6: 14.0, 8: 20.0}  # where coded transmission at medium rates works, by bits per symbol
 SPAN_DB = (-6.0, 12.0)
 MAX_DOPPLER = 0.3  # of a slot
-CONFIG = dict(groups=4, slots_per_group=16, learning_rate=2e-3, warmup_steps=100, weight_decay=1e-4, clip_norm=1.0, early_weight=0.3, ema=0.998, seed=0)
+STEPS = {"deeprx-small": 6000, "deeprx": 4500}  # of the shipped weights
+HELD_OUT_BATCHES = 8
+CONFIG = dict(groups=4, slots_per_group=16, learning_rate=2e-3, warmup_steps=100, weight_decay=1e-4, clip_norm=1.0,
+              early_weight=0.3, ema=0.998, seed=0)
 
 
 def draw(rng: np.random.Generator, channels: tuple[str, ...], num_slots: int, num_rx: int):
@@ -59,7 +63,16 @@ def batch(rng: np.random.Generator, channels: tuple[str, ...], groups: int, slot
 
 
 def train(size: str, num_steps: int, run_dir: Path, validate_every: int = 250) -> None:
-    """Train, from the run directory's last state if there is one; leaves weights.safetensors, config.json and curve.csv there."""
+    """Train, from the run directory's last state if there is one; leaves weights.safetensors, config.json and curve.csv there.
+
+    A state is saved at every validation. Raises ValueError: a number below 1, or a directory of a run of another configuration.
+    """
+    for name, value in (("steps", num_steps), ("validate_every", validate_every)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected an integer >= 1")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config = configuration(size, num_steps)
+    claim(run_dir / "config.json", config)
     import keras
     import tensorflow as tf
     from safetensors.numpy import load_file, save_file
@@ -67,9 +80,6 @@ def train(size: str, num_steps: int, run_dir: Path, validate_every: int = 250) -
 
     from twin import deeprx
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    config = CONFIG | dict(size=size, steps=num_steps, trained=TRAINED, held_out=HELD_OUT, span_db=SPAN_DB, max_doppler=MAX_DOPPLER)
-    write(run_dir / "config.json", json.dumps(config, indent=1) + "\n")
     rate = keras.optimizers.schedules.CosineDecay(0.0, num_steps, warmup_target=CONFIG["learning_rate"], warmup_steps=CONFIG["warmup_steps"])
     optimizer = keras.optimizers.AdamW(rate, weight_decay=CONFIG["weight_decay"], clipnorm=CONFIG["clip_norm"])
     params = {name: tf.Variable(value, name=name) for name, value in deeprx.initial(size, CONFIG["seed"]).items()}
@@ -102,7 +112,7 @@ def train(size: str, num_steps: int, run_dir: Path, validate_every: int = 250) -
         return last
 
     shape = dict(groups=CONFIG["groups"], slots_per_group=CONFIG["slots_per_group"])
-    held_out = [batch(np.random.default_rng([CONFIG["seed"], 1, i]), HELD_OUT, **shape) for i in range(8)]
+    held_out = [batch(np.random.default_rng([CONFIG["seed"], 1, i]), HELD_OUT, **shape) for i in range(HELD_OUT_BATCHES)]
     seen = []
     for step in tqdm(range(first + 1, num_steps + 1), initial=first, total=num_steps, desc=size):
         seen.append(float(update(*batch(np.random.default_rng([CONFIG["seed"], 0, step]), TRAINED, **shape))))
@@ -116,6 +126,22 @@ def train(size: str, num_steps: int, run_dir: Path, validate_every: int = 250) -
     os.replace(run_dir / "weights.partial", run_dir / "weights.safetensors")
 
 
+def configuration(size: str, num_steps: int) -> dict:
+    """All that the weights depend on, as config.json holds it."""
+    config = CONFIG | dict(size=size, steps=num_steps, trained=TRAINED, held_out=HELD_OUT, span_db=SPAN_DB, max_doppler=MAX_DOPPLER)
+    return json.loads(json.dumps(config))
+
+
+def claim(path: Path, config: dict) -> None:
+    """Write the configuration; raises ValueError where the file holds another one."""
+    if path.exists():
+        there = json.loads(path.read_text())
+        for name in sorted(config.keys() | there.keys()):
+            if config.get(name) != there.get(name):
+                raise ValueError(f"{path.parent}: holds a run with {name}={there.get(name)!r}, expected {config.get(name)!r}: name another directory")
+    write(path, json.dumps(config, indent=1) + "\n")
+
+
 def write(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
@@ -127,10 +153,15 @@ def main(argv=None) -> None:
 
     parser = argparse.ArgumentParser(description="Train the neural receiver on the twin's own chain.")
     parser.add_argument("--size", choices=sorted(DEEPRX), default="deeprx-small")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, help="default: " + ", ".join(f"{steps} of {size}" for size, steps in STEPS.items()))
+    parser.add_argument("--validate-every", type=int, default=250, help="steps between validations, each of which saves the state")
     parser.add_argument("--run-dir", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    train(arguments.size, arguments.steps, arguments.run_dir)
+    steps = STEPS[arguments.size] if arguments.steps is None else arguments.steps
+    try:
+        train(arguments.size, steps, arguments.run_dir, arguments.validate_every)
+    except (OSError, ValueError) as error:
+        sys.exit(f"train_deeprx: {error}")
 
 
 if __name__ == "__main__":
