@@ -103,7 +103,7 @@ def oracle(tasks: Sequence[Task], twin: Twin, config: RewardConfig, *, per_round
     """
     table = bler_thresholds(twin)
     best = [task.witness for task in tasks]
-    best_R = [_value(task, twin, task.witness, config) if task.witness else NO_SERVICE for task in tasks]
+    best_R = [worth(task, twin, task.witness, config) if task.witness else NO_SERVICE for task in tasks]
     queues = [_ranked(task, table, config) for task in tasks]
     for _ in range(0, budget, per_round):
         queues = [[p for p in queue if p[1] > R] for queue, R in zip(queues, best_R)]
@@ -114,7 +114,7 @@ def oracle(tasks: Sequence[Task], twin: Twin, config: RewardConfig, *, per_round
         queues = [queue[per_round:] for queue in queues]
         for (i, workflow), qos in zip(batch, measured):
             final = granted(tasks[i], workflow, qos.bler)
-            R = _value(tasks[i], twin, final, config) if final else NO_SERVICE
+            R = worth(tasks[i], twin, final, config) if final else NO_SERVICE
             if R <= 0 and (qos.ber > tasks[i].ber or not is_neural(workflow.detector)):
                 queues[i] = [p for p in queues[i] if not no_less(workflow, p[2])]
             elif R > best_R[i]:
@@ -135,7 +135,7 @@ def _ranked(task: Task, table: dict, config: RewardConfig) -> list[tuple[float, 
     return [(limits[i] * chance[i], limits[i], kept[i]) for i in order]
 
 
-def _value(task: Task, twin: Twin, workflow: Workflow, config: RewardConfig) -> float:
+def worth(task: Task, twin: Twin, workflow: Workflow, config: RewardConfig) -> float:
     """Eq. 2 of one workflow whose simulation the twin already has; NO_SERVICE where it violates a target."""
     qos = twin.evaluate([(task.scenario, workflow)])[0]
     if not meets(task, qos):
