@@ -14,6 +14,7 @@ import numpy as np
 from rldtf_jax.reward import NO_SERVICE, RewardConfig
 from twin import QoS, Scenario, Twin, Workflow, check
 from twin.delay import delay_ms, throughput_mbps
+from twin.toolbox import is_neural
 
 from experiments.environment import TwinBar, score
 from experiments.tasks import Task
@@ -22,22 +23,32 @@ QAM_BITS = (2, 4, 6, 8)
 CODE_RATES = (0.2, 0.33, 0.5, 0.67, 0.83)
 ITERATIONS = (4, 8, 14, 20)
 SCS_KHZ = (15, 30, 60)
+PRECODERS = ("none", "svd", "deeptx")
 
 
 @functools.lru_cache(maxsize=256)
-def search_space(absent: tuple[str, ...], max_layers: int, iterations: tuple[int, ...]) -> tuple[Workflow, ...]:
-    """Every workflow of the grid, with a grant of one PRB, for platforms without `absent`; the sturdiest first."""
+def search_space(absent: tuple[str, ...], max_layers: int, iterations: tuple[int, ...],
+                 num_tx_ant: int = 1) -> tuple[Workflow, ...]:
+    """Every workflow of the grid, with a grant of one PRB, for platforms without `absent`; the sturdiest first.
+
+    Neural receivers for one layer, precoders where there are more antennas than layers.
+    """
     def present(tool, values):
         return [value for value in values if f"{tool}.{value}" not in absent]
 
-    detectors = present("detect", ("zf", "lmmse"))
+    estimators, detectors = present("estimate", ("ls", "lmmse")), present("detect", ("zf", "lmmse"))
+    receivers = list(itertools.product(estimators, detectors))
+    alone = [(estimator, detector) for estimator, detector in receivers
+             if detector == detectors[-1]]  # one layer: every linear detector is maximum-ratio combining
+    alone += itertools.product(estimators[:1], present("detect", ("deeprx-small", "deeprx")))  # no estimator is used
+    precoders = present("precode", PRECODERS)
     grid = itertools.product(
-        present("grid", SCS_KHZ), present("modulate", QAM_BITS), CODE_RATES, iterations, range(1, max_layers + 1), (1, 2),
-        present("estimate", ("ls", "lmmse")), detectors)
+        present("grid", SCS_KHZ), present("modulate", QAM_BITS), CODE_RATES, iterations, range(1, max_layers + 1), (1, 2))
     return tuple(sorted((
-        Workflow(1, scs, "ldpc", rate, iteration, bits, layers, dmrs, estimator, detector)
-        for scs, bits, rate, iteration, layers, dmrs, estimator, detector in grid
-        if layers > 1 or detector == detectors[-1]  # one layer: every detector is maximum-ratio combining
+        Workflow(1, scs, "ldpc", rate, iteration, bits, layers, dmrs, estimator, detector, precoder)
+        for scs, bits, rate, iteration, layers, dmrs in grid
+        for estimator, detector in (receivers if layers > 1 else alone)
+        for precoder in (precoders if num_tx_ant > layers else PRECODERS[:1])
     ), key=sturdiness))
 
 
@@ -54,12 +65,17 @@ def prospects(task: Task, iterations: tuple[int, ...]) -> Iterator[Workflow]:
     """Workflows with the grant that the throughput takes where delay, grant and Shannon's bound leave a chance; the
     sturdiest first."""
     s = task.scenario
-    capacity = {layers: math.log2(1 + 10 ** (s.snr_db / 10) * s.num_rx_ant / layers) for layers in (1, 2)}
-    for workflow in search_space(s.absent, min(s.num_tx_ant, s.num_rx_ant, 2), iterations):
-        if workflow.bits_per_symbol * workflow.code_rate <= capacity[workflow.num_layers]:
+    for workflow in search_space(s.absent, min(s.num_tx_ant, s.num_rx_ant, 2), iterations, s.num_tx_ant):
+        snr = 10 ** (s.snr_db / 10) * array_gain(s, workflow) / workflow.num_layers
+        if workflow.bits_per_symbol * workflow.code_rate <= math.log2(1 + snr):
             workflow = granted(task, workflow)
             if workflow is not None and delay_ms(s, workflow) <= task.delay_ms:
                 yield workflow
+
+
+def array_gain(scenario: Scenario, workflow: Workflow) -> float:
+    """What the antennas add to the SNR at best: receive combining and, where a precoder aims, transmit beamforming."""
+    return scenario.num_rx_ant * (scenario.num_tx_ant if workflow.precoder != "none" else 1)
 
 
 def witnesses(tasks: Sequence[Task], twin: Twin, tries: int = 3) -> list[Workflow | None]:
@@ -82,11 +98,12 @@ def oracle(tasks: Sequence[Task], twin: Twin, config: RewardConfig, *, per_round
 
     Branch and bound: a prospect's limit is Eq. 2 without a block error and with the BER just met. Prospects are tried by
     limit x a guess of the chance that the link carries them, one twin call a round for all tasks; those go that ask no
-    less of the link than one that failed, or whose limit the best has reached. `budget` bounds the tries of a task.
+    less of the link than one that failed, or whose limit the best has reached. A neural receiver that failed by the delay of
+    its grant alone rules out nothing: a higher mode takes fewer PRB. `budget` bounds the tries of a task.
     """
     table = bler_thresholds(twin)
     best = [task.witness for task in tasks]
-    best_R = [_value(task, twin, task.witness, config) if task.witness else NO_SERVICE for task in tasks]
+    best_R = [worth(task, twin, task.witness, config) if task.witness else NO_SERVICE for task in tasks]
     queues = [_ranked(task, table, config) for task in tasks]
     for _ in range(0, budget, per_round):
         queues = [[p for p in queue if p[1] > R] for queue, R in zip(queues, best_R)]
@@ -97,8 +114,8 @@ def oracle(tasks: Sequence[Task], twin: Twin, config: RewardConfig, *, per_round
         queues = [queue[per_round:] for queue in queues]
         for (i, workflow), qos in zip(batch, measured):
             final = granted(tasks[i], workflow, qos.bler)
-            R = _value(tasks[i], twin, final, config) if final else NO_SERVICE
-            if R <= 0:
+            R = worth(tasks[i], twin, final, config) if final else NO_SERVICE
+            if R <= 0 and (qos.ber > tasks[i].ber or not is_neural(workflow.detector)):
                 queues[i] = [p for p in queues[i] if not no_less(workflow, p[2])]
             elif R > best_R[i]:
                 best[i], best_R[i] = final, R
@@ -111,15 +128,14 @@ def _ranked(task: Task, table: dict, config: RewardConfig) -> list[tuple[float, 
     if not kept:
         return []
     limits = _rewards(np.array([(delay_ms(s, w), throughput_mbps(w, 0.0), task.ber) for w in kept]), task, config)
-    array_gain_db = 10 * math.log10(s.num_rx_ant)
-    margin_db = np.array([s.snr_db + array_gain_db - 10 * math.log10(w.num_layers ** 2)
+    margin_db = np.array([s.snr_db + 10 * math.log10(array_gain(s, w)) - 10 * math.log10(w.num_layers ** 2)
                           - table[w.bits_per_symbol, w.code_rate] for w in kept])
     chance = 1 / (1 + np.exp(-(margin_db - (0 if s.channel == "awgn" else 4)) / 2))
     order = np.argsort(-limits * chance, kind="stable")
     return [(limits[i] * chance[i], limits[i], kept[i]) for i in order]
 
 
-def _value(task: Task, twin: Twin, workflow: Workflow, config: RewardConfig) -> float:
+def worth(task: Task, twin: Twin, workflow: Workflow, config: RewardConfig) -> float:
     """Eq. 2 of one workflow whose simulation the twin already has; NO_SERVICE where it violates a target."""
     qos = twin.evaluate([(task.scenario, workflow)])[0]
     if not meets(task, qos):
@@ -132,18 +148,20 @@ def _rewards(measured: np.ndarray, task: Task, config: RewardConfig) -> np.ndarr
 
 
 def sturdiness(workflow: Workflow) -> tuple:
-    """Sorts the most robust first: fewest bits a symbol and layer, then most pilots, filtering and iterations."""
-    return (workflow.bits_per_symbol * workflow.code_rate * workflow.num_layers, -workflow.num_dmrs,
-            workflow.estimator != "lmmse", -workflow.decoder_iterations, workflow.scs_khz)
+    """Sorts the most robust first: fewest bits a symbol and layer, then best aimed, most pilots, filtering and iterations."""
+    return (workflow.bits_per_symbol * workflow.code_rate * workflow.num_layers, -PRECODERS.index(workflow.precoder),
+            -workflow.num_dmrs, workflow.estimator != "lmmse" and not is_neural(workflow.detector),
+            -workflow.decoder_iterations, workflow.scs_khz)
 
 
 def no_less(failed: Workflow, other: Workflow) -> bool:
     """`other` asks no less of the link than `failed` did: it would fail as well."""
     return (
-        (failed.scs_khz, failed.num_layers, failed.detector) == (other.scs_khz, other.num_layers, other.detector)
+        (failed.scs_khz, failed.num_layers, failed.detector, failed.precoder)
+        == (other.scs_khz, other.num_layers, other.detector, other.precoder)
         and failed.bits_per_symbol <= other.bits_per_symbol and failed.code_rate <= other.code_rate
         and failed.decoder_iterations >= other.decoder_iterations and failed.num_dmrs >= other.num_dmrs
-        and (failed.estimator == "lmmse" or other.estimator == "ls")
+        and (failed.estimator == "lmmse" or other.estimator == "ls" or is_neural(other.detector))
     )
 
 

@@ -57,8 +57,9 @@ def describe_tools(scenario: Scenario) -> str:
     def present(tool, values, show=str):
         return " ".join(show(value) for value in values if f"{tool}.{value}" not in scenario.absent)
 
+    precoder = present("precode", ("deeptx",))
     return (f"Tools: {present('modulate', QAM, QAM.get)}; {present('estimate', ('ls', 'lmmse'))}; "
-            f"{present('detect', ('zf', 'lmmse'))}.")
+            f"{present('detect', ('zf', 'lmmse', 'deeprx-small', 'deeprx'))}{f'; {precoder}' if precoder else ''}.")
 
 
 def describe_targets(delay_ms: float, throughput_mbps: float, ber: float) -> str:

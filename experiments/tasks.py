@@ -17,6 +17,7 @@ import random
 from typing import Any, Iterator
 
 from twin import COMPUTE_TIERS_GFLOPS, TOOLS, Scenario, Workflow
+from twin.toolbox import is_neural
 
 from experiments import orchestration
 from experiments.files import whole
@@ -34,10 +35,11 @@ ENVIRONMENTS = {  # channel, delay spread in ns, speed in m/s
 ANTENNAS = ((1, 1), (1, 2), (2, 2), (2, 4))  # transmit, receive
 SNRS_DB = tuple(range(0, 29, 4))
 GRANTS_PRB = (6, 12, 25, 50)
+YOUNGER = ("detect.deeprx-small", "detect.deeprx", "precode.deeptx")  # than the splits, which do not depend on them
 ALWAYS_ABSENT = (  # the platforms of these tasks are plain ones, so that a small model learns them in minutes
     "grid.120",  # not for data below 6 GHz (TS 38.101-1 5.3.5)
     "encode.polar", "encode.0.89", "estimate.ls-nearest", "detect.mrc", "detect.ep", "detect.kbest", "precode.svd",
-    "harq.2", "harq.3", "harq.4")
+    "harq.2", "harq.3", "harq.4", *YOUNGER)
 ABSENT = {"modulate.8": 0.25, "estimate.lmmse": 0.25, "detect.lmmse": 0.15}  # module: share of platforms without it
 SPLITS = ("train", "validation", "test")
 
@@ -98,7 +100,9 @@ class Task:
     def split(self) -> str:
         """train (80 %), validation (5 %) or test (15 %), by a hash of what is asked in which state of the link, not of
         how it is phrased: no test problem is trained on in other words."""
-        problem = json.dumps([self.service, dataclasses.asdict(self.scenario), self.required], sort_keys=True)
+        scenario = dataclasses.asdict(self.scenario)
+        scenario["absent"] = [module for module in self.scenario.absent if module not in YOUNGER]
+        problem = json.dumps([self.service, scenario, self.required], sort_keys=True)
         bucket = int.from_bytes(hashlib.sha256(problem.encode()).digest()[:4], "big") % 100
         return "train" if bucket < 80 else "validation" if bucket < 85 else "test"
 
@@ -158,10 +162,11 @@ def random_workflow(rng: random.Random, scenario: Scenario) -> Workflow:
     choices = {argument.field: [v for v in argument.choices if f"{tool.name}.{v}" not in scenario.absent]
                for tool in TOOLS for argument in tool.arguments if argument.choices}
     rank = min(scenario.num_tx_ant, scenario.num_rx_ant)
-    return Workflow(
+    workflow = Workflow(
         num_prb=round(scenario.max_prb ** rng.random()), num_layers=rng.randint(1, min(rank, 2)),
         decoder_iterations=rng.choice((2, 4, 6, 8, 10, 12, 16, 20)),
         **{field: rng.choice(values) for field, values in choices.items()})
+    return dataclasses.replace(workflow, num_layers=1) if is_neural(workflow.detector) else workflow
 
 
 def save(tasks: list[Task], path: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .physical import Counts, Point, Settings
 
-VERSION = 3  # of what a simulation means: raise it when link, channel or estimation change results
+VERSION = 4  # of what a simulation means: raise it when link, channel or estimation change results
 
 
 def digest(point: Point, settings: Settings, seed: int) -> bytes:

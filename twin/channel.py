@@ -39,17 +39,19 @@ def _model(state: ChannelState) -> TDL | CDL:
     return CDL(letter, delay_spread_s, _CARRIER_HZ, rx, tx, "downlink", min_speed=speed_mps)
 
 
-def realise(state: ChannelState, num_slots: int, seed: int) -> np.ndarray:
-    """Frequency responses, [num_rx, num_tx, num_slots, 14 * NUM_SC] complex64, unit average power.
+def realise(state: ChannelState, num_slots: int, seed: int, at_symbols: tuple[int, ...] = tuple(range(SYMBOLS_PER_SLOT))) -> np.ndarray:
+    """Frequency responses, [num_rx, num_tx, num_slots, symbols * NUM_SC] complex64, unit average power.
+
+    `at_symbols`: the symbols to return, in ascending order, counted from the slot's first one; below 0 for those before it.
 
     awgn: one fixed matrix of unit-modulus entries, the DFT of size num_rx, whose first num_rx columns are orthogonal: without
     a precoder every layer has gain num_rx.
-    rayleigh: independent CN(0, 1) per antenna pair and slot. tdl: TR 38.901 7.7.2, uncorrelated antennas. cdl: TR 38.901
+    rayleigh: independent CN(0, 1) per antenna pair and slot, the same in the symbols before it. tdl: TR 38.901 7.7.2, uncorrelated antennas. cdl: TR 38.901
     7.7.1, downlink, uniform linear arrays of omnidirectional antennas half a wavelength apart, velocity in a random
     direction.
     """
     num_tx = transmit_antennas(state)
-    shape = (state.num_rx, num_tx, num_slots, SYMBOLS_PER_SLOT * NUM_SC)
+    shape = (state.num_rx, num_tx, num_slots, len(at_symbols) * NUM_SC)
     if state.channel == "awgn":
         dft = np.exp(-2j * np.pi * np.outer(np.arange(state.num_rx), np.arange(num_tx)) / state.num_rx)
         return np.broadcast_to(dft.astype(np.complex64)[:, :, None, None], shape)
@@ -58,8 +60,10 @@ def realise(state: ChannelState, num_slots: int, seed: int) -> np.ndarray:
         a, _ = RayleighBlockFading(1, state.num_rx, 1, num_tx)(num_slots, 1)  # [S, 1, rx, 1, L, 1, 1]
         return np.broadcast_to(a.numpy()[:, 0, :, 0, :, 0].transpose(1, 2, 0, 3), shape)
     symbol_s = slot_ms(state.scs_khz) * 1e-3 / SYMBOLS_PER_SLOT
-    a, tau = _model(state)(num_slots, SYMBOLS_PER_SLOT, 1 / symbol_s)  # [S, 1, rx, 1, L, paths, 14], [S, 1, 1, paths]
-    return ofdm_response(a.numpy()[:, 0, :, 0], tau.numpy()[0, 0, 0], state.scs_khz).reshape(shape)
+    first, last = at_symbols[0], at_symbols[-1]
+    a, tau = _model(state)(num_slots, last - first + 1, 1 / symbol_s)  # [S, 1, rx, 1, L, paths, time], [S, 1, 1, paths]
+    a = a.numpy()[:, 0, :, 0][..., np.array(at_symbols) - first]
+    return ofdm_response(a, tau.numpy()[0, 0, 0], state.scs_khz).reshape(shape)
 
 
 def ofdm_response(a: np.ndarray, tau: np.ndarray, scs_khz: int) -> np.ndarray:

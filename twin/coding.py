@@ -59,6 +59,13 @@ def deinterleave(places: np.ndarray, bits_per_symbol: int) -> np.ndarray:
     return places.reshape(len(places), -1, bits_per_symbol).transpose(0, 2, 1).reshape(len(places), -1)
 
 
+@cache
+def constellation(bits_per_symbol: int) -> np.ndarray:
+    """The Gray-mapped points by label, most significant bit first, [2^m] complex64."""
+    labels = (np.arange(2**bits_per_symbol)[:, None] >> np.arange(bits_per_symbol)[::-1]) & 1
+    return Mapper("qam", bits_per_symbol)(tf.cast(labels, tf.float32)).numpy()[:, 0]
+
+
 @lru_cache(maxsize=256)
 def symbols(code: str, num_info_bits: int, bits_per_symbol: int, num_layers: int, seed: int) -> np.ndarray:
     """Gray-mapped symbols of unit energy, [L, S, N] complex64: consecutive symbols go to consecutive layers."""

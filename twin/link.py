@@ -19,13 +19,17 @@ from functools import lru_cache
 
 import numpy as np
 
+from . import deeprx
 from .channel import realise, residual_interference
-from .coding import NUM_SLOTS, code_blocks, decode, deinterleave, symbols
+from .coding import NUM_SLOTS, code_blocks, constellation, decode, deinterleave, symbols
 from .detection import detect
 from .estimation import estimator
 from .grid import NUM_SC, comb, data_index, pilot_index
 from .memory import remember
 from .physical import CODE_LENGTH, ChannelState, Counts, Point, Settings
+from .precoding import PAST_SYMBOLS, estimates, precode
+from .spec import SYMBOLS_PER_SLOT
+from .toolbox import is_neural
 
 
 def seed_of(*what) -> int:
@@ -36,23 +40,14 @@ def seed_of(*what) -> int:
 @remember(max_bytes=384 << 20)
 def surroundings(state: ChannelState, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Channels of the layers [rx, L, S, 14 * NUM_SC] and noise of unit variance [rx, S, 14 * NUM_SC], complex64."""
-    h = realise(state, NUM_SLOTS, seed)
+    if state.precoder == "none":
+        h = realise(state, NUM_SLOTS, seed)
+    else:
+        past, h = np.split(realise(state, NUM_SLOTS, seed, (*PAST_SYMBOLS, *range(SYMBOLS_PER_SLOT))), [len(PAST_SYMBOLS) * NUM_SC], axis=-1)
+        past = estimates(past.reshape(*past.shape[:-1], len(PAST_SYMBOLS), NUM_SC), seed)
+        h = precode(h, past, state.num_layers, state.precoder)
     noise = np.random.default_rng([seed, 1]).standard_normal((*h.shape[:1], *h.shape[2:], 2), dtype=np.float32)
-    if state.precoder == "svd":
-        h = precode(h, state.num_layers)
     return h, noise.view(np.complex64)[..., 0] * np.float32(np.sqrt(0.5))
-
-
-def precode(h: np.ndarray, num_layers: int) -> np.ndarray:
-    """Channels [rx, tx, S, E] times the num_layers strongest right singular directions, [rx, L, S, E].
-
-    One matrix per slot, from the covariance over the slice in the slot's first symbol: what a transmitter knows that is
-    told the channel once a slot. Orthonormal columns, so that the total power does not change.
-    """
-    first = h[..., :NUM_SC]
-    covariance = np.einsum("risf,rjsf->sij", first.conj(), first)
-    directions = np.linalg.eigh(covariance)[1][..., ::-1][..., :num_layers]  # [S, tx, L]
-    return np.einsum("rise,sil->rlse", h, directions, optimize=True).astype(np.complex64)
 
 
 @lru_cache(maxsize=1024)
@@ -84,6 +79,10 @@ def receive(point: Point, seed: int, *round_: int) -> np.ndarray:
     data, share = data_index(m, num_layers), np.float32(num_layers**-0.5)
     variance = 10 ** (-point.snr_db / 10) + _interference(state) * sum(gains) / num_layers
     sigma = np.float32(np.sqrt(variance))
+    if is_neural(point.detector):
+        sent = deeprx.transmitted(full_grid(point, x[0], seed, round_[0]), point.num_dmrs)
+        logits = deeprx.receive(h[:, 0] * sent + sigma * noise, variance, point.num_dmrs, m, point.detector)
+        return deinterleave(logits[:, data].reshape(NUM_SLOTS, -1), m)
 
     g = np.take(h, data, axis=-1) * share  # [rx, L, S, N], the channel with the layer's share of the power
     y = np.einsum("rlsn,lsn->rsn", g, x) + sigma * np.take(noise, data, axis=-1)
@@ -98,6 +97,15 @@ def receive(point: Point, seed: int, *round_: int) -> np.ndarray:
         effective = effective + error[:, : len(data)].mean(axis=0)
     logits = detect(y, g, np.broadcast_to(effective, y.shape[1:]), point.detector, m)
     return deinterleave(logits, m)
+
+
+def full_grid(point: Point, x: np.ndarray, seed: int, round_: int) -> np.ndarray:
+    """The block's symbols x [S, N] where they are sent, and those of other blocks everywhere else, [S, 14 * NUM_SC]."""
+    rng = np.random.default_rng(seed_of(seed, "other blocks", round_))
+    points = constellation(point.bits_per_symbol)
+    sent = points[rng.integers(0, len(points), (NUM_SLOTS, SYMBOLS_PER_SLOT * NUM_SC))]
+    sent[:, data_index(point.bits_per_symbol, 1)] = x
+    return sent
 
 
 def bits_seed(point: Point, seed: int, round_: int) -> int:
@@ -142,6 +150,8 @@ def warm(signatures: list[tuple], settings: Settings) -> None:
             point = Point(ChannelState("awgn", 1, 1), 0.0, "ldpc", shape[0], 1, 2, 0, "perfect", "mrc", 1)
             decode(point, np.zeros((NUM_SLOTS, CODE_LENGTH), np.float32), settings)
             code_blocks("ldpc", shape[0], 0)
+        elif is_neural(stage):
+            deeprx.receive(np.zeros((shape[0], NUM_SLOTS, SYMBOLS_PER_SLOT * NUM_SC), np.complex64), 1.0, 1, 2, stage)
         else:
             m, layers = shape[-1], shape[0] if len(shape) == 2 else 1
             size = (NUM_SLOTS, CODE_LENGTH // (m * layers))

@@ -2,7 +2,7 @@
 
 Error rates do not depend on num_prb, max_prb or compute_gflops. A channel without memory has no delay spread or Doppler,
 carrier and speed act only through the Doppler shift, perfect estimation has no pilots to choose, and one layer has
-nothing to separate: every classical detector is then maximum-ratio combining.
+nothing to separate: every classical detector is then maximum-ratio combining. A neural receiver uses no estimator.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 from .spec import Scenario, Workflow
+from .toolbox import is_neural
 
 LINEAR = ("mrc", "zf", "lmmse")  # detectors that leave a scalar channel per layer
 SPEED_OF_LIGHT_MPS = 299_792_458.0
@@ -95,7 +96,7 @@ class Point:
     def signatures(self) -> set[tuple]:
         """What has to be compiled for this point: a tuple for every stage that is."""
         m, layers = self.bits_per_symbol, self.state.num_layers
-        front = ("demap", m) if self.detector in LINEAR else (self.detector, layers, m)
+        front = ("demap", m) if self.detector in LINEAR else (self.detector, self.state.num_rx) if is_neural(self.detector) else (self.detector, layers, m)
         return {front, ("decode", self.num_info_bits)} if self.code == "ldpc" else {front}
 
 
@@ -114,7 +115,7 @@ def effective_rate(workflow: Workflow) -> float:
 def physical(scenario: Scenario, workflow: Workflow) -> Point:
     """The distinct simulation that a pair stands for. Pairs with the same Point have the same ber and bler."""
     s, w = scenario, workflow
-    memory, precoding = {}, {}
+    memory, precoding, neural = {}, {}, is_neural(w.detector)
     if w.precoder != "none" and s.num_tx_ant > 1:
         precoding = dict(num_tx=s.num_tx_ant, precoder=w.precoder)
     if s.channel not in ("awgn", "rayleigh"):
@@ -127,8 +128,8 @@ def physical(scenario: Scenario, workflow: Workflow) -> Point:
         num_info_bits=num_info_bits(w.code, w.code_rate),
         decoder_iterations=w.decoder_iterations if w.code == "ldpc" else 0,
         bits_per_symbol=w.bits_per_symbol,
-        num_dmrs=0 if w.estimator == "perfect" else w.num_dmrs,
-        estimator=w.estimator,
-        detector="mrc" if w.num_layers == 1 and w.detector != "deeprx" else w.detector,
+        num_dmrs=w.num_dmrs if neural or w.estimator != "perfect" else 0,
+        estimator="none" if neural else w.estimator,
+        detector="mrc" if w.num_layers == 1 and not neural else w.detector,
         num_transmissions=w.num_transmissions,
     )

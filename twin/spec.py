@@ -104,8 +104,10 @@ class Workflow:
 
     code: ldpc (TS 38.212 5.3.2) | polar (5.3.1, blocks of 288 coded bits, CRC-aided list of 8) | none (validation)
     estimator: ls (linear interpolation) | ls-nearest | lmmse (2-D Wiener filter) | perfect (validation)
-    detector: mrc | zf | lmmse | kbest (16 survivors) | ep (expectation propagation) | deeprx (not present: `check` says so)
-    precoder: none (layer i on antenna i) | svd (along the channel's strongest directions as they were at the slot's start)
+    detector: mrc | zf | lmmse | kbest (16 survivors) | ep (expectation propagation) |
+      deeprx-small | deeprx (one layer; the estimator is not used)
+    precoder: none (layer i on antenna i) | svd (along the channel's strongest directions as they were a few slots ago) |
+      deeptx (along those that a network predicts from past estimates)
     num_transmissions: HARQ, at most so many transmissions of a block, each in a slot of its own, combined (Chase)
     """
 

@@ -56,14 +56,15 @@ TOOLS = (
           Argument("code_rate", "code_rate", (0.2, 0.33, 0.5, 0.67, 0.83, 0.89), low=0.2, high=0.93)), delay=("encode",)),
     Tool("pilots", "transmit", "DM-RS symbols per slot; two follow a channel that changes with speed, at a cost in rate.",
          (Argument("num_dmrs", "num_dmrs", (1, 2)),)),
-    Tool("precode", "transmit", "svd sends along the channel's strongest directions, if the channel holds still.",
-         (Argument("method", "precoder", ("none", "svd")),), delay=("precode",), optional=True),
+    Tool("precode", "transmit", "svd sends along the channel's strongest directions as they were some slots ago; deeptx predicts them for a channel that moves.",
+         (Argument("method", "precoder", ("none", "svd", "deeptx")),), delay=("precode",), optional=True),
     Tool("harq", "transmit", "Sends a failed block again and combines, up to so many transmissions; each one takes time.",
          (Argument("transmissions", "num_transmissions", (1, 2, 3, 4)),), delay=("harq",), optional=True),
     Tool("estimate", "receive", "Channel estimation: ls interpolates, lmmse filters noise and costs more.",
          (Argument("method", "estimator", ("ls-nearest", "ls", "lmmse"), validation=("perfect",)),), delay=("estimate",)),
-    Tool("detect", "receive", "Separates the layers: mrc (takes the others for noise), zf, lmmse (weighs the noise too), ep and kbest, in order of cost.",
-         (Argument("method", "detector", ("mrc", "zf", "lmmse", "ep", "kbest"), validation=("deeprx",)),), delay=("detect",)),
+    Tool("detect", "receive", "Separates the layers: mrc (takes the others for noise), zf, lmmse (weighs the noise too), ep and kbest, in order of cost. "
+         "deeprx-small and deeprx are neural: they also estimate, for one layer, at a high cost.",
+         (Argument("method", "detector", ("mrc", "zf", "lmmse", "ep", "kbest", "deeprx-small", "deeprx")),), delay=("detect",)),
     Tool("decode", "receive", "Decoder iterations; more correct more errors and take longer.",
          (Argument("iterations", "decoder_iterations", low=1, high=20),), delay=("decode",)),
 )
@@ -75,6 +76,11 @@ MODULES = {  # what a platform may lack: tool.choice, such as estimate.lmmse, mo
 }
 
 
+def is_neural(detector: str) -> bool:
+    """A receiver that estimates, detects and demaps in one network (twin/deeprx.py)."""
+    return detector.startswith("deeprx")
+
+
 def describe(tools: tuple[Tool, ...] = TOOLS) -> str:
     """The toolbox as a prompt shows it: one line per tool."""
     return "\n".join(
@@ -84,8 +90,8 @@ def describe(tools: tuple[Tool, ...] = TOOLS) -> str:
 
 def refusal(absent: tuple[str, ...], workflow, validation: bool = False) -> str | None:
     """Why a platform that lacks the modules `absent` cannot run the workflow, or None. See `twin.check`."""
-    if workflow.detector == "deeprx":
-        return "detector='deeprx': this module is not present"
+    if is_neural(workflow.detector) and workflow.num_layers > 1:
+        return f"detector={workflow.detector!r}: receives one layer, not num_layers={workflow.num_layers}"
     for tool in TOOLS:
         for argument in tool.arguments:
             value = getattr(workflow, argument.field)

@@ -1,21 +1,22 @@
 """The language between policy and twin: what is written reads back, and nothing else gets through."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from experiments import tasks
-from experiments.orchestration import THINK, describe_workflow, quantity, think, translate
-from twin import Workflow, WorkflowError, check, parse
+from experiments.orchestration import THINK, describe_tools, describe_workflow, quantity, think, translate
+from twin import Scenario, Workflow, WorkflowError, check, parse
 from twin.delay import throughput_mbps
 
 workflows = st.builds(
     Workflow, num_prb=st.integers(1, 273), scs_khz=st.sampled_from((15, 30, 60, 120)), code=st.sampled_from(("ldpc", "polar")),
     code_rate=st.sampled_from((0.2, 0.33, 0.5, 0.67, 0.83)), decoder_iterations=st.integers(1, 20),
     bits_per_symbol=st.sampled_from((2, 4, 6, 8)), num_layers=st.integers(1, 4), num_dmrs=st.sampled_from((1, 2)),
-    estimator=st.sampled_from(("ls-nearest", "ls", "lmmse")), detector=st.sampled_from(("zf", "lmmse", "ep", "kbest")),
-    precoder=st.sampled_from(("none", "svd")), num_transmissions=st.integers(1, 4))
+    estimator=st.sampled_from(("ls-nearest", "ls", "lmmse")), detector=st.sampled_from(("zf", "lmmse", "ep", "kbest", "deeprx")),
+    precoder=st.sampled_from(("none", "svd", "deeptx")), num_transmissions=st.integers(1, 4))
 
 
 @given(workflows)
@@ -101,3 +102,11 @@ def test_a_described_workflow_states_a_round_throughput_that_it_carries():
 @pytest.mark.parametrize("value, text", [(0.1, "100 kbps"), (1.5, "1500 kbps"), (12, "12 Mbps"), (0.3, "300 kbps")])
 def test_quantities_are_whole_numbers_of_a_unit(value, text):
     assert quantity(value, "Mbps", "kbps") == text
+
+
+def test_a_platforms_neural_modules_are_shown_and_can_be_asked_for():
+    full = Scenario(num_tx_ant=4, num_rx_ant=2)
+    assert describe_tools(full).endswith("zf lmmse deeprx-small deeprx; deeptx.")
+    assert describe_tools(replace(full, absent=tasks.ALWAYS_ABSENT)).endswith("zf lmmse.")
+    workflow = Workflow(detector="deeprx-small", precoder="deeptx")
+    assert parse(translate(describe_workflow(workflow))) == workflow

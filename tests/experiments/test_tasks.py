@@ -54,6 +54,13 @@ def test_splits_are_a_function_of_the_problem_and_not_of_its_words():
     assert abs(shares[0] - 0.80) < 0.04 and abs(shares[1] - 0.05) < 0.02 and abs(shares[2] - 0.15) < 0.03
 
 
+def test_modules_that_joined_the_toolbox_later_change_neither_prompts_nor_splits():
+    for task in draw(2, 200):
+        before = dataclasses.replace(task.scenario, absent=tuple(m for m in task.scenario.absent if m not in tasks.YOUNGER))
+        before = dataclasses.replace(task, scenario=before)
+        assert (before.prompt(), before.split) == (task.prompt(), task.split) and "deep" not in task.prompt()
+
+
 def test_tasks_read_back_as_written(tmp_path):
     drawn = [dataclasses.replace(task, witness=tasks.random_workflow(random.Random(0), task.scenario))
              for task in draw(5, 20)]

@@ -15,7 +15,7 @@ from sionna.phy.mapping import Demapper, Mapper
 from sionna.phy.mimo.equalization import lmmse_equalizer, zf_equalizer
 from sionna.phy.nr.utils import calculate_tb_size, decode_mcs_index
 
-from twin import Scenario, Settings, Workflow, coding, detection, link, physical
+from twin import Scenario, Settings, Workflow, coding, detection, link, physical, precoding
 from twin.channel import correlation, ofdm_response, realise, residual_interference
 from twin.estimation import estimator, interpolation
 from twin.grid import NUM_SC, comb, data_index, pilot_index
@@ -303,7 +303,8 @@ def polar_blocks_come_back_and_use_a_quarter_of_the_slot():
 def svd_directions_are_orthonormal_and_strongest_first():
     state = ChannelState("rayleigh", 3, 2, 4, "svd")
     h = realise(state, coding.NUM_SLOTS, 2)
-    effective = link.precode(h, 2)[..., 0]  # [rx, L, S]
+    past = h[..., None, : len(precoding.SOUNDED)]
+    effective = precoding.precode(h, past, 2, "svd")[..., 0]  # [rx, L, S]
     singular = np.linalg.svd(h[..., 0].transpose(2, 0, 1), compute_uv=False)
     gram = np.einsum("ris,rjs->ijs", effective.conj(), effective)
     np.testing.assert_allclose(np.real(gram[[0, 1], [0, 1]]).T, singular[:, :2] ** 2, rtol=1e-3)
@@ -324,8 +325,10 @@ def transport_blocks_and_schemes_are_those_of_38_214():
 
 
 if __name__ == "__main__":
+    import neural_stages
+
     outcome = {}
-    for function in CHECKS:
+    for function in CHECKS + neural_stages.CHECKS:
         try:
             outcome[function.__name__] = function()
         except Exception:

@@ -11,11 +11,11 @@ TOOLBOX_RATES = BY_FIELD["code_rate"].choices
 
 
 def values(argument):
-    """Every value of a Workflow field, by its entry in the toolbox; deeprx is not there yet."""
+    """Every value of a Workflow field, by its entry in the toolbox."""
     if argument.choices and argument.high:
         return st.floats(argument.low, argument.high)
     if argument.choices:
-        return st.sampled_from([v for v in argument.choices + argument.validation if v != "deeprx"])
+        return st.sampled_from(argument.choices + argument.validation)
     return st.integers(argument.low, argument.high)
 
 

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from strategies import scenarios, workflows
 
 from twin import COMPUTE_TIERS_GFLOPS, TOOLS, Scenario, Workflow, breakdown
-from twin.delay import _BG1, _BG2, delay_ms, edges_per_bit, information_bits, operations, throughput_mbps
+from twin.delay import _BG1, _BG2, DEEPRX, deeprx_operations, delay_ms, edges_per_bit, information_bits, operations, throughput_mbps
 from twin.spec import slot_ms
+from twin.toolbox import is_neural
 
 
 def test_base_graphs_have_their_rows_and_edges():
@@ -41,7 +42,7 @@ def test_delay_grows_with_work_and_falls_with_the_platform(s, w):
     assert w.num_layers == 4 or worse(num_layers=w.num_layers + 1)
     assert w.num_prb == 273 or worse(num_prb=273)
     assert w.bits_per_symbol == 8 or worse(bits_per_symbol=w.bits_per_symbol + 2)
-    assert w.estimator != "ls" or worse(estimator="lmmse")
+    assert w.estimator != "ls" or is_neural(w.detector) or worse(estimator="lmmse")
     assert w.detector != "zf" or worse(detector="lmmse")
 
 
@@ -50,6 +51,20 @@ def test_a_wider_subcarrier_spacing_shortens_the_slot_and_changes_no_operation(s
     assume(w.scs_khz < 120)
     wider = replace(w, scs_khz=2 * w.scs_khz)
     assert operations(s, wider) == operations(s, w) and delay_ms(s, wider) < delay_ms(s, w)
+
+
+def test_a_neural_receiver_takes_on_an_a100_what_was_published():
+    """0.25 ms and 0.36 ms for each iteration of 49 thousand weights, 132 PRB: ours have 0.3 and 1.4 of those."""
+    for detector in DEEPRX:
+        published = 0.25 + 0.36 * deeprx_operations(detector) / 98e3
+        ours = breakdown(Scenario(compute_gflops=6000), Workflow(num_prb=132, detector=detector))["detect"]
+        assert 0.25 < ours / published < 1, (detector, ours, published)
+
+
+@given(s=scenarios(), w=workflows(num_layers=st.just(1)))
+def test_a_neural_receiver_costs_more_the_larger_it_is(s, w):
+    small, base, linear = (delay_ms(s, replace(w, detector=d)) for d in ("deeprx-small", "deeprx", "lmmse"))
+    assert linear < small < base
 
 
 def test_the_tiers_span_what_the_budgets_ask():

@@ -118,7 +118,7 @@ def test_a_hundred_thousand_inputs_are_read_or_refused_within_ten_milliseconds_o
 def test_the_prompt_shows_every_tool_and_argument_but_nothing_for_validation():
     text = describe()
     assert all(f"{t.name}(" in text and all(a.name in text for a in t.arguments) for t in TOOLS)
-    assert "perfect" not in text and "code=none" not in text and "deeprx" not in text
+    assert "perfect" not in text and "code=none" not in text
 
 
 def test_optional_tools_may_be_left_out_and_mean_the_defaults():

@@ -1,4 +1,4 @@
-"""The checks of sionna_stages.py, one test each, run once in a process of their own."""
+"""The checks of sionna_stages.py and neural_stages.py, one test each, run once in a process of their own."""
 
 import json
 import os
@@ -20,6 +20,9 @@ def outcome():
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", re.findall(r"@check\ndef (\w+)", FILE.read_text()))
+FILES = (FILE, FILE.with_name("neural_stages.py"))
+
+
+@pytest.mark.parametrize("name", [name for file in FILES for name in re.findall(r"@check\ndef (\w+)", file.read_text())])
 def test(name, outcome):
     assert outcome[name] is None, outcome[name]

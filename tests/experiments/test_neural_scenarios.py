@@ -1,0 +1,43 @@
+"""Where the oracle takes the neural modules, and where it leaves them: the requests of neural_scenarios, with small simulations."""
+
+import pytest
+
+from experiments.neural_scenarios import scenarios, throughput
+from twin import Twin
+from twin.toolbox import is_neural
+
+
+@pytest.fixture(scope="module")
+def coarse():
+    with Twin(workers=2, max_blocks=256, enough_block_errors=30, enough_bits=1 << 40) as twin:
+        yield twin
+
+
+@pytest.fixture(scope="module")
+def choices(coarse):
+    return {(row["request"].partition(":")[0], row["choice"]): row for row in scenarios(coarse)}
+
+
+def test_no_classical_workflow_serves_a_moving_terminal_on_a_narrow_grant_and_a_neural_receiver_does(choices):
+    chosen = choices["DeepRx", "oracle, all modules"]
+    assert chosen["meets"] and is_neural(chosen["detector"]) and chosen["dmrs"] == 1, chosen
+    assert not choices["DeepRx", "oracle, classical modules"]["meets"]
+
+
+def test_only_a_predicted_beam_serves_a_moving_terminal(choices):
+    chosen = choices["DeepTx", "oracle, all modules"]
+    assert chosen["meets"] and chosen["precoder"] == "deeptx", chosen
+    assert not choices["DeepTx", "oracle, classical modules"]["meets"]
+
+
+def test_where_compute_is_scarce_the_classical_chain_wins_on_delay(choices):
+    chosen, neural = choices["classical", "oracle, all modules"], choices["classical", "the same with DeepRx small"]
+    assert chosen["meets"] and not is_neural(chosen["detector"]), chosen
+    assert neural["ber"] <= neural["target_ber"] and neural["delay_ms"] > 2 * neural["target_ms"] > 2 * chosen["delay_ms"], neural
+
+
+def test_a_neural_receiver_carries_more_on_fewer_pilots(coarse):
+    """At a block error rate of at most 10 %, against least squares with whichever number of DM-RS symbols is best for it."""
+    rows = throughput(coarse, (10,), (10.0,), ("LS + LMMSE", "DeepRx"))
+    best = {(row["receiver"], row["num_dmrs"]): row["mbps_per_prb"] for row in rows}
+    assert best["DeepRx", 1] > 1.05 * max(best["LS + LMMSE", 1], best["LS + LMMSE", 2]), best
