@@ -205,9 +205,10 @@ def heat_figure(arms: Arms, axes: dict[str, tuple]):
                 values = np.concatenate(found)
                 centres[i, j], (low, high) = np.nanmean(values), nested_interval(values)
                 labels[i, j] = f"{centres[i, j]:.3f}\n[{low:.2f}, {high:.2f}]"
-        shown = panel.imshow(centres, cmap="viridis", aspect="auto", origin="lower")
+        middle, span = np.nanmean([np.nanmin(centres), np.nanmax(centres)]), np.nanmax(centres) - np.nanmin(centres)
+        half = max(span, 0.05) / 2  # what is nearly equal looks nearly equal
+        shown = panel.imshow(centres, cmap="viridis", aspect="auto", origin="lower", vmin=middle - half, vmax=middle + half)
         figure.colorbar(shown, ax=panel)
-        middle = np.nanmean([np.nanmin(centres), np.nanmax(centres)])
         for (i, j), label in labels.items():
             panel.text(j, i, label, ha="center", va="center", fontsize=7, color="white" if centres[i, j] < middle else "black")
         panel.set(title=title, xlabel=x_name, ylabel=y_name or "", xticks=range(len(xs)), xticklabels=[f"{x:g}" for x in xs],
@@ -220,8 +221,9 @@ def _at(cell: Cell, place: dict[str | None, Any]) -> bool:
     return all(name is None or cell.values.get(name, value) == value for name, value in place.items())
 
 
-def curves_figure(arms: Arms, window: int = 10):
-    """Means over `window` steps and seeds, with the range of the seeds."""
+def curves_figure(arms: Arms):
+    """Means over ten steps, fewer of short runs, and over seeds, with the range of the seeds."""
+    window = min(10, max(1, max(map(len, arms.curves.values())) // 5))
     figure, panels = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(arms.cells)))
     for panel, (name, title) in zip(panels.flat, CURVES.items()):

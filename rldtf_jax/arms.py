@@ -18,7 +18,7 @@ from rldtf_jax.config import ConfigError, RLDTFConfig, flat
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW
 from rldtf_jax.reward import NO_SERVICE
 from rldtf_jax.rldtf import Asked, Environment, Frozen, RLState, Static, Verdict
-from rldtf_jax.sample import Samples, sample
+from rldtf_jax.sample import Samples, sample, sample_on_host
 
 TRACED = (  # what may differ between arms; anything else shapes the compiled programs or the data
     "alpha", "threshold", "lam", "num_perturb", "delete_prob", "clip", "beta_ent", "beta_kl", "k1", "k2", "adaptive_kl",
@@ -153,9 +153,15 @@ def arms_step(static: Static, arms: Sequence[Arm], groups: tuple[RLState, ...], 
     drawn = [rldtf.draw(arm.env, arm.config, arm.seed, step) for arm in padded]
     prompts, prompt_lengths = (np.stack([getattr(d, name) for d in drawn]) for name in ("prompts_BxP", "prompt_lengths_B"))
     keys, temperature = jnp.stack([d.keys_B for d in drawn]), np.float32([arm.config.sample.temperature for arm in padded])
-    samples = [sample_arms(static, frozen, group.learner, *_put((prompts[p], prompt_lengths[p], keys[p], temperature[p]), mesh),
-                           max_new_tokens=T, eos_id=env.eos_id, mesh=mesh) for group, p in zip(groups, parts)]
-    samples = [Samples(*(x[i] for x in group)) for group in jax.device_get(samples) for i in range(width)]
+    if width == 1 and mesh is None:  # as the arm samples alone
+        samples = [sample_on_host(static.policy_def, lora.merge(frozen.policy, take(groups, i).learner.policy), *d[1:],
+                                  max_new_tokens=T, eos_id=env.eos_id, temperature=padded[i].config.sample.temperature)
+                   for i, d in enumerate(drawn)]
+    else:
+        samples = [sample_arms(static, frozen, group.learner,
+                               *_put((prompts[p], prompt_lengths[p], keys[p], temperature[p]), mesh),
+                               max_new_tokens=T, eos_id=env.eos_id, mesh=mesh) for group, p in zip(groups, parts)]
+        samples = [Samples(*(x[i] for x in group)) for group in jax.device_get(samples) for i in range(width)]
     tokens, lengths = map(np.stack, zip(*(
         rldtf.join(d.prompts_BxP, d.prompt_lengths_B, s.tokens_BxR, s.lengths_B) for d, s in zip(drawn, samples))))
 

@@ -111,7 +111,7 @@ def test_a_hydra_job_is_an_arm(swept):
 
 @pytest.mark.parametrize("arguments, words", [
     (("alpha=1,two",), "alpha = 1,two: expected numbers separated by commas"),
-    (("alpha=-1,1",), "alpha = -1: expected a number >= 0"),
+    (("alpha=-1,1",), "rldtf.alpha = -1.0: expected a number >= 0"),
     (("rldtf.aggregation=sum,token-mean",), "rldtf.aggregation = sum,token-mean: this cannot be swept in one program"),
     (("alpha=0,1", "seeds=0"), "seeds = 0: expected an integer >= 1"),
     (("alpha=0,1", "alhpa=2"), "alhpa: no such key"),
