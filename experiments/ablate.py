@@ -10,14 +10,19 @@ A sweep in parts, on many machines with one file system: `ray=ADDRESS rounds=N` 
 experiments.multirun makes every arm a Hydra job.
 """
 
+import contextlib
 import dataclasses
+import fcntl
+import glob
 import hashlib
 import itertools
 import json
 import os
 import sys
-from typing import Any, NamedTuple, Sequence
+import time
+from typing import Any, Iterator, NamedTuple, Sequence
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -90,10 +95,17 @@ def split_axes(arguments: Sequence[str]) -> tuple[dict[str, tuple], list[str]]:
             others.append(argument)
             continue
         try:
-            axes[name] = tuple(dict.fromkeys(json.loads(value) for value in values.split(",")))
-        except json.JSONDecodeError:
+            axes[name] = tuple(dict.fromkeys(map(_number, values.split(","))))
+        except ValueError:
             raise ConfigError(f"{key} = {values}: expected numbers separated by commas") from None
     return axes, others
+
+
+def _number(text: str) -> int | float:
+    value = json.loads(text)
+    if type(value) not in (int, float):
+        raise ValueError(text)
+    return value
 
 
 def cells(config: SweepConfig, axes: dict[str, tuple]) -> list[Cell]:
@@ -112,8 +124,10 @@ def cells(config: SweepConfig, axes: dict[str, tuple]) -> list[Cell]:
             node[last] = value
         rldtf_config = build(RLDTFConfig, tree, "rldtf")
         for seed in range(config.first_seed, config.first_seed + config.seeds):
-            name = ",".join(f"{key}={value:g}" for key, value in chosen.items()) or "base"
-            found[f"{name},seed={seed}"] = Cell(f"{name},seed={seed}", chosen, rldtf_config, seed)
+            name = f"{','.join(f'{key}={value:g}' for key, value in chosen.items())},seed={seed}".removeprefix(",")
+            if name in found and found[name].values != chosen:
+                raise ConfigError(f"{name}: two values of an axis read the same; expected at most six digits")
+            found[name] = Cell(name, chosen, rldtf_config, seed)
     return list(found.values())
 
 
@@ -142,18 +156,14 @@ def rounds(config: SweepConfig, grid: Sequence[Cell], plan) -> list[Round]:
     Raises:
       ConfigError: an arm of this name was made with another config.
     """
-    for cell in grid:
-        path, asked = arm_path(config, cell.name, "config.json"), flat({"rldtf": cell.config, "seed": cell.seed})
-        if os.path.exists(path):
+    made = {cell.name: flat({"rldtf": cell.config, "seed": cell.seed}) for cell in grid}
+    for name, asked in made.items():
+        if os.path.exists(path := arm_path(config, name, "config.json")):
             with open(path, encoding="utf-8") as file:
                 if different := differences(json.load(file), asked):
                     raise ConfigError(f"{path}: made with another config, {different[0]}; choose another sweep=NAME")
-        else:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with whole(path) as file:
-                json.dump(asked, file, indent=1)
     root = os.path.join(config.directory, "rounds")
-    begun = [_read_round(os.path.join(root, name)) for name in sorted(os.listdir(root))] if os.path.isdir(root) else []
+    begun = [_read_round(os.path.dirname(path)) for path in sorted(glob.glob(os.path.join(root, "*", "round.json")))]
     missing = {cell.name for cell in grid if not is_done(config, cell.name)}
     open_rounds = [r for r in begun if missing.intersection(r.arms)]
     fresh = [cell.name for cell in grid if cell.name in missing.difference(*(r.arms for r in open_rounds))]
@@ -164,7 +174,12 @@ def rounds(config: SweepConfig, grid: Sequence[Cell], plan) -> list[Round]:
         for part in np.array_split(fresh, min(number, len(fresh))):
             names = part.tolist()
             digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
-            new = Round(os.path.join(root, digest), tuple(names), min(config.width or planned.width, len(names)))
+            wanted, devices = min(config.width or planned.width, len(names)), jax.device_count()
+            new = Round(os.path.join(root, digest), tuple(names), -(-wanted // devices) * devices)
+            for name in names:
+                os.makedirs(arm_path(config, name), exist_ok=True)
+                with whole(arm_path(config, name, "config.json")) as file:
+                    json.dump(made[name], file, indent=1)
             os.makedirs(new.path, exist_ok=True)
             with whole(os.path.join(new.path, "round.json")) as file:
                 json.dump({"arms": names, "width": new.width}, file, indent=1)
@@ -184,14 +199,37 @@ def trained_arms(run: stages.Run, grid: Sequence[Cell]) -> list[Arm]:
     return [Arm(cell.config, cell.seed, by_seed[cell.seed]) for cell in grid]
 
 
+@contextlib.contextmanager
+def alone(path: str) -> Iterator[None]:
+    """Waits until no other process is in a block of this path."""
+    with open(path, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def prepare(run: stages.Run, config: SweepConfig, grid: Sequence[Cell]) -> list[Round]:
+    """What is still to do, after the stages that all arms start from."""
+    with alone(run.path("sweep.lock")):
+        policy = stages.reject(run)
+        critic = stages.train_critic(run, policy)
+        return rounds(config, grid, lambda number: training.plan(
+            policy, critic, trained_arms(run, grid[:1])[0], number, training.arm_mesh()))
+
+
 def train_round(run: stages.Run, config: SweepConfig, grid: Sequence[Cell], one: Round) -> None:
     """Trains the arms of a round, from its last step if it was begun, and evaluates them."""
+    with alone(os.path.join(one.path, "lock")):
+        if not all(is_done(config, name) for name in one.arms):
+            _train_round(run, config, grid, one)
+
+
+def _train_round(run: stages.Run, config: SweepConfig, grid: Sequence[Cell], one: Round) -> None:
     by_name = {cell.name: cell for cell in grid}
     if gone := sorted(set(one.arms) - set(by_name)):
         raise ConfigError(f"{one.path}: begun with the arm {gone[0]}, which is not asked for; ask for it as well, or choose "
                           "another sweep=NAME")
     chosen = [by_name[name] for name in one.arms]
-    arms, mesh = trained_arms(run, chosen), training.arm_mesh()
+    arms, mesh = trained_arms(run, chosen), training.arm_mesh(one.width)
     policy = stages.reject(run)
     static, groups, frozen = training.initial(policy, stages.train_critic(run, policy), arms, one.width, mesh)
     first = arms[0].config
@@ -206,7 +244,12 @@ def train_round(run: stages.Run, config: SweepConfig, grid: Sequence[Cell], one:
         stages.say(str(error).partition(";")[0])
         groups = None
     rows = metrics.read(one.path)
+    seconds = sum(row["step_seconds"] for row in rows) / len(chosen)
+    simulated = sum(row.get("twin/simulated", 0) for row in rows) / len(chosen)
     for i, cell in enumerate(chosen):
+        if is_done(config, cell.name):
+            continue
+        begun, before = time.monotonic(), run.twin.stats.simulated
         with whole(arm_path(config, cell.name, metrics.JSONL)) as file:
             file.writelines(json.dumps({"step": row["step"], **row["arms"][i]}) + "\n" for row in rows)
         state = None if groups is None else training.take(groups, i)
@@ -217,11 +260,10 @@ def train_round(run: stages.Run, config: SweepConfig, grid: Sequence[Cell], one:
             if not os.path.isdir(arm_path(config, cell.name, "model")):
                 hf.save(model, arm_path(config, cell.name, "model"))
             result = evaluate(run, model)
-        seconds = sum(row["step_seconds"] for row in rows) / len(chosen)
-        simulated = sum(row.get("twin/simulated", 0) for row in rows) / len(chosen)
+        cost = {"seconds": seconds + time.monotonic() - begun, "simulated": simulated + run.twin.stats.simulated - before,
+                "arms_together": len(chosen)}
         with whole(arm_path(config, cell.name, "evaluation.json")) as file:
-            json.dump(result | {"values": cell.values, "seed": cell.seed, "cost": {
-                "seconds": seconds, "simulated": simulated, "arms_together": len(chosen)}}, file)
+            json.dump(result | {"values": cell.values, "seed": cell.seed, "cost": cost}, file)
 
 
 def evaluate(run: stages.Run, model) -> dict[str, Any]:
@@ -237,8 +279,8 @@ def evaluate(run: stages.Run, model) -> dict[str, Any]:
 
 
 def not_read_before(config: ExperimentConfig) -> tuple[str, ...]:
-    """Config keys that the stages before RLDTF do not read: a sweep may differ in them from the run it starts from."""
-    return ("tensorboard", "wandb", *(f"rldtf.{name}" for name in flat(config.rldtf)
+    """Config keys that change nothing of the stages before RLDTF: a sweep may differ in them from the run it starts from."""
+    return ("tensorboard", "wandb", "twin.cache", "twin.workers", *(f"rldtf.{name}" for name in flat(config.rldtf)
                                                if not name.startswith("reward.") and name != "sample.max_new_tokens"))
 
 
@@ -250,47 +292,57 @@ def sweep(config: SweepConfig, axes: dict[str, tuple]) -> None:
         print(line)
 
 
-def train(config: SweepConfig, axes: dict[str, tuple]) -> list[Cell]:
-    """Trains the arms that are not done; returns all."""
+def train(config: SweepConfig, axes: dict[str, tuple], own_cache: bool = False) -> list[Cell]:
+    """Trains the arms that are not done; returns all. own_cache: rounds don't share the run's cache of the twin, which is for
+    one machine."""
     if not axes:
         raise ConfigError("expected at least one axis, such as alpha=0,1,2")
     grid = cells(config, axes)
     training.check([cell.config for cell in grid])
-    if not all(is_done(config, cell.name) for cell in grid):
-        with opened(config) as run:
-            policy = stages.reject(run)
-            critic = stages.train_critic(run, policy)
-            todo = rounds(config, grid, lambda number: training.plan(
-                policy, critic, trained_arms(run, grid[:1])[0], number, training.arm_mesh()))
-            if config.ray is None:
-                for one in todo:
-                    train_round(run, config, grid, one)
-        if config.ray is not None:
-            on_ray(config, grid, todo)
+    if all(is_done(config, cell.name) for cell in grid):
+        return grid
+    if config.ray is not None:
+        on_ray(config, grid)
+        return grid
+    with opened(config) as run:
+        todo = prepare(run, config, grid)
+        for one in () if own_cache else todo:
+            train_round(run, config, grid, one)
+    for one in todo if own_cache else ():
+        with opened(config, one) as run:
+            train_round(run, config, grid, one)
     return grid
 
 
-def opened(config: SweepConfig):
-    return stages.opened(config.experiment, may_differ=not_read_before(config.experiment))
+def opened(config: SweepConfig, one: Round | None = None) -> contextlib.AbstractContextManager[stages.Run]:
+    """The run that the sweep starts from; with the round's own cache of the twin, if one is named."""
+    experiment = config.experiment
+    if one is not None:
+        twin = dataclasses.replace(experiment.twin, cache=os.path.join(one.path, "twin.sqlite"))
+        experiment = dataclasses.replace(experiment, twin=twin)
+    return stages.opened(experiment, may_differ=not_read_before(experiment))
 
 
-def on_ray(config: SweepConfig, grid: Sequence[Cell], todo: Sequence[Round]) -> None:
-    """Each round as a Ray task, with a twin cache of its own, on a file system that all machines share."""
+def on_ray(config: SweepConfig, grid: Sequence[Cell]) -> None:
+    """Each round as a Ray task that takes a machine, on a file system that all machines share. The first task prepares, so that
+    the plan is one of such a machine, and this process keeps no device."""
     import ray
 
     ray.init(None if config.ray == "local" else config.ray, ignore_reinit_error=True)
     try:
-        task = ray.remote(max_retries=3)(_round_on_ray)
-        ray.get([task.remote(config, grid, one) for one in todo])
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        task = ray.remote(max_retries=3, scheduling_strategy="SPREAD", num_cpus=min(node.get("CPU", 1) for node in nodes),
+                          num_gpus=min(node.get("GPU", 0) for node in nodes))(_on_ray)
+        todo = ray.get(task.remote(os.getcwd(), config, grid, None))
+        ray.get([task.remote(os.getcwd(), config, grid, one) for one in todo])
     finally:
         ray.shutdown()
 
 
-def _round_on_ray(config: SweepConfig, grid: Sequence[Cell], one: Round) -> None:
-    cache = os.path.join(one.path, "twin.sqlite")
-    config = dataclasses.replace(config, twin=dataclasses.replace(config.twin, cache=cache))
-    with stages.opened(config.experiment, may_differ=(*not_read_before(config.experiment), "twin.cache")) as run:
-        train_round(run, config, grid, one)
+def _on_ray(directory: str, config: SweepConfig, grid: Sequence[Cell], one: Round | None) -> list[Round] | None:
+    os.chdir(directory)
+    with opened(config, one) as run:
+        return prepare(run, config, grid) if one is None else train_round(run, config, grid, one)
 
 
 def main(arguments: Sequence[str]) -> None:

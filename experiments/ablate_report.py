@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import warnings
 from typing import Any, Sequence
 
 import matplotlib
@@ -49,14 +50,14 @@ class Arms:
         """The seeds that did not diverge."""
         return [cell for cell in self.cells[key] if not self.results[cell.name]["diverged"]]
 
-    def verdicts(self, key: str, name: str = "task_fulfilled", split: str = "test", seeds=None) -> np.ndarray:
+    def verdicts(self, key: str, name: str = "task_fulfilled", split: str = "test", seeds: set[int] | None = None) -> np.ndarray:
         """(seeds, tasks) of "task_fulfilled" or "task_reward"."""
         return np.array([self.results[cell.name][split][name] for cell in self.sound(key)
                          if seeds is None or cell.seed in seeds], float)
 
-    def scores(self, key: str) -> np.ndarray:
+    def scores(self, key: str, seeds: set[int] | None = None) -> np.ndarray:
         """(seeds, tasks): the reward where fulfilled, nan elsewhere."""
-        return np.where(self.verdicts(key) > 0, self.verdicts(key, "task_reward"), np.nan)
+        return np.where(self.verdicts(key, seeds=seeds) > 0, self.verdicts(key, "task_reward", seeds=seeds), np.nan)
 
     def seeds(self, key: str) -> set[int]:
         return {cell.seed for cell in self.sound(key)}
@@ -77,8 +78,8 @@ def write(config: SweepConfig, axes: dict[str, tuple], grid: Sequence[Cell]) -> 
             file.write(pngs[name])
     rows = table(arms, grid)
     save(rows, os.path.join(config.directory, "arms"))
-    curves = [{"arm": cell.name, **cell.values, "seed": cell.seed, **{k: v for k, v in row.items() if not isinstance(v, (dict, list))}}
-              for cell in grid for row in arms.curves[cell.name]]
+    curves = [{name: value for name, value in row.items() if not isinstance(value, (dict, list))}
+              | {"arm": cell.name, **cell.values, "seed": cell.seed} for cell in grid for row in arms.curves[cell.name]]
     pa.parquet.write_table(from_rows(curves), os.path.join(config.directory, "curves.parquet"))
 
     lines = summary_lines(arms, config)
@@ -136,53 +137,57 @@ def save(rows: Sequence[dict], stem: str) -> None:
         pa.parquet.write_table(arrow, file)
 
 
-def best(arms: Arms) -> str | None:
-    """The arm that does best on the validation tasks, so that its gain on the test tasks is not one of selection."""
-    candidates = [key for key in arms.cells if arms.sound(key)]
-    return max(candidates, key=lambda key: arms.verdicts(key, "task_reward", "validation").mean(), default=None)
+def best(arms: Arms, candidates: Sequence[str]) -> str | None:
+    """The one that does best on the validation tasks, so that its gain on the test tasks is not one of selection; of those none
+    of whose seeds diverged, if there are any."""
+    whole_ones = [key for key in candidates if len(arms.sound(key)) == len(arms.cells[key])]
+    return max(whole_ones or [key for key in candidates if arms.sound(key)],
+               key=lambda key: arms.verdicts(key, "task_reward", "validation").mean(), default=None)
 
 
-def compare(arms: Arms, key: str, other: str, name: str) -> dict[str, Any]:
-    """Mean of key - other over the test tasks and the seeds that both have; its interval over seeds and tasks; the p-value of
-    flipping the signs of the tasks' differences; the difference of each seed."""
-    seeds = arms.seeds(key) & arms.seeds(other)
-    difference = arms.verdicts(key, name, seeds=seeds) - arms.verdicts(other, name, seeds=seeds)
-    test = stats.permutation_test((difference.mean(0),), np.mean, permutation_type="samples", n_resamples=9999, rng=0)
-    return {"mean": float(difference.mean()), "interval": nested_interval(difference), "p": float(test.pvalue),
-            "by_seed": difference.mean(1).tolist()}
+def compare(arms: Arms, keys: Sequence[str], other: str, name: str) -> dict[str, Any] | None:
+    """Mean of keys - other over the test tasks and the seeds that all have, with its interval over seeds and tasks.
+
+    p_tasks: of flipping the signs of the tasks' differences: are these trained models different?
+    p_seeds: of a t-test over the seeds' differences: would other seeds differ as well? None for one seed.
+    """
+    seeds = set.intersection(*map(arms.seeds, [other, *keys]))
+    if not seeds:
+        return None
+    difference = np.mean([arms.verdicts(key, name, seeds=seeds) for key in keys], 0) - arms.verdicts(other, name, seeds=seeds)
+    by_seed = difference.mean(1)
+    flipped = stats.permutation_test((difference.mean(0),), np.mean, permutation_type="samples", n_resamples=9999, rng=0)
+    return {"mean": float(difference.mean()), "interval": nested_interval(difference), "by_seed": by_seed.tolist(),
+            "p_tasks": float(flipped.pvalue),
+            "p_seeds": float(stats.ttest_1samp(by_seed, 0).pvalue) if len(by_seed) > 1 and np.ptp(by_seed) > 0 else None}
 
 
 def summary_lines(arms: Arms, config: SweepConfig) -> list[str]:
     """The findings, each a sentence with its interval."""
-    lines, chosen = [], best(arms)
-    if chosen is None:
-        return ["every arm diverged"]
-    count = sum(result["diverged"] for result in arms.results.values())
-    if count:
+    lines, keys = [], [key for key in arms.cells if arms.sound(key)]
+    if count := sum(result["diverged"] for result in arms.results.values()):
         lines.append(f"{count} arms diverged and are left out: " + "; ".join(n for n, r in arms.results.items() if r["diverged"]))
+    if not keys:
+        return lines
+    chosen = best(arms, keys)
     values = arms.verdicts(chosen)
     low, high = nested_interval(values)
-    lines.append(f"best by reward on the validation tasks: {chosen}; held-out fulfilment {values.mean():.3f} [{low:.3f}, {high:.3f}] "
-                 f"over {len(values)} seeds")
-    unweighted = [key for key, some in arms.cells.items()
-                  if some[0].config.alpha == 0 and key != chosen and arms.seeds(key) & arms.seeds(chosen)]
-    for other in unweighted:
-        for name, title in (("task_fulfilled", "fulfilment"), ("task_reward", "mean reward")):
-            d = compare(arms, chosen, other, name)
-            lines.append(f"{chosen} minus {other}, {title}: {d['mean']:+.3f} [{d['interval'][0]:+.3f}, {d['interval'][1]:+.3f}], "
-                         f"p = {d['p']:.3f} over tasks; by seed {', '.join(f'{x:+.3f}' for x in d['by_seed'])}")
-    weighted = [key for key, some in arms.cells.items() if some[0].config.alpha > 0 and arms.sound(key)]
-    for other in (key for key in unweighted or arms.cells if arms.cells[key][0].config.alpha == 0 and arms.sound(key)):
-        shared = set.intersection(arms.seeds(other), *(arms.seeds(key) for key in weighted)) if weighted else set()
-        if shared:
-            mean = np.mean([arms.verdicts(key, seeds=shared) for key in weighted], 0) - arms.verdicts(other, seeds=shared)
-            low, high = nested_interval(mean)
-            lines.append(f"all {len(weighted)} arms with alpha > 0 together minus {other}, fulfilment: {mean.mean():+.3f} "
-                         f"[{low:+.3f}, {high:+.3f}]; by seed {', '.join(f'{x:+.3f}' for x in mean.mean(1))}")
-    spread = [arms.verdicts(key).mean(1).std(ddof=1) for key in arms.cells if len(arms.sound(key)) > 1]
+    lines.append(f"best by reward on the validation tasks: {chosen}; held-out fulfilment {values.mean():.3f} [{low:.3f}, {high:.3f}]")
+    unweighted = [key for key in keys if arms.cells[key][0].config.alpha == 0]
+    weighted = [key for key in keys if key not in unweighted]
+    for other in unweighted if weighted else ():
+        champion = best(arms, weighted)
+        for title, some in ((champion, [champion]), (f"the mean of all {len(weighted)} arms with alpha > 0", weighted)):
+            for name, quantity in (("task_fulfilled", "fulfilment"), ("task_reward", "mean reward")):
+                if d := compare(arms, some, other, name):
+                    p_seeds = "" if d["p_seeds"] is None else f", p = {d['p_seeds']:.2f} over seeds"
+                    lines.append(f"{title} minus {other}, {quantity}: {d['mean']:+.3f} [{d['interval'][0]:+.3f}, "
+                                 f"{d['interval'][1]:+.3f}], p = {d['p_tasks']:.3f} over tasks for these models{p_seeds}; by seed "
+                                 + ", ".join(f"{x:+.3f}" for x in d["by_seed"]))
+    spread = [arms.verdicts(key).mean(1).std(ddof=1) for key in keys if len(arms.sound(key)) > 1]
     if spread:
-        lines.append(f"two seeds of one arm differ by a standard deviation of {math.sqrt(np.mean(np.square(spread))):.3f} in fulfilment; "
-                     f"intervals resample {config.seeds} seeds and the tasks, 95 %")
+        lines.append(f"the seeds of an arm scatter with a standard deviation of {math.sqrt(np.mean(np.square(spread))):.3f} in "
+                     f"fulfilment; intervals (95 %) resample {config.seeds} seeds and the tasks, and are rough with few seeds")
     return lines
 
 
@@ -193,18 +198,24 @@ def cost_line(rows: Sequence[dict]) -> str:
 
 def heat_figure(arms: Arms, axes: dict[str, tuple]):
     """Fulfilment and score over the first two axes (means over further ones), with their intervals over seeds and tasks."""
-    names = list(axes)
+    names = sorted(axes, key=lambda name: name not in ("alpha", "threshold"))
     x_name, y_name = (names[1], names[0]) if len(names) > 1 else (names[0], None)
     xs, ys = axes[x_name], axes[y_name] if y_name else (None,)
     figure, panels = plt.subplots(1, 2, figsize=(1.2 * len(xs) * 2 + 3.5, 0.75 * len(ys) + 1.8), layout="constrained")
     for panel, title, values_of in ((panels[0], "Fulfilment", arms.verdicts), (panels[1], "Average score", arms.scores)):
         centres, labels = np.full((len(ys), len(xs)), np.nan), {}
         for (i, y), (j, x) in itertools.product(enumerate(ys), enumerate(xs)):
-            found = [values_of(key) for key, some in arms.cells.items() if arms.sound(key) and _at(some[0], {x_name: x, y_name: y})]
-            if found:
-                values = np.concatenate(found)
-                centres[i, j], (low, high) = np.nanmean(values), nested_interval(values)
+            here = [key for key, some in arms.cells.items() if _at(some[0], {x_name: x, y_name: y})]
+            sound = [key for key in here if arms.sound(key)]
+            seeds = set.intersection(*map(arms.seeds, sound)) if sound else set()
+            if seeds:
+                with warnings.catch_warnings(action="ignore"):  # tasks that no seed fulfils have no score
+                    values = np.nanmean([values_of(key, seeds=seeds) for key in sound], 0)
+                    centres[i, j], (low, high) = np.nanmean(values), nested_interval(values)
                 labels[i, j] = f"{centres[i, j]:.3f}\n[{low:.2f}, {high:.2f}]"
+            lost = sum(len(arms.cells[key]) - len(arms.sound(key)) for key in here)
+            if lost:
+                labels[i, j] = labels.get((i, j), "") + f"\n{lost} diverged"
         middle, span = np.nanmean([np.nanmin(centres), np.nanmax(centres)]), np.nanmax(centres) - np.nanmin(centres)
         half = max(span, 0.05) / 2  # what is nearly equal looks nearly equal
         shown = panel.imshow(centres, cmap="viridis", aspect="auto", origin="lower", vmin=middle - half, vmax=middle + half)

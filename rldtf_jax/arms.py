@@ -5,6 +5,7 @@ of one compiled sampler and one compiled update; groups take turns within the st
 """
 
 import functools
+import math
 import os
 from typing import Any, NamedTuple, Sequence
 
@@ -41,7 +42,7 @@ class Plan(NamedTuple):
 
     together: int  # arms of one training, which share the twin's calls
     width: int  # arms side by side in one program; the others take turns
-    bytes_of_update: int | None  # of one arm's update, temporaries and all
+    bytes_of_step: int | None  # of the largest program of one arm's step, temporaries and all
     bytes_of_state: int  # of one arm's state, which stays on the device
 
 
@@ -57,23 +58,27 @@ def check(configs: Sequence[RLDTFConfig]) -> None:
         raise ConfigError("adaptive_kl = null in one arm and a number in another: expected either in all")
 
 
-def arm_mesh() -> Mesh | None:
-    """All devices along one axis, "arm"; None for one device."""
-    count = jax.device_count()
-    return jax.make_mesh((count,), ("arm",), axis_types=(AxisType.Auto,)) if count > 1 else None
+def arm_mesh(width: int | None = None) -> Mesh | None:
+    """All devices along one axis, "arm", or as many as divide a group of `width`; None for one device."""
+    count = math.gcd(width or jax.device_count(), jax.device_count())
+    return None if count == 1 else jax.make_mesh(
+        (count,), ("arm",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
 
 
 def initial(policy, critic, arms: Sequence[Arm], width: int, mesh: Mesh | None = None
             ) -> tuple[Static, tuple[RLState, ...], Frozen]:
     """What the arms start from, in groups of `width`; copies of the first arm, never looked at, fill the last group."""
     check([arm.config for arm in arms])
-    states, frozen, static = [], Frozen(), None
-    for arm in arms:
-        static, state, frozen = rldtf.initial(policy, critic, arm.config, arm.seed)
-        states.append(state)
-    states += states[:1] * (-len(states) % width)
-    groups = (_stack(states[i:i + width]) for i in range(0, len(states), width))
-    return static, tuple(_put(group, mesh) for group in groups), frozen
+    padded, groups = [*arms, *arms[:1] * (-len(arms) % width)], []
+    for i in range(0, len(padded), width):
+        states = []
+        for arm in padded[i:i + width]:
+            static, state, frozen = rldtf.initial(policy, critic, arm.config, arm.seed)
+            states.append(jax.device_get(state))  # a group is put together on the host and born on its devices
+        groups.append(_put(jax.tree.map(lambda *leaves: np.stack(leaves), *states), mesh))
+    if mesh is not None:
+        frozen = jax.device_put(frozen, NamedSharding(mesh, PartitionSpec()))
+    return static, tuple(groups), frozen
 
 
 def take(groups: Sequence[RLState], index: int) -> RLState:
@@ -87,7 +92,7 @@ def _stack(trees: Sequence[Any]) -> Any:
 
 
 def _put(tree: Any, mesh: Mesh | None) -> Any:
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec("arm")))
+    return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, PartitionSpec("arm")))
 
 
 def _over_arms(function, mesh: Mesh | None, shared: Any, *per_arm: Any) -> Any:
@@ -140,8 +145,8 @@ def arms_step(static: Static, arms: Sequence[Arm], groups: tuple[RLState, ...], 
               mesh: Mesh | None = None) -> tuple[tuple[RLState, ...], dict]:
     """One step of every arm: `rldtf.rldtf_step` with axis A, metrics["arms"] holding each arm's own.
 
-    An arm is frozen once MAX_SKIPPED_IN_A_ROW of its updates in a row were not finite: its state stays, the twin is not
-    asked for it, and its metrics say "diverged" alone.
+    An arm is frozen once MAX_SKIPPED_IN_A_ROW of its updates in a row were not finite: policy and critic stay as they are,
+    the twin is not asked for it, and its metrics say "diverged" alone.
     """
     config, env, width = arms[0].config, arms[0].env, len(groups[0].refreshed_at)
     T, num_arms = config.sample.max_new_tokens, len(arms)
@@ -225,41 +230,50 @@ def _unjudged(asked: Asked) -> tuple[Verdict, np.ndarray]:
 
 def plan(policy, critic, arm: Arm, num_arms: int, mesh: Mesh | None = None, memory: int | None = None) -> Plan:
     """How many of the arms can train together, and how many of those side by side, in `memory` bytes a device (default: all
-    that it has), from what the compiled update takes.
+    that it has), from what the compiled programs take.
 
     On a CPU groups are of one arm: an update uses all cores already, and several in one program only take more memory.
     """
     devices, on_cpu = (1 if mesh is None else mesh.size), memory is None and jax.default_backend() == "cpu"
     available = SHARE_OF_MEMORY * (memory or device_memory())
-    state = jax.eval_shape(lambda: initial(policy, critic, [arm], 1)[1])
+    state = jax.eval_shape(lambda: rldtf.initial(policy, critic, arm.config, arm.seed)[1])
     bytes_of_state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     together = min(num_arms, devices * max(1, int(available / 2 / bytes_of_state)))
     if on_cpu:
         return Plan(together, devices, None, bytes_of_state)
-    bytes_of_update = update_bytes(policy, critic, arm, 1)
-    width = devices * max(1, int((available - together * bytes_of_state / devices) / bytes_of_update))
+    bytes_of_step = step_bytes(policy, critic, arm, 1)
+    width = devices * max(1, int((available - together * bytes_of_state / devices) / bytes_of_step))
     turns = -(-together // width)
     width = devices * -(-together // (turns * devices))
-    while width > devices and update_bytes(policy, critic, arm, width // devices) > available:
+    while width > devices and step_bytes(policy, critic, arm, width // devices) > available:
         width = devices * (width // devices // 2)
-    return Plan(together, width, bytes_of_update, bytes_of_state)
+    return Plan(together, width, bytes_of_step, bytes_of_state)
 
 
-def update_bytes(policy, critic, arm: Arm, width: int) -> int:
-    """What an update of `width` arms takes on one device: arguments, results and temporaries of the compiled program."""
-    static, (group,), frozen = initial(policy, critic, [arm] * width, width)
-    _, prompts, _ = arm.env.batch(0, arm.config.prompts_per_step)
-    B, T = len(prompts) * arm.config.samples_per_prompt // arm.config.minibatches, arm.config.sample.max_new_tokens
-    int_A, float_AxBxT = (jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
-        ((width, B), jnp.int32), ((width, B, T), jnp.float32)))
-    tokens = jax.ShapeDtypeStruct((width, B, prompts.shape[1] + T), jnp.int32)
-    _, hidden = jax.eval_shape(functools.partial(old_states_arms, static, num_tokens=T, mesh=None), frozen,
-                               group.learner.critic, group.reference, tokens, int_A, int_A)
-    rows = rldtf.Rollouts(tokens, int_A, int_A, float_AxBxT, hidden, *[float_AxBxT] * 4)
-    hyper = jax.tree.map(lambda x: np.repeat(x, width), rldtf.hyper_at(arm.config, 0))
-    used = update_arms.lower(static, frozen, group.learner, group.reference, rows, hyper, np.ones(width, bool),
-                             mesh=None).compile().memory_analysis()
-    return (used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes + used.temp_size_in_bytes)
+def step_bytes(policy, critic, arm: Arm, width: int) -> int:
+    """What `width` arms take on one device in the compiled program that takes most: sampler, forward passes or update; its
+    arguments, results and temporaries."""
+    static, state, frozen = rldtf.initial(policy, critic, arm.config, arm.seed)
+    group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype), state)
+    drawn, T = rldtf.draw(arm.env, arm.config, arm.seed, 0), arm.config.sample.max_new_tokens
+    B, P = drawn.prompts_BxP.shape
+    part = B // arm.config.minibatches
+
+    def shape(*sizes, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct((width, *sizes), dtype)
+
+    keys, f32 = shape(B, dtype=drawn.keys_B.dtype), functools.partial(shape, dtype=jnp.float32)
+    old = old_states_arms.lower(static, frozen, group.learner.critic, group.reference, shape(B, P + T), shape(B), shape(B),
+                                num_tokens=T, mesh=None)
+    hidden = shape(part, *old.out_info[1].shape[2:], dtype=old.out_info[1].dtype)
+    rows = rldtf.Rollouts(shape(part, P + T), shape(part), shape(part), f32(part, T), hidden, *[f32(part, T)] * 4)
+    hyper = jax.tree.map(lambda x: f32(), rldtf.hyper_at(arm.config, 0))
+    programs = (
+        sample_arms.lower(static, frozen, group.learner, shape(B, P), shape(B), keys, f32(), max_new_tokens=T,
+                          eos_id=arm.env.eos_id, mesh=None),
+        old, update_arms.lower(static, frozen, group.learner, group.reference, rows, hyper, shape(dtype=bool), mesh=None))
+    used = [program.compile().memory_analysis() for program in programs]
+    return max(u.argument_size_in_bytes + u.output_size_in_bytes - u.alias_size_in_bytes + u.temp_size_in_bytes for u in used)
 
 
 def device_memory() -> int:
