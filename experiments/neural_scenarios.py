@@ -19,15 +19,16 @@ from rldtf_jax.reward import RewardConfig
 from twin import Scenario, Twin, Workflow
 from twin.delay import throughput_mbps
 
-from experiments.baselines import CODE_RATES, QAM_BITS, meets, oracle, worth
+from experiments.baselines import CODE_RATES, meets, oracle, worth
 from experiments.deeprx_curves import RECEIVERS, write
 from experiments.tasks import YOUNGER, Task
 
-SNRS_DB = tuple(range(0, 25, 3))
+SNRS_DB = tuple(range(0, 22, 3))
 SPEEDS_MPS = (10.0, 30.0)
 ESTIMATING = tuple(name for name in RECEIVERS if name != "perfect CSI")
 SETTINGS = dict(max_blocks=512, enough_block_errors=60, enough_bits=1 << 40)
-PLAIN = ("grid.15", "grid.60", "grid.120", "estimate.lmmse")  # a cell of 30 kHz, and nobody who tells the channel's statistics
+# A cell of 30 kHz, terminals without 256QAM, and nobody who tells the channel's statistics
+PLAIN = ("grid.15", "grid.60", "grid.120", "modulate.8", "estimate.lmmse")
 CAR = Scenario(channel="tdl-b", delay_spread_ns=100, speed_mps=10, num_tx_ant=1, num_rx_ant=2, snr_db=10, max_prb=10,
                compute_gflops=50, absent=PLAIN)
 REQUESTS = {
@@ -79,15 +80,14 @@ def described(twin: Twin, task: Task, w: Workflow | None, config: RewardConfig) 
         R=worth(task, twin, w, config))
 
 
-def throughput(twin: Twin, snrs_db=SNRS_DB, speeds_mps=SPEEDS_MPS, receivers=ESTIMATING, orders=QAM_BITS, rates=CODE_RATES,
+def throughput(twin: Twin, snrs_db=SNRS_DB, speeds_mps=SPEEDS_MPS, receivers=ESTIMATING, orders=(2, 4, 6), rates=CODE_RATES,
                target: float = 0.1, progress=None) -> list[dict]:
     """The mode (modulation, code rate) of most throughput per resource block among those with BLER <= target, for each speed, SNR,
-    receiver and number of DM-RS symbols; on CAR's link with any module. The interval is that of its block error rate."""
-    link = replace(CAR, absent=())
+    receiver and number of DM-RS symbols; on CAR's link, up to 64QAM. The interval is that of its block error rate."""
     keys = list(itertools.product(speeds_mps, snrs_db, receivers, (1, 2)))
     modes = {key: [Workflow(num_prb=1, scs_khz=30, decoder_iterations=20, bits_per_symbol=m, code_rate=rate, num_dmrs=key[3], **RECEIVERS[key[2]])
-                   for m in orders for rate in rates if m * rate <= np.log2(1 + link.num_rx_ant * 10 ** (key[1] / 10))] for key in keys}
-    pairs = [(replace(link, speed_mps=key[0], snr_db=key[1]), workflow) for key in keys for workflow in modes[key]]
+                   for m in orders for rate in rates if m * rate <= np.log2(1 + CAR.num_rx_ant * 10 ** (key[1] / 10))] for key in keys}
+    pairs = [(replace(CAR, speed_mps=key[0], snr_db=key[1], absent=()), workflow) for key in keys for workflow in modes[key]]
     measured, rows = iter(twin.evaluate(pairs, progress=progress)), []
     for key in keys:
         row = dict(zip(("speed_mps", "snr_db", "receiver", "num_dmrs"), key)) | dict(
@@ -141,9 +141,10 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description="What the neural modules are worth to a network, and where they are not.")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/deeprx"))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cache", help="a file of the twin's results, with which a run that was cut short goes on")
     arguments = parser.parse_args(argv)
     try:
-        with Twin(workers=arguments.workers, **SETTINGS) as twin:
+        with Twin(workers=arguments.workers, cache=arguments.cache, **SETTINGS) as twin:
             arguments.out.mkdir(parents=True, exist_ok=True)
             requests = scenarios(twin)
             modes = throughput(twin, progress=TwinBar(at_least=1))
