@@ -29,7 +29,7 @@ ESTIMATING = tuple(name for name in RECEIVERS if name != "perfect CSI")
 SETTINGS = dict(max_blocks=512, enough_block_errors=60, enough_bits=1 << 40)
 # A cell of 30 kHz, terminals without 256QAM, and nobody who tells the channel's statistics
 PLAIN = ("grid.15", "grid.60", "grid.120", "modulate.8", "estimate.lmmse")
-CAR = Scenario(channel="tdl-b", delay_spread_ns=100, speed_mps=10, num_tx_ant=1, num_rx_ant=2, snr_db=10, max_prb=10,
+CAR = Scenario(channel="tdl-b", delay_spread_ns=100, speed_mps=10, num_tx_ant=1, num_rx_ant=2, snr_db=9, max_prb=10,
                compute_gflops=50, absent=PLAIN)
 REQUESTS = {
     "DeepRx: a moving terminal, a narrow grant": Task(
