@@ -34,9 +34,9 @@ MODE = Workflow(scs_khz=30, code_rate=0.5, decoder_iterations=20)
 
 
 def curves(twin: Twin, channels=CHANNELS, orders=tuple(START_DB), speeds_mps=SPEEDS_MPS, receivers=tuple(RECEIVERS), dmrs=(1, 2),
-           progress=None) -> list[dict]:
+           until: float = 0.01, progress=None) -> list[dict]:
     """One row per speed, channel, modulation, number of DM-RS symbols, receiver and SNR, in steps of 1 dB, until a curve has
-    fallen below 1 %. All receivers meet the same channels, noise and bits."""
+    fallen below `until`. All receivers meet the same channels, noise and bits."""
     rows, still = [], [(v, c, m, n, r) for v in speeds_mps for c in channels for m in orders for n in dmrs for r in receivers]
     for step in range(SPAN_DB):
         measured = twin.evaluate([
@@ -46,7 +46,7 @@ def curves(twin: Twin, channels=CHANNELS, orders=tuple(START_DB), speeds_mps=SPE
             low, high = qos.bler_interval()
             rows.append(dict(speed_mps=v, channel=c, bits_per_symbol=m, num_dmrs=n, receiver=r, snr_db=START_DB[m] + step,
                              bler=qos.block_errors / qos.num_blocks, low=low, high=high, num_blocks=qos.num_blocks))
-        still = [curve for curve, row in zip(still, rows[-len(still):]) if row["bler"] >= 0.01]
+        still = [curve for curve, row in zip(still, rows[-len(still):]) if row["bler"] >= until]
         if not still:
             break
     return rows

@@ -1,7 +1,7 @@
 """python -m experiments.neural_scenarios [--out DIR]: what the neural modules are worth to a network, and where they are not.
 
 scenarios.csv: for three requests the oracle's workflow where the platform has the neural modules and where it lacks them.
-throughput.csv and throughput.png: the throughput of the best mode with a block error rate of at most 10 %, by receiver and
+beams.csv: block error rates of the precoders over SNR and speed. throughput.csv and throughput.png: the throughput of the best mode with a block error rate of at most 10 %, by receiver and
 DM-RS symbols. A few minutes on two cores.
 """
 
@@ -19,7 +19,7 @@ from rldtf_jax.reward import RewardConfig
 from twin import Scenario, Twin, Workflow
 from twin.delay import throughput_mbps
 
-from experiments.baselines import CODE_RATES, meets, oracle, worth
+from experiments.baselines import CODE_RATES, PRECODERS, meets, oracle, worth
 from experiments.deeprx_curves import RECEIVERS, write
 from experiments.tasks import YOUNGER, Task
 
@@ -103,6 +103,17 @@ def throughput(twin: Twin, snrs_db=SNRS_DB, speeds_mps=SPEEDS_MPS, receivers=EST
     return rows
 
 
+def beams(twin: Twin, snrs_db=range(0, 17, 2), speeds_mps=(3.0, 10.0, 30.0), progress=None) -> list[dict]:
+    """Block error rates of precoders from four antennas to one: 16QAM at rate 1/2, two DM-RS symbols, LMMSE estimation."""
+    keys = list(itertools.product(speeds_mps, PRECODERS, snrs_db))
+    measured = twin.evaluate([
+        (replace(CAR, num_tx_ant=4, num_rx_ant=1, speed_mps=speed, snr_db=snr, absent=()),
+         Workflow(scs_khz=30, bits_per_symbol=4, num_dmrs=2, estimator="lmmse", precoder=precoder)) for speed, precoder, snr in keys],
+        progress=progress)
+    return [dict(zip(("speed_mps", "precoder", "snr_db"), key), bler=qos.block_errors / qos.num_blocks) | dict(zip(("low", "high"), qos.bler_interval()))
+            for key, qos in zip(keys, measured)]
+
+
 def draw(rows: list[dict], path: Path) -> None:
     """Throughput over SNR, a panel for each speed: one DM-RS symbol solid, two dashed."""
     import matplotlib
@@ -147,10 +158,12 @@ def main(argv=None) -> None:
         with Twin(workers=arguments.workers, cache=arguments.cache, **SETTINGS) as twin:
             arguments.out.mkdir(parents=True, exist_ok=True)
             requests = scenarios(twin)
+            precoded = beams(twin, progress=TwinBar(at_least=1))
             modes = throughput(twin, progress=TwinBar(at_least=1))
     except (OSError, ValueError) as error:
         sys.exit(f"neural_scenarios: {error}")
     write(arguments.out / "scenarios.csv", requests)
+    write(arguments.out / "beams.csv", precoded)
     write(arguments.out / "throughput.csv", modes)
     draw(modes, arguments.out / "throughput.png")
     for name, some in itertools.groupby(requests, key=lambda row: row["request"]):
