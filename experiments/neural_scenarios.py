@@ -108,7 +108,7 @@ def beams(twin: Twin, snrs_db=range(0, 17, 2), speeds_mps=(3.0, 10.0, 30.0), pro
     keys = list(itertools.product(speeds_mps, PRECODERS, snrs_db))
     measured = twin.evaluate([
         (replace(CAR, num_tx_ant=4, num_rx_ant=1, speed_mps=speed, snr_db=snr, absent=()),
-         Workflow(scs_khz=30, bits_per_symbol=4, num_dmrs=2, estimator="lmmse", precoder=precoder)) for speed, precoder, snr in keys],
+         Workflow(num_prb=1, scs_khz=30, bits_per_symbol=4, num_dmrs=2, estimator="lmmse", precoder=precoder)) for speed, precoder, snr in keys],
         progress=progress)
     return [dict(zip(("speed_mps", "precoder", "snr_db"), key), bler=qos.block_errors / qos.num_blocks) | dict(zip(("low", "high"), qos.bler_interval()))
             for key, qos in zip(keys, measured)]
