@@ -34,9 +34,9 @@ MODE = Workflow(scs_khz=30, code_rate=0.5, decoder_iterations=20)
 
 
 def curves(twin: Twin, channels=CHANNELS, orders=tuple(START_DB), speeds_mps=SPEEDS_MPS, receivers=tuple(RECEIVERS), dmrs=(1, 2),
-           progress=None) -> list[dict]:
+           until: float = 0.01, progress=None) -> list[dict]:
     """One row per speed, channel, modulation, number of DM-RS symbols, receiver and SNR, in steps of 1 dB, until a curve has
-    fallen below 0.3 %. All receivers meet the same channels, noise and bits."""
+    fallen below `until`. All receivers meet the same channels, noise and bits."""
     rows, still = [], [(v, c, m, n, r) for v in speeds_mps for c in channels for m in orders for n in dmrs for r in receivers]
     for step in range(SPAN_DB):
         measured = twin.evaluate([
@@ -46,7 +46,7 @@ def curves(twin: Twin, channels=CHANNELS, orders=tuple(START_DB), speeds_mps=SPE
             low, high = qos.bler_interval()
             rows.append(dict(speed_mps=v, channel=c, bits_per_symbol=m, num_dmrs=n, receiver=r, snr_db=START_DB[m] + step,
                              bler=qos.block_errors / qos.num_blocks, low=low, high=high, num_blocks=qos.num_blocks))
-        still = [curve for curve, row in zip(still, rows[-len(still):]) if row["bler"] >= 0.003]
+        still = [curve for curve, row in zip(still, rows[-len(still):]) if row["bler"] >= until]
         if not still:
             break
     return rows
@@ -100,7 +100,7 @@ def draw(rows: list[dict], path: Path) -> None:
                 axis.fill_between(snr, low, high, color=colour, alpha=0.12, lw=0)
         axis.axhline(0.1, color="k", lw=0.6, ls=":")
         axis.set_title(f"{channels[i].upper()}, {('one DM-RS symbol', 'two DM-RS symbols')[j]}", fontsize=10)
-        axis.set(yscale="log", ylim=(3e-3, 1.1), xlim=(min(START_DB.values()), None), ylabel="" if j else "block error rate",
+        axis.set(yscale="log", ylim=(7e-3, 1.1), xlim=(min(START_DB.values()), None), ylabel="" if j else "block error rate",
                  xlabel="Es/N0 per receive antenna, dB" if i == len(channels) - 1 else "")
         axis.grid(True, which="major", alpha=0.4, lw=0.5)
         axis.grid(True, which="minor", alpha=0.15, lw=0.4)
@@ -126,9 +126,10 @@ def main(argv=None) -> None:
     parser.add_argument("--out", type=Path, default=Path("experiments/results/deeprx"))
     parser.add_argument("--max-blocks", type=int, default=512, help="code blocks of a point at most; it ends earlier at 60 block errors")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cache", help="a file of the twin's results, with which a run that was cut short goes on")
     arguments = parser.parse_args(argv)
     try:
-        with Twin(workers=arguments.workers, max_blocks=arguments.max_blocks, enough_block_errors=60, enough_bits=1 << 40) as twin:
+        with Twin(workers=arguments.workers, cache=arguments.cache, max_blocks=arguments.max_blocks, enough_block_errors=60, enough_bits=1 << 40) as twin:
             arguments.out.mkdir(parents=True, exist_ok=True)
             rows = curves(twin, progress=TwinBar(at_least=1))
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """python -m experiments.neural_scenarios [--out DIR]: what the neural modules are worth to a network, and where they are not.
 
 scenarios.csv: for three requests the oracle's workflow where the platform has the neural modules and where it lacks them.
-throughput.csv and throughput.png: the throughput of the best mode with a block error rate of at most 10 %, by receiver and
+beams.csv: block error rates of the precoders over SNR and speed. throughput.csv and throughput.png: the throughput of the best mode with a block error rate of at most 10 %, by receiver and
 DM-RS symbols. A few minutes on two cores.
 """
 
@@ -19,27 +19,28 @@ from rldtf_jax.reward import RewardConfig
 from twin import Scenario, Twin, Workflow
 from twin.delay import throughput_mbps
 
-from experiments.baselines import CODE_RATES, QAM_BITS, meets, oracle, worth
+from experiments.baselines import CODE_RATES, PRECODERS, meets, oracle, worth
 from experiments.deeprx_curves import RECEIVERS, write
 from experiments.tasks import YOUNGER, Task
 
-SNRS_DB = tuple(range(0, 25, 3))
+SNRS_DB = tuple(range(0, 22, 3))
 SPEEDS_MPS = (10.0, 30.0)
 ESTIMATING = tuple(name for name in RECEIVERS if name != "perfect CSI")
 SETTINGS = dict(max_blocks=512, enough_block_errors=60, enough_bits=1 << 40)
-PLAIN = ("grid.15", "grid.60", "grid.120", "estimate.lmmse")  # a cell of 30 kHz, and nobody who tells the channel's statistics
-CAR = Scenario(channel="tdl-b", delay_spread_ns=100, speed_mps=10, num_tx_ant=1, num_rx_ant=2, snr_db=10, max_prb=10,
+# A cell of 30 kHz, terminals without 256QAM, and nobody who tells the channel's statistics
+PLAIN = ("grid.15", "grid.60", "grid.120", "modulate.8", "estimate.lmmse")
+CAR = Scenario(channel="tdl-b", delay_spread_ns=100, speed_mps=10, num_tx_ant=1, num_rx_ant=2, snr_db=9, max_prb=10,
                compute_gflops=50, absent=PLAIN)
 REQUESTS = {
     "DeepRx: a moving terminal, a narrow grant": Task(
-        "live uplink streaming", "A live uplink stream from a car.", CAR, delay_ms=4.0, throughput_mbps=4.5, ber=0.02),
+        "live uplink streaming", "A live uplink stream from a car.", CAR, delay_ms=4.0, throughput_mbps=4.5, ber=0.01),
     "DeepTx: beams towards a moving terminal": Task(
         "cloud gaming", "Cloud gaming on the road.",
         Scenario(channel="tdl-b", delay_spread_ns=100, speed_mps=10, num_tx_ant=4, num_rx_ant=1, snr_db=8, max_prb=10, compute_gflops=50,
-                 absent=PLAIN), delay_ms=4.0, throughput_mbps=4.0, ber=0.02),
+                 absent=(*PLAIN, "detect.deeprx-small", "detect.deeprx")), delay_ms=4.0, throughput_mbps=4.0, ber=0.02),
     "classical: little compute": Task(
         "live uplink streaming", "A live uplink stream from a car.", replace(CAR, compute_gflops=2.0), delay_ms=4.0,
-        throughput_mbps=3.0, ber=0.02),
+        throughput_mbps=3.0, ber=0.01),
 }
 
 
@@ -47,7 +48,7 @@ def without_neural(task: Task) -> Task:
     return replace(task, scenario=replace(task.scenario, absent=tuple({*task.scenario.absent, *YOUNGER})))
 
 
-def scenarios(twin: Twin, requests: dict[str, Task] = REQUESTS, budget: int = 96) -> list[dict]:
+def scenarios(twin: Twin, requests: dict[str, Task] = REQUESTS, budget: int = 160) -> list[dict]:
     """Three rows a request: the oracle's workflow with the neural modules and without them, and the classical one with
     DeepRx in the place of its receiver."""
     config, rows = RewardConfig(), []
@@ -79,15 +80,14 @@ def described(twin: Twin, task: Task, w: Workflow | None, config: RewardConfig) 
         R=worth(task, twin, w, config))
 
 
-def throughput(twin: Twin, snrs_db=SNRS_DB, speeds_mps=SPEEDS_MPS, receivers=ESTIMATING, orders=QAM_BITS, rates=CODE_RATES,
+def throughput(twin: Twin, snrs_db=SNRS_DB, speeds_mps=SPEEDS_MPS, receivers=ESTIMATING, orders=(2, 4, 6), rates=CODE_RATES,
                target: float = 0.1, progress=None) -> list[dict]:
     """The mode (modulation, code rate) of most throughput per resource block among those with BLER <= target, for each speed, SNR,
-    receiver and number of DM-RS symbols; on CAR's link with any module. The interval is that of its block error rate."""
-    link = replace(CAR, absent=())
+    receiver and number of DM-RS symbols; on CAR's link, up to 64QAM. The interval is that of its block error rate."""
     keys = list(itertools.product(speeds_mps, snrs_db, receivers, (1, 2)))
     modes = {key: [Workflow(num_prb=1, scs_khz=30, decoder_iterations=20, bits_per_symbol=m, code_rate=rate, num_dmrs=key[3], **RECEIVERS[key[2]])
-                   for m in orders for rate in rates if m * rate <= np.log2(1 + link.num_rx_ant * 10 ** (key[1] / 10))] for key in keys}
-    pairs = [(replace(link, speed_mps=key[0], snr_db=key[1]), workflow) for key in keys for workflow in modes[key]]
+                   for m in orders for rate in rates if m * rate <= np.log2(1 + CAR.num_rx_ant * 10 ** (key[1] / 10))] for key in keys}
+    pairs = [(replace(CAR, speed_mps=key[0], snr_db=key[1], absent=()), workflow) for key in keys for workflow in modes[key]]
     measured, rows = iter(twin.evaluate(pairs, progress=progress)), []
     for key in keys:
         row = dict(zip(("speed_mps", "snr_db", "receiver", "num_dmrs"), key)) | dict(
@@ -101,6 +101,17 @@ def throughput(twin: Twin, snrs_db=SNRS_DB, speeds_mps=SPEEDS_MPS, receivers=EST
                             code_rate=workflow.code_rate, bler=bler)
         rows.append(row)
     return rows
+
+
+def beams(twin: Twin, snrs_db=range(0, 17, 2), speeds_mps=(3.0, 10.0, 30.0), progress=None) -> list[dict]:
+    """Block error rates of precoders from four antennas to one: 16QAM at rate 1/2, two DM-RS symbols, LMMSE estimation."""
+    keys = list(itertools.product(speeds_mps, PRECODERS, snrs_db))
+    measured = twin.evaluate([
+        (replace(CAR, num_tx_ant=4, num_rx_ant=1, speed_mps=speed, snr_db=snr, absent=()),
+         Workflow(num_prb=1, scs_khz=30, bits_per_symbol=4, num_dmrs=2, estimator="lmmse", precoder=precoder)) for speed, precoder, snr in keys],
+        progress=progress)
+    return [dict(zip(("speed_mps", "precoder", "snr_db"), key), bler=qos.block_errors / qos.num_blocks) | dict(zip(("low", "high"), qos.bler_interval()))
+            for key, qos in zip(keys, measured)]
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -141,15 +152,18 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description="What the neural modules are worth to a network, and where they are not.")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/deeprx"))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cache", help="a file of the twin's results, with which a run that was cut short goes on")
     arguments = parser.parse_args(argv)
     try:
-        with Twin(workers=arguments.workers, **SETTINGS) as twin:
+        with Twin(workers=arguments.workers, cache=arguments.cache, **SETTINGS) as twin:
             arguments.out.mkdir(parents=True, exist_ok=True)
             requests = scenarios(twin)
+            precoded = beams(twin, progress=TwinBar(at_least=1))
             modes = throughput(twin, progress=TwinBar(at_least=1))
     except (OSError, ValueError) as error:
         sys.exit(f"neural_scenarios: {error}")
     write(arguments.out / "scenarios.csv", requests)
+    write(arguments.out / "beams.csv", precoded)
     write(arguments.out / "throughput.csv", modes)
     draw(modes, arguments.out / "throughput.png")
     for name, some in itertools.groupby(requests, key=lambda row: row["request"]):

@@ -2,8 +2,8 @@
 
 Slots with mixed modulations, SNR, receive antennas, pilots, numerologies, delay spreads and speeds, drawn anew in every step from
 the channel profiles TRAINED; judged on slots of HELD_OUT. The loss is the binary cross-entropy of the coded bits. Everything random
-follows from the step's number, so that a run that was killed goes on as if it had not been. Writes the weights that the twin
-loads (twin/weights), the configuration and the loss curve.
+follows from the step's number, so that a run that was killed goes on as if it had not been: on one thread to the last bit, while
+several sum in no fixed order. Writes the weights that the twin loads (twin/weights), the configuration and the loss curve.
 """
 
 from __future__ import annotations

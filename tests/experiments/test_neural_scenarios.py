@@ -1,8 +1,13 @@
 """Where the oracle takes the neural modules, and where it leaves them: the requests of neural_scenarios, with small simulations."""
 
+import itertools
+import math
+from dataclasses import replace
+
 import pytest
 
-from experiments.neural_scenarios import scenarios, throughput
+from experiments import baselines
+from experiments.neural_scenarios import REQUESTS, scenarios, throughput
 from twin import Twin
 from twin.toolbox import is_neural
 
@@ -15,7 +20,14 @@ def coarse():
 
 @pytest.fixture(scope="module")
 def choices(coarse):
-    return {(row["request"].partition(":")[0], row["choice"]): row for row in scenarios(coarse)}
+    """Of platforms with the small receiver alone, and with Shannon's bound and a gap of 2 dB in place of the measured table, which
+    only orders the search."""
+    guess = {(m, rate): 10 * math.log10(2 ** (m * rate) - 1) + 2 for m, rate in itertools.product(baselines.QAM_BITS, baselines.CODE_RATES)}
+    small = {name: replace(task, scenario=replace(task.scenario, absent=tuple({*task.scenario.absent, "detect.deeprx"})))
+             for name, task in REQUESTS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "bler_thresholds", lambda twin: guess)
+        return {(row["request"].partition(":")[0], row["choice"]): row for row in scenarios(coarse, small)}
 
 
 def test_no_classical_workflow_serves_a_moving_terminal_on_a_narrow_grant_and_a_neural_receiver_does(choices):
@@ -38,6 +50,6 @@ def test_where_compute_is_scarce_the_classical_chain_wins_on_delay(choices):
 
 def test_a_neural_receiver_carries_more_on_fewer_pilots(coarse):
     """At a block error rate of at most 10 %, against least squares with whichever number of DM-RS symbols is best for it."""
-    rows = throughput(coarse, (10,), (10.0,), ("LS + LMMSE", "DeepRx"))
+    rows = throughput(coarse, (9,), (10.0,), ("LS + LMMSE", "DeepRx small"))
     best = {(row["receiver"], row["num_dmrs"]): row["mbps_per_prb"] for row in rows}
-    assert best["DeepRx", 1] > 1.05 * max(best["LS + LMMSE", 1], best["LS + LMMSE", 2]), best
+    assert best["DeepRx small", 1] > 1.1 * max(best["LS + LMMSE", 1], best["LS + LMMSE", 2]), best

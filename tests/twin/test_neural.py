@@ -13,15 +13,20 @@ MOBILE = Scenario(channel="tdl-b", speed_mps=30, delay_spread_ns=100, num_tx_ant
 NEURAL = ("deeprx-small", "deeprx")
 
 
-@pytest.mark.parametrize("bits_per_symbol", (2, 4, 6))
-def test_one_pilot_symbol_is_worth_a_decibel_more_to_a_neural_receiver(bits_per_symbol):
-    """At 10 m/s and BLER 10 %, against least squares and LMMSE; and it stays behind perfect channel knowledge."""
-    receivers = ("LS + LMMSE", "DeepRx small", "DeepRx", "perfect CSI")
+@pytest.fixture(scope="module")
+def fine():
     with Twin(workers=2, max_blocks=256, enough_block_errors=40, enough_bits=1 << 40) as twin:
-        rows = curves(twin, ("tdl-b",), (bits_per_symbol,), (10.0,), receivers, (1,))
-    gain = {row["receiver"]: row["gain_db"] for row in gains(rows)}
-    assert gain["DeepRx"] > 1 and gain["DeepRx small"] > 1, gain
-    assert gain["perfect CSI"] > max(gain["DeepRx"], gain["DeepRx small"]), gain
+        yield twin
+
+
+@pytest.mark.parametrize("channel, bits_per_symbol", [("tdl-b", 2), ("tdl-b", 4), ("cdl-c", 6)])
+def test_one_pilot_symbol_is_worth_a_decibel_more_to_a_neural_receiver(fine, channel, bits_per_symbol):
+    """At 30 m/s and BLER 10 %, against least squares and LMMSE, which 16QAM and 64QAM stay above at any SNR; and it stays
+    behind perfect channel knowledge."""
+    receivers = ("LS + LMMSE", "DeepRx small", "DeepRx", "perfect CSI")
+    rows = gains(curves(fine, (channel,), (bits_per_symbol,), (30.0,), receivers, (1,), until=0.1))
+    ls, small, base, perfect = (row["snr_db"] for row in rows)
+    assert perfect < min(small, base) and max(small, base) < (np.inf if np.isnan(ls) else ls - 1), (ls, small, base, perfect)
 
 
 @pytest.mark.parametrize("detector", NEURAL)
@@ -43,12 +48,12 @@ def test_the_estimator_of_a_neural_receiver_does_not_matter(twin):
 MOVING = Scenario(channel="tdl-b", speed_mps=10, delay_spread_ns=100, num_tx_ant=4, num_rx_ant=1)
 
 
-def test_prediction_pays_where_the_channel_moves(twin):
+def test_prediction_pays_where_the_channel_moves(fine):
     """Beamforming from four antennas to one: an outdated direction loses much of the array's gain, a predicted one little."""
     workflow = Workflow(bits_per_symbol=4, num_dmrs=2, estimator="lmmse")
     for snr_db in (4, 6):
         moving = replace(MOVING, snr_db=snr_db)
-        outdated, predicted = twin.evaluate([(moving, replace(workflow, precoder=p)) for p in ("svd", "deeptx")])
+        outdated, predicted = fine.evaluate([(moving, replace(workflow, precoder=p)) for p in ("svd", "deeptx")])
         assert predicted.bler < 0.5 * outdated.bler, (snr_db, outdated.bler, predicted.bler)
 
 
