@@ -102,13 +102,13 @@ def write(config: SweepConfig, axes: dict[str, tuple], grid: Sequence[Cell]) -> 
 
 def table(arms: Arms, grid: Sequence[Cell]) -> list[dict[str, Any]]:
     """One row per arm and seed."""
-    rows = []
+    rows, names = [], dict.fromkeys(name for cell in grid for name in cell.values)
     for cell in grid:
         result, last = arms.results[cell.name], arms.curves[cell.name][-10:]
         test, validation = result.get("test", {}), result.get("validation", {})
         low, high = test.get("fulfilment_interval", (None, None))
         rows.append({
-            "arm": cell.name, **cell.values, "seed": cell.seed, "diverged": result["diverged"],
+            "arm": cell.name, **{name: cell.values.get(name) for name in names}, "seed": cell.seed, "diverged": result["diverged"],
             "fulfilment": test.get("fulfilment"), "fulfilment_low": low, "fulfilment_high": high, "score": test.get("score"),
             "reward": test.get("reward"), "validation_fulfilment": validation.get("fulfilment"),
             "validation_reward": validation.get("reward"), "unusable": test.get("unusable"),

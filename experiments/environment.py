@@ -22,6 +22,9 @@ from experiments.tasks import Task
 from experiments.translator import ModelTranslator
 
 
+SCORED = 512  # rows of a block of `score`
+
+
 class TwinBar:
     """Progress of a long call of the twin, with rate and time left; a short call shows nothing."""
 
@@ -126,11 +129,13 @@ def refused(scenario, workflow: Workflow) -> str | None:
 
 
 def score(measured: np.ndarray, required: np.ndarray, config: RewardConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(R, fulfilled) of n rows of (delay_ms, throughput_mbps, ber); padded to powers of two, so few shapes compile."""
+    """(R, fulfilled) of n rows of (delay_ms, throughput_mbps, ber), in blocks of one size: one program, so that a row's R is
+    the same to the bit whatever is judged beside it."""
     n = len(measured)
-    pad = ((0, max(64, 1 << (n - 1).bit_length()) - n), (0, 0))
-    R, good = _score(np.pad(measured, pad, "edge"), np.pad(required, pad, "edge"), config)
-    return np.asarray(R)[:n], np.asarray(good)[:n]
+    pad = ((0, -n % SCORED), (0, 0))
+    measured, required = (np.pad(x, pad, "edge").reshape(-1, SCORED, 3) for x in (measured, required))
+    R, good = zip(*(_score(m, r, config) for m, r in zip(measured, required)))
+    return np.concatenate(R)[:n], np.concatenate(good)[:n]
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -19,9 +19,9 @@ from rldtf_jax.arms import Plan
 from rldtf_jax.config import ConfigError
 
 SMOKE = ("preset=smoke", "rldtf.steps=6")
-AXES = ("alpha=0,1", "threshold=0.05,0.2")
+AXES = ("alpha=0,4", "threshold=0.05,0.2")
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0)
-NAMES = ("alpha=0,seed=0", "alpha=1,threshold=0.05,seed=0", "alpha=1,threshold=0.2,seed=0")
+NAMES = ("alpha=0,seed=0", "alpha=4,threshold=0.05,seed=0", "alpha=4,threshold=0.2,seed=0")
 
 
 def sweep(run_dir, *arguments, **kwargs):
@@ -91,10 +91,10 @@ def test_arms_that_are_done_are_not_repeated_and_new_ones_go_to_ray(swept):
     """One more seed of one arm, as Ray tasks; the sweep's other arms stay as they are."""
     run_dir, _ = swept
     before = {name: os.stat(arm(run_dir, name, "evaluation.json")).st_mtime_ns for name in NAMES}
-    code, out, err = sweep(run_dir, "alpha=1", "threshold=0.05", "seeds=2", "ray=local")
+    code, out, err = sweep(run_dir, "alpha=4", "threshold=0.05", "seeds=2", "ray=local")
     assert code == 0, err
     assert {name: os.stat(arm(run_dir, name, "evaluation.json")).st_mtime_ns for name in NAMES} == before
-    one, other = (rows_of(arm(run_dir, f"alpha=1,threshold=0.05,seed={seed}", "metrics.jsonl")) for seed in (0, 1))
+    one, other = (rows_of(arm(run_dir, f"alpha=4,threshold=0.05,seed={seed}", "metrics.jsonl")) for seed in (0, 1))
     assert len(other) == 6 and one != other
 
 

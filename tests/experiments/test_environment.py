@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from experiments import tasks
-from experiments.environment import TwinEnvironment
+from experiments.environment import TwinEnvironment, score
 from rldtf_jax.reward import RewardConfig, fulfilled, reward
 from rldtf_jax.tokenizer import train_bpe
 
@@ -90,3 +90,14 @@ def test_batches_are_a_function_of_the_step_and_pass_over_all_tasks(environment)
     seen = [task for step in range(3) for task in environment.batch(step, 8)[0]]
     assert len({id(task) for task in seen}) == len(environment.tasks) == 24
     assert environment.batch(0, 8)[0] != environment.batch(3, 8)[0]
+
+
+@given(st.integers(1, 1500), st.integers(0, 1 << 31))
+@settings(max_examples=20)
+def test_a_rows_reward_is_the_same_to_the_bit_whatever_is_judged_beside_it(n, seed):
+    rng = np.random.default_rng(seed)
+    measured, required = 10 ** rng.uniform(-3, 3, (2, n, 3))
+    R, good = score(measured, required, RewardConfig())
+    row = int(rng.integers(n))
+    alone, fulfilled = score(measured[row:row + 1], required[row:row + 1], RewardConfig())
+    assert (alone[0], fulfilled[0]) == (R[row], good[row]) and len(R) == n
