@@ -10,6 +10,7 @@ Keys are those of experiments.ablate; jobs need a file system in common.
 import os
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -22,6 +23,7 @@ from experiments import config as configs
 @hydra.main(config_path=None, version_base="1.3")
 def job(_: DictConfig) -> None:
     arguments = [override.lstrip("+") for override in HydraConfig.get().overrides.task]
+    GlobalHydra.instance().clear()  # the config is composed by a second Hydra
     axes, others = ablate.split_axes(arguments)
     config = configs.load(others, ablate.SweepConfig)
     if not os.path.isdir(os.path.join(config.run_dir, "reject", "model")):  # else every job would train it

@@ -99,4 +99,4 @@ def test_a_run_directory_is_not_mixed_with_another_config(finished):
     run_dir, _ = finished
     code, _, err = finish("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6", "rldtf.alpha=3", module="experiments.rldtf")
     assert code == 2 and len(err.strip().splitlines()) == 1
-    assert "rldtf.alpha is 1.0 there and 3.0 here" in err
+    assert "rldtf.alpha is 4.0 there and 3.0 here" in err

@@ -14,6 +14,7 @@ from tiny_training import RL, SHAPE
 
 from rldtf_jax import optim, rldtf
 from rldtf_jax.config import OptimConfig
+from rldtf_jax.sft import response_tokens
 from rldtf_jax.update import rldtf_loss
 
 B, P, T = RL.prompts_per_step, 5, RL.sample.max_new_tokens  # the shapes of a step, so that they share programs
@@ -43,7 +44,7 @@ def rollouts(behind=0, nothing=0.0):
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, SHAPE.num_tokens, (B, P + T)).astype(np.int32)
     tokens = np.where(np.arange(P + T) < LENGTHS[:, None], tokens, behind).astype(np.int32)
-    tokens_T, _ = rldtf.response_tokens(tokens, PROMPT_LENGTHS, LENGTHS, T)
+    tokens_T, _ = response_tokens(tokens, PROMPT_LENGTHS, LENGTHS, T)
     logits = outputs(POLICY, tokens) / TEMPERATURE
     own = np.array([[np.log(plain.softmax(logits[b, PROMPT_LENGTHS[b] - 1 + t].tolist())[tokens_T[b, t]])
                      if MASK[b, t] else 0.0 for t in range(T)] for b in range(B)])
