@@ -34,11 +34,14 @@ from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, Diverged, run as run_loop
 
 from experiments import config as configs
 from experiments import stages
-from experiments.config import ExperimentConfig
+from experiments.config import ExperimentConfig, MeshConfig
+from experiments.environment import TwinEnvironment
 from experiments.evaluate import summarise
 from experiments.files import whole
 
 ONLY_WEIGHTS = ("threshold", "lam", "num_perturb", "delete_prob")  # nothing of these is felt where alpha = 0
+
+EVALUATED = {"validation": 1, "test": 2}  # split: salt of its sampling keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class SweepConfig(ExperimentConfig):
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected an integer >= 1")
         if self.translator != "grammar":
             raise ConfigError(f"translator = {self.translator!r}: expected 'grammar' in a sweep, whose arms share the judge")
-        if dataclasses.asdict(self.mesh) != dataclasses.asdict(type(self.mesh)()):
+        if self.mesh != MeshConfig():
             raise ConfigError("mesh: expected no axes in a sweep; arms are split over all devices")
 
     @property
@@ -243,6 +246,7 @@ def _train_round(run: stages.Run, config: SweepConfig, grid: Sequence[Cell], one
     except Diverged as error:
         stages.say(str(error).partition(";")[0])
         groups = None
+    environments = {split: run.environment(split) for split in EVALUATED}
     rows = metrics.read(one.path)
     seconds = sum(row["step_seconds"] for row in rows) / len(chosen)
     simulated = sum(row.get("twin/simulated", 0) for row in rows) / len(chosen)
@@ -259,19 +263,18 @@ def _train_round(run: stages.Run, config: SweepConfig, grid: Sequence[Cell], one
             model = nnx.merge(static.policy_def, lora.merge(frozen.policy, state.learner.policy))
             if not os.path.isdir(arm_path(config, cell.name, "model")):
                 hf.save(model, arm_path(config, cell.name, "model"))
-            result = evaluate(run, model)
+            result = evaluate(run, environments, model)
         cost = {"seconds": seconds + time.monotonic() - begun, "simulated": simulated + run.twin.stats.simulated - before,
                 "arms_together": len(chosen)}
         with whole(arm_path(config, cell.name, "evaluation.json")) as file:
             json.dump(result | {"values": cell.values, "seed": cell.seed, "cost": cost}, file)
 
 
-def evaluate(run: stages.Run, model) -> dict[str, Any]:
+def evaluate(run: stages.Run, environments: dict[str, TwinEnvironment], model) -> dict[str, Any]:
     """One response to every validation and test task: summary and each task's verdict. All arms draw with the same keys."""
     result = {"diverged": False}
-    for split, salt in (("validation", 1), ("test", 2)):
-        environment = run.environment(split)
-        verdict = stages.respond(run, model, environment, range(len(environment.tasks)), salt=salt,
+    for split, environment in environments.items():
+        verdict = stages.respond(run, model, environment, range(len(environment.tasks)), salt=EVALUATED[split],
                                  temperature=run.config.evaluate.temperature).verdict
         result[split] = summarise(verdict) | {"task_fulfilled": verdict.fulfilled_M.tolist(),
                                               "task_reward": verdict.reward_M.tolist()}

@@ -80,7 +80,7 @@ def write(config: SweepConfig, axes: dict[str, tuple], grid: Sequence[Cell]) -> 
     save(rows, os.path.join(config.directory, "arms"))
     curves = [{name: value for name, value in row.items() if not isinstance(value, (dict, list))}
               | {"arm": cell.name, **cell.values, "seed": cell.seed} for cell in grid for row in arms.curves[cell.name]]
-    pa.parquet.write_table(from_rows(curves), os.path.join(config.directory, "curves.parquet"))
+    write_parquet(from_rows(curves), os.path.join(config.directory, "curves.parquet"))
 
     lines = summary_lines(arms, config)
     note = cost_line(rows)
@@ -133,7 +133,11 @@ def save(rows: Sequence[dict], stem: str) -> None:
     arrow = from_rows(rows)
     with whole(f"{stem}.csv", "wb") as file:
         pa.csv.write_csv(arrow, file)
-    with whole(f"{stem}.parquet", "wb") as file:
+    write_parquet(arrow, f"{stem}.parquet")
+
+
+def write_parquet(arrow: pa.Table, path: str) -> None:
+    with whole(path, "wb") as file:
         pa.parquet.write_table(arrow, file)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from rldtf_jax.reward import RewardConfig
 from twin import Scenario, Twin, Workflow
 from twin.delay import throughput_mbps
+from twin.toolbox import is_neural
 
 from experiments.baselines import CODE_RATES, PRECODERS, meets, oracle, worth
 from experiments.deeprx_curves import RECEIVERS, write
@@ -75,7 +76,7 @@ def described(twin: Twin, task: Task, w: Workflow | None, config: RewardConfig) 
     return asked | dict(
         meets=meets(task, qos), scs_khz=w.scs_khz, bits_per_symbol=w.bits_per_symbol, code_rate=w.code_rate,
         iterations=w.decoder_iterations, layers=w.num_layers, dmrs=w.num_dmrs,
-        estimator="" if w.detector.startswith("deeprx") else w.estimator, detector=w.detector, precoder=w.precoder, num_prb=w.num_prb,
+        estimator="" if is_neural(w.detector) else w.estimator, detector=w.detector, precoder=w.precoder, num_prb=w.num_prb,
         delay_ms=qos.delay_ms, throughput_mbps=qos.throughput_mbps, bler=qos.block_errors / qos.num_blocks, ber=qos.ber,
         R=worth(task, twin, w, config))
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
+
+from experiments.files import whole
 
 TRAINED = ("tdl-a", "tdl-c", "tdl-e", "cdl-a", "rayleigh")
 HELD_OUT = ("tdl-b", "tdl-d", "cdl-c")
@@ -75,7 +76,7 @@ def train(size: str, num_steps: int, run_dir: Path, validate_every: int = 250) -
     claim(run_dir / "config.json", config)
     import keras
     import tensorflow as tf
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file, save
     from tqdm import tqdm
 
     from twin import deeprx
@@ -119,11 +120,12 @@ def train(size: str, num_steps: int, run_dir: Path, validate_every: int = 250) -
         if step % validate_every == 0 or step == num_steps:
             rows.append({"step": step, "train": float(np.mean(seen)), "held_out": float(np.mean([losses(average, *b)[-1] for b in held_out]))})
             seen = []
-            save_file({k: np.asarray(v) for k, v in state.items()} | {"step": np.array([step])}, run_dir / "state.partial")
-            write(run_dir / "curve.csv", "step,train,held_out\n" + "".join("{step},{train},{held_out}\n".format(**r) for r in rows))
-            os.replace(run_dir / "state.partial", saved)
-    save_file({k: np.asarray(v) for k, v in average.items()}, run_dir / "weights.partial", metadata={"config": json.dumps(config)})
-    os.replace(run_dir / "weights.partial", run_dir / "weights.safetensors")
+            with whole(saved, "wb") as state_file:  # replaced last: a curve may know a step more than its state, never one less
+                state_file.write(save({k: np.asarray(v) for k, v in state.items()} | {"step": np.array([step])}))
+                with whole(run_dir / "curve.csv") as file:
+                    file.write("step,train,held_out\n" + "".join("{step},{train},{held_out}\n".format(**r) for r in rows))
+    with whole(run_dir / "weights.safetensors", "wb") as file:
+        file.write(save({k: np.asarray(v) for k, v in average.items()}, metadata={"config": json.dumps(config)}))
 
 
 def configuration(size: str, num_steps: int) -> dict:
@@ -139,13 +141,8 @@ def claim(path: Path, config: dict) -> None:
         for name in sorted(config.keys() | there.keys()):
             if config.get(name) != there.get(name):
                 raise ValueError(f"{path.parent}: holds a run with {name}={there.get(name)!r}, expected {config.get(name)!r}: name another directory")
-    write(path, json.dumps(config, indent=1) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with whole(path) as file:
+        file.write(json.dumps(config, indent=1) + "\n")
 
 
 def main(argv=None) -> None:

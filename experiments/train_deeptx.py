@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+
+from experiments.files import whole
 
 TRAINED = ("tdl-a", "tdl-c", "tdl-e", "cdl-a")
 HELD_OUT = ("tdl-b", "tdl-d", "cdl-c")
@@ -65,7 +66,7 @@ def error(w, a, b, c):
 def train(run_dir: Path) -> None:
     import keras
     import tensorflow as tf
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
     from tqdm import tqdm
 
     from twin.precoding import CSI_SLOTS, HIDDEN, weights
@@ -100,10 +101,11 @@ def train(run_dir: Path) -> None:
     losses = [float(update(tf.constant(rng.integers(len(x), size=CONFIG["batch"])))) for _ in tqdm(range(CONFIG["steps"]), desc="deeptx")]
     result = evaluate({k: v.numpy() for k, v in params.items()}, held_out) | {"train": float(np.mean(losses[-500:]))}
     config = CONFIG | dict(trained=TRAINED, held_out=HELD_OUT)
-    save_file({k: v.numpy() for k, v in params.items()}, run_dir / "weights.partial", metadata={"config": json.dumps(config)})
-    os.replace(run_dir / "weights.partial", run_dir / "weights.safetensors")
+    with whole(run_dir / "weights.safetensors", "wb") as file:
+        file.write(save({k: v.numpy() for k, v in params.items()}, metadata={"config": json.dumps(config)}))
     text = json.dumps({"config": config, "relative squared error": result, "loss": [float(np.mean(losses[i : i + 100])) for i in range(0, len(losses), 100)]}, indent=1)
-    (run_dir / "result.json").write_text(text + "\n")
+    with whole(run_dir / "result.json") as file:
+        file.write(text + "\n")
     print(json.dumps(result, indent=1))
 
 
