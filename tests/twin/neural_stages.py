@@ -1,7 +1,10 @@
 """Checks of the neural modules' stages, in TensorFlow's process: run by sionna_stages.py."""
 
+from functools import partial
+
 import numpy as np
 import tensorflow as tf
+from checking import check, complex_gaussian
 from sionna.phy.mapping import Demapper
 
 from twin import Scenario, Workflow, coding, deeprx, link, physical, precoding
@@ -11,16 +14,7 @@ from twin.grid import NUM_SC, pilot_index
 from twin.physical import ChannelState
 
 RNG = np.random.default_rng(1)
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
-
-
-def gaussian(*shape):
-    return ((RNG.standard_normal((*shape, 2)) @ [1, 1j]) / np.sqrt(2)).astype(np.complex64)
+gaussian = partial(complex_gaussian, RNG)
 
 
 @check

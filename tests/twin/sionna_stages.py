@@ -4,9 +4,11 @@ process of its own: `python sionna_stages.py` writes {check: traceback or null} 
 import json
 import traceback
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
+from checking import CHECKS, check, complex_gaussian
 from sionna.phy import config
 from sionna.phy.channel import cir_to_ofdm_channel, subcarrier_frequencies
 from sionna.phy.channel.tr38901 import TDL
@@ -24,16 +26,7 @@ from twin.spec import CHANNELS
 from twin.theory import MCS_TABLE_1, transport_block_bits
 
 RNG = np.random.default_rng(0)
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
-
-
-def gaussian(*shape):
-    return ((RNG.standard_normal((*shape, 2)) @ [1, 1j]) / np.sqrt(2)).astype(np.complex64)
+gaussian = partial(complex_gaussian, RNG)
 
 
 @check
@@ -325,10 +318,10 @@ def transport_blocks_and_schemes_are_those_of_38_214():
 
 
 if __name__ == "__main__":
-    import neural_stages
+    import neural_stages  # noqa: F401, registers its checks
 
     outcome = {}
-    for function in CHECKS + neural_stages.CHECKS:
+    for function in CHECKS:
         try:
             outcome[function.__name__] = function()
         except Exception:
