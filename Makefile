@@ -1,6 +1,7 @@
 # Two commands do everything on a machine with Python >= 3.11:
 #   make quickstart   the main job, end to end, on the tiny preset (a run directory and an HTML report)
 #   make test         the whole test suite
+#   make check        the part of it that takes two minutes: no training, no long simulation
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 # Huge pages spare XLA's CPU allocator most of its page faults; glibc reads this only at process start.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart smoke test clean
+.PHONY: quickstart smoke test check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m experiments.pipeline $(ARGS)
@@ -18,6 +19,10 @@ smoke: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m 'not slow' tests/twin tests/rldtf_jax/test_loss.py tests/rldtf_jax/test_reward.py \
+	  tests/rldtf_jax/test_token_weight.py tests/experiments/test_orchestration.py tests/experiments/test_tasks.py $(ARGS)
 
 $(VENV)/.installed: setup.py requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -9,10 +9,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["rldtf_jax*", "twin*", "experiments*"]),
-    package_data={"twin": ["weights/*"]},
+    package_data={"twin": ["weights/*", "tables/*"]},
     install_requires=[
         "jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "safetensors", "gguf", "tokenizers",
-        "sionna-no-rt==1.2.*", "tensorflow",
+        "sionna-no-rt==1.2.*", "tensorflow", "numba",
         "hydra-core", "tensorboardX", "tqdm", "matplotlib", "scipy", "pyarrow",
     ],
     extras_require={

@@ -14,7 +14,9 @@ import numpy as np
 from rldtf_jax.reward import NO_SERVICE, RewardConfig
 from twin import QoS, Scenario, Twin, Workflow, check
 from twin.delay import delay_ms, throughput_mbps
+from twin.spec import slot_ms
 from twin.toolbox import is_neural
+from twin.transport import data_elements, transport_block_bits
 
 from experiments.environment import TwinBar, score
 from experiments.tasks import Task
@@ -54,11 +56,16 @@ def search_space(absent: tuple[str, ...], max_layers: int, iterations: tuple[int
 
 def granted(task: Task, workflow: Workflow, bler: float = 0.0) -> Workflow | None:
     """The workflow with the fewest PRB that carry the task's throughput at this BLER; None beyond the grant."""
-    per_prb = throughput_mbps(dataclasses.replace(workflow, num_prb=1), bler)
-    if per_prb <= 0:
+    w = workflow
+    if bler >= 1:
         return None
-    num_prb = max(1, math.ceil(task.throughput_mbps / per_prb - 1e-9))
-    return dataclasses.replace(workflow, num_prb=num_prb) if num_prb <= task.scenario.max_prb else None
+    needed = task.throughput_mbps * slot_ms(w.scs_khz) * 1e3 / (1 - bler) * (1 - 1e-12)
+    per_prb = data_elements(w) // w.num_prb
+    first = max(1, int(0.9 * needed / (per_prb * w.bits_per_symbol * w.num_layers * w.code_rate)))  # sizes are rounded
+    for num_prb in range(first, task.scenario.max_prb + 1):
+        if transport_block_bits(num_prb, per_prb, w.bits_per_symbol, w.num_layers, w.code_rate) >= needed:
+            return dataclasses.replace(w, num_prb=num_prb)
+    return None
 
 
 def prospects(task: Task, iterations: tuple[int, ...]) -> Iterator[Workflow]:
@@ -78,16 +85,22 @@ def array_gain(scenario: Scenario, workflow: Workflow) -> float:
     return scenario.num_rx_ant * (scenario.num_tx_ant if workflow.precoder != "none" else 1)
 
 
+def resized(tasks: Sequence[Task], workflows: Sequence[Workflow], twin: Twin) -> list[tuple[Workflow, QoS]]:
+    """Every workflow, with more PRB where its block errors leave too little of the throughput, and what it delivers."""
+    measured = twin.evaluate([(task.scenario, w) for task, w in zip(tasks, workflows)], progress=TwinBar())
+    wider = [granted(task, w, qos.block_errors / qos.num_blocks) or w for task, w, qos in zip(tasks, workflows, measured)]
+    return list(zip(wider, twin.evaluate([(task.scenario, w) for task, w in zip(tasks, wider)], progress=TwinBar())))
+
+
 def witnesses(tasks: Sequence[Task], twin: Twin, tries: int = 3) -> list[Workflow | None]:
     """A workflow that the twin shows to fulfil each task, of its sturdiest prospects; None where none was found."""
     queues = [list(itertools.islice(prospects(task, (10,)), tries)) for task in tasks]
     found: list[Workflow | None] = [None] * len(tasks)
     for attempt in range(tries):
-        open_ones = [(i, queue[attempt]) for i, queue in enumerate(queues) if found[i] is None and attempt < len(queue)]
-        measured = twin.evaluate([(tasks[i].scenario, workflow) for i, workflow in open_ones], progress=TwinBar())
-        for (i, workflow), qos in zip(open_ones, measured):
-            workflow = granted(tasks[i], workflow, qos.bler)
-            if workflow is not None and meets(tasks[i], twin.evaluate([(tasks[i].scenario, workflow)])[0]):
+        open_ones = [i for i, queue in enumerate(queues) if found[i] is None and attempt < len(queue)]
+        tried = resized([tasks[i] for i in open_ones], [queues[i][attempt] for i in open_ones], twin)
+        for i, (workflow, qos) in zip(open_ones, tried):
+            if meets(tasks[i], qos):
                 found[i] = workflow
     return found
 
@@ -103,19 +116,21 @@ def oracle(tasks: Sequence[Task], twin: Twin, config: RewardConfig, *, per_round
     """
     table = bler_thresholds(twin)
     best = [task.witness for task in tasks]
-    best_R = [worth(task, twin, task.witness, config) if task.witness else NO_SERVICE for task in tasks]
+    with_witness = [i for i, task in enumerate(tasks) if task.witness]
+    best_R = [NO_SERVICE] * len(tasks)
+    for i, qos in zip(with_witness, twin.evaluate([(tasks[i].scenario, tasks[i].witness) for i in with_witness], progress=TwinBar())):
+        best_R[i] = _worth(tasks[i], qos, config)
     queues = [_ranked(task, table, config) for task in tasks]
     for _ in range(0, budget, per_round):
         queues = [[p for p in queue if p[1] > R] for queue, R in zip(queues, best_R)]
         batch = [(i, workflow) for i, queue in enumerate(queues) for _, _, workflow in queue[:per_round]]
         if not batch:
             break
-        measured = twin.evaluate([(tasks[i].scenario, workflow) for i, workflow in batch], progress=TwinBar())
         queues = [queue[per_round:] for queue in queues]
-        for (i, workflow), qos in zip(batch, measured):
-            final = granted(tasks[i], workflow, qos.bler)
-            R = worth(tasks[i], twin, final, config) if final else NO_SERVICE
-            if R <= 0 and (qos.ber > tasks[i].ber or not is_neural(workflow.detector)):
+        tried = resized([tasks[i] for i, _ in batch], [workflow for _, workflow in batch], twin)
+        for (i, workflow), (final, qos) in zip(batch, tried):
+            R = _worth(tasks[i], qos, config)
+            if R <= 0 and (tasks[i].measured(qos)[2] > tasks[i].ber or not is_neural(workflow.detector)):
                 queues[i] = [p for p in queues[i] if not no_less(workflow, p[2])]
             elif R > best_R[i]:
                 best[i], best_R[i] = final, R
@@ -136,11 +151,12 @@ def _ranked(task: Task, table: dict, config: RewardConfig) -> list[tuple[float, 
 
 
 def worth(task: Task, twin: Twin, workflow: Workflow, config: RewardConfig) -> float:
-    """Eq. 2 of one workflow whose simulation the twin already has; NO_SERVICE where it violates a target."""
-    qos = twin.evaluate([(task.scenario, workflow)])[0]
-    if not meets(task, qos):
-        return NO_SERVICE
-    return float(_rewards(np.array([(qos.delay_ms, qos.throughput_mbps, qos.ber)]), task, config)[0])
+    """Eq. 2 of one workflow; NO_SERVICE where it violates a target."""
+    return _worth(task, twin.evaluate([(task.scenario, workflow)])[0], config)
+
+
+def _worth(task: Task, qos: QoS, config: RewardConfig) -> float:
+    return float(_rewards(np.array([task.measured(qos)]), task, config)[0]) if meets(task, qos) else NO_SERVICE
 
 
 def _rewards(measured: np.ndarray, task: Task, config: RewardConfig) -> np.ndarray:
@@ -166,7 +182,8 @@ def no_less(failed: Workflow, other: Workflow) -> bool:
 
 
 def meets(task: Task, qos: QoS) -> bool:
-    return qos.delay_ms <= task.delay_ms and qos.throughput_mbps >= task.throughput_mbps and qos.ber <= task.ber
+    delay_ms, throughput, errors = task.measured(qos)
+    return delay_ms <= task.delay_ms and throughput >= task.throughput_mbps and errors <= task.ber
 
 
 def bler_thresholds(twin: Twin, target: float = 0.1, snrs_db: Sequence[int] = range(-8, 31)) -> dict[tuple[int, float], float]:

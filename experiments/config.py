@@ -51,9 +51,11 @@ class TwinConfig:
     workers: int = 2
     seed: int = 0
     cache: str | None = None  # SQLite file; None: twin.sqlite in the run's directory
+    method: Literal["link", "esm"] = "esm"  # see twin.Settings: error rates down to 1e-6 want esm
+    max_blocks: int = 128  # slots of a simulation at most
 
     def __post_init__(self):
-        _at_least(1, self, "workers")
+        _at_least(1, self, "workers", "max_blocks")
 
 
 @dataclasses.dataclass(frozen=True)

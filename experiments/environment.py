@@ -97,8 +97,7 @@ class TwinEnvironment:
         reward_M = np.full(len(tasks), NO_SERVICE, np.float32)
         fulfilled_M = np.zeros(len(tasks), bool)
         if runnable:
-            measured = np.array([(q.delay_ms, q.throughput_mbps, q.ber) for q in
-                                 (qos[tasks[m].scenario, workflows[m]] for m in runnable)])
+            measured = np.array([tasks[m].measured(qos[tasks[m].scenario, workflows[m]]) for m in runnable])
             required = np.array([tasks[m].required for m in runnable])
             reward_M[runnable], fulfilled_M[runnable] = score(measured, required, self.config)
         stats = {"sequences": len(tasks), "workflows": len(pairs),
@@ -129,7 +128,7 @@ def refused(scenario, workflow: Workflow) -> str | None:
 
 
 def score(measured: np.ndarray, required: np.ndarray, config: RewardConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(R, fulfilled) of n rows of (delay_ms, throughput_mbps, ber), in blocks of one size: one program, so that a row's R is
+    """(R, fulfilled) of n rows of (delay_ms, throughput_mbps, error rate), in blocks of one size: one program, so that a row's R is
     the same to the bit whatever is judged beside it."""
     n = len(measured)
     pad = ((0, -n % SCORED), (0, 0))

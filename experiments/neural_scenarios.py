@@ -1,8 +1,8 @@
 """python -m experiments.neural_scenarios [--out DIR]: what the neural modules are worth to a network, and where they are not.
 
 scenarios.csv: for three requests the oracle's workflow where the platform has the neural modules and where it lacks them.
-beams.csv: block error rates of the precoders over SNR and speed. throughput.csv and throughput.png: the throughput of the best mode with a block error rate of at most 10 %, by receiver and
-DM-RS symbols. A few minutes on two cores.
+beams.csv and needs.csv: block error rates of the precoders over SNR and speed, and the SNR that 10 % takes. throughput.csv and throughput.png:
+the throughput of the best mode with a block error rate of at most 10 %, by receiver and DM-RS symbols. About a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from twin.delay import throughput_mbps
 from twin.toolbox import is_neural
 
 from experiments.baselines import CODE_RATES, PRECODERS, meets, oracle, worth
-from experiments.deeprx_curves import RECEIVERS, write
-from experiments.tasks import YOUNGER, Task
+from experiments.deeprx_curves import MODE, RECEIVERS, crossing_db, write
+from experiments.tasks import Task
 
 SNRS_DB = tuple(range(0, 22, 3))
 SPEEDS_MPS = (10.0, 30.0)
-ESTIMATING = tuple(name for name in RECEIVERS if name != "perfect CSI")
-SETTINGS = dict(max_blocks=512, enough_block_errors=60, enough_bits=1 << 40)
-# A cell of 30 kHz, terminals without 256QAM, and nobody who tells the channel's statistics
-PLAIN = ("grid.15", "grid.60", "grid.120", "modulate.8", "estimate.lmmse")
+ESTIMATING = tuple(name for name in RECEIVERS if name not in ("genie + LMMSE", "perfect CSI"))
+SETTINGS = dict(max_blocks=256, enough_block_errors=30, method="link")
+NEURAL = ("detect.deeprx-small", "detect.deeprx", "precode.deeptx")
+PLAIN = ("grid.15", "grid.60", "grid.120", "modulate.8")  # a cell of 30 kHz, terminals without 256QAM
 CAR = Scenario(channel="tdl-b", delay_spread_ns=100, speed_mps=10, num_tx_ant=1, num_rx_ant=2, snr_db=9, max_prb=10,
                compute_gflops=50, absent=PLAIN)
 REQUESTS = {
@@ -46,7 +46,7 @@ REQUESTS = {
 
 
 def without_neural(task: Task) -> Task:
-    return replace(task, scenario=replace(task.scenario, absent=tuple({*task.scenario.absent, *YOUNGER})))
+    return replace(task, scenario=replace(task.scenario, absent=tuple({*task.scenario.absent, *NEURAL})))
 
 
 def scenarios(twin: Twin, requests: dict[str, Task] = REQUESTS, budget: int = 160) -> list[dict]:
@@ -67,7 +67,7 @@ def scenarios(twin: Twin, requests: dict[str, Task] = REQUESTS, budget: int = 16
 
 def described(twin: Twin, task: Task, w: Workflow | None, config: RewardConfig) -> dict:
     """What a workflow sets and delivers; R is that of Eq. 2."""
-    asked = dict(target_ms=task.delay_ms, target_mbps=task.throughput_mbps, target_ber=task.ber)
+    asked = dict(target_ms=task.delay_ms, target_mbps=task.throughput_mbps, target_bler=task.ber)
     if w is None:
         return asked | dict(meets=False) | dict.fromkeys(
             ("scs_khz", "bits_per_symbol", "code_rate", "iterations", "layers", "dmrs", "estimator", "detector", "precoder", "num_prb",
@@ -77,16 +77,16 @@ def described(twin: Twin, task: Task, w: Workflow | None, config: RewardConfig) 
         meets=meets(task, qos), scs_khz=w.scs_khz, bits_per_symbol=w.bits_per_symbol, code_rate=w.code_rate,
         iterations=w.decoder_iterations, layers=w.num_layers, dmrs=w.num_dmrs,
         estimator="" if is_neural(w.detector) else w.estimator, detector=w.detector, precoder=w.precoder, num_prb=w.num_prb,
-        delay_ms=qos.delay_ms, throughput_mbps=qos.throughput_mbps, bler=qos.block_errors / qos.num_blocks, ber=qos.ber,
+        delay_ms=qos.delay_ms, throughput_mbps=qos.throughput_mbps, bler=qos.bler, ber=qos.ber,
         R=worth(task, twin, w, config))
 
 
 def throughput(twin: Twin, snrs_db=SNRS_DB, speeds_mps=SPEEDS_MPS, receivers=ESTIMATING, orders=(2, 4, 6), rates=CODE_RATES,
                target: float = 0.1, progress=None) -> list[dict]:
     """The mode (modulation, code rate) of most throughput per resource block among those with BLER <= target, for each speed, SNR,
-    receiver and number of DM-RS symbols; on CAR's link, up to 64QAM. The interval is that of its block error rate."""
+    receiver and number of DM-RS symbols; on CAR's link, up to 64QAM, MODE's grant. The interval is that of its block error rate."""
     keys = list(itertools.product(speeds_mps, snrs_db, receivers, (1, 2)))
-    modes = {key: [Workflow(num_prb=1, scs_khz=30, decoder_iterations=20, bits_per_symbol=m, code_rate=rate, num_dmrs=key[3], **RECEIVERS[key[2]])
+    modes = {key: [replace(MODE, bits_per_symbol=m, code_rate=rate, num_dmrs=key[3], **RECEIVERS[key[2]])
                    for m in orders for rate in rates if m * rate <= np.log2(1 + CAR.num_rx_ant * 10 ** (key[1] / 10))] for key in keys}
     pairs = [(replace(CAR, speed_mps=key[0], snr_db=key[1], absent=()), workflow) for key in keys for workflow in modes[key]]
     measured, rows = iter(twin.evaluate(pairs, progress=progress)), []
@@ -96,23 +96,35 @@ def throughput(twin: Twin, snrs_db=SNRS_DB, speeds_mps=SPEEDS_MPS, receivers=EST
         for workflow in modes[key]:
             qos = next(measured)
             bler = qos.block_errors / qos.num_blocks
-            if bler <= target and (most := throughput_mbps(workflow, bler)) > row["mbps_per_prb"]:
-                high, low = (throughput_mbps(workflow, rate) for rate in qos.bler_interval())
+            if bler <= target and (most := throughput_mbps(workflow, bler) / workflow.num_prb) > row["mbps_per_prb"]:
+                high, low = (throughput_mbps(workflow, rate) / workflow.num_prb for rate in qos.bler_interval)
                 row |= dict(mbps_per_prb=most, low=low, high=high, bits_per_symbol=workflow.bits_per_symbol,
                             code_rate=workflow.code_rate, bler=bler)
         rows.append(row)
     return rows
 
 
-def beams(twin: Twin, snrs_db=range(0, 17, 2), speeds_mps=(3.0, 10.0, 30.0), progress=None) -> list[dict]:
-    """Block error rates of precoders from four antennas to one: 16QAM at rate 1/2, two DM-RS symbols, LMMSE estimation."""
-    keys = list(itertools.product(speeds_mps, PRECODERS, snrs_db))
+def beams(twin: Twin, snrs_db=range(-4, 21), speeds_mps=(3.0, 10.0, 30.0), precoders=PRECODERS, progress=None) -> list[dict]:
+    """Block error rates of precoders from four antennas to one: 16QAM at rate 1/2, two DM-RS symbols, LMMSE estimation, MODE's grant."""
+    keys = list(itertools.product(speeds_mps, precoders, snrs_db))
     measured = twin.evaluate([
         (replace(CAR, num_tx_ant=4, num_rx_ant=1, speed_mps=speed, snr_db=snr, absent=()),
-         Workflow(num_prb=1, scs_khz=30, bits_per_symbol=4, num_dmrs=2, estimator="lmmse", precoder=precoder)) for speed, precoder, snr in keys],
+         replace(MODE, bits_per_symbol=4, num_dmrs=2, estimator="lmmse", precoder=precoder)) for speed, precoder, snr in keys],
         progress=progress)
-    return [dict(zip(("speed_mps", "precoder", "snr_db"), key), bler=qos.block_errors / qos.num_blocks) | dict(zip(("low", "high"), qos.bler_interval()))
+    return [dict(zip(("speed_mps", "precoder", "snr_db"), key), bler=qos.bler) | dict(zip(("low", "high"), qos.bler_interval))
             for key, qos in zip(keys, measured)]
+
+
+def needs(rows: list[dict]) -> list[dict]:
+    """The SNR at which every curve of `beams` falls to a block error rate of 10 %, and where its limits do; nan if none does."""
+    curves = itertools.groupby(rows, key=lambda row: (row["speed_mps"], row["precoder"]))
+    table = []
+    for (speed, precoder), some in curves:
+        some = list(some)
+        at = {name: crossing_db([row["snr_db"] for row in some], [row[rate] for row in some])
+              for name, rate in (("snr_db", "bler"), ("low_db", "low"), ("high_db", "high"))}
+        table.append(dict(speed_mps=speed, precoder=precoder) | {name: round(value, 2) for name, value in at.items()})
+    return table
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -122,7 +134,7 @@ def draw(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = dict(zip(RECEIVERS, ("#999999", "#0072b2", "#e69f00", "#d55e00")))
+    colours = dict(zip(ESTIMATING, ("#999999", "#0072b2", "#e69f00", "#d55e00")))
     speeds = sorted({row["speed_mps"] for row in rows})
     figure, axes = plt.subplots(1, len(speeds), figsize=(5 * len(speeds), 3.6), sharey=True, layout="constrained", squeeze=False)
     for axis, speed in zip(axes.flat, speeds):
@@ -135,7 +147,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.set(xlabel="Es/N0 per receive antenna, dB", ylabel="" if axis is not axes[0, 0] else "Mbit/s per resource block")
         axis.grid(alpha=0.3, lw=0.5)
     axes[0, 0].legend(fontsize=7, frameon=False)
-    figure.suptitle("Best mode with a block error rate of at most 10 %: TDL-B, 100 ns, 3.5 GHz, 30 kHz, 1 x 2 antennas", fontsize=10)
+    figure.suptitle(f"Best mode with a block error rate of at most 10 %: TDL-B, 100 ns, 3.5 GHz, 30 kHz, {MODE.num_prb} PRB, 1 x 2 antennas", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -143,7 +155,7 @@ def draw(rows: list[dict], path: Path) -> None:
 def show(row: dict) -> str:
     mode = "no workflow meets the targets" if row["detector"] == "" else (
         "{bits_per_symbol} bits x {code_rate}, {layers} layer, {dmrs} DM-RS, {estimator} {detector}, precoder {precoder}, {num_prb} PRB of {scs_khz} kHz: "
-        "{delay_ms:.2f} ms, {throughput_mbps:.2f} Mbit/s, BER {ber:.1e}, ").format(**row) + ("meets" if row["meets"] else "misses") + " the targets"
+        "{delay_ms:.2f} ms, {throughput_mbps:.2f} Mbit/s, BLER {bler:.1e}, ").format(**row) + ("meets" if row["meets"] else "misses") + " the targets"
     return f"  {row['choice']:28} {mode}"
 
 
@@ -165,6 +177,7 @@ def main(argv=None) -> None:
         sys.exit(f"neural_scenarios: {error}")
     write(arguments.out / "scenarios.csv", requests)
     write(arguments.out / "beams.csv", precoded)
+    write(arguments.out / "needs.csv", needs(precoded))
     write(arguments.out / "throughput.csv", modes)
     draw(modes, arguments.out / "throughput.png")
     for name, some in itertools.groupby(requests, key=lambda row: row["request"]):

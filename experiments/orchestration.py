@@ -29,6 +29,7 @@ FIELDS = {
 OPTIONAL = {  # at most one match each
     "precoder": r"([\w-]+) precoding",
     "num_transmissions": r"(\d{1,4}) transmissions?",
+    "combining": r"(ir|chase) combining",
 }
 _PATTERN = re.compile(  # all of them in one pass: a training step reads thousands of responses
     _START + "(?:" + "|".join(pattern.replace("(", f"(?P<{name}>", 1) for name, pattern in (FIELDS | OPTIONAL).items())
@@ -62,10 +63,10 @@ def describe_tools(scenario: Scenario) -> str:
             f"{present('detect', ('zf', 'lmmse', 'deeprx-small', 'deeprx'))}{f'; {precoder}' if precoder else ''}.")
 
 
-def describe_targets(delay_ms: float, throughput_mbps: float, ber: float) -> str:
+def describe_targets(delay_ms: float, throughput_mbps: float, ber: float, errors: str = "bit") -> str:
     """What the request comes with."""
     return (f"Targets: {quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}, "
-            f"BER {ber:.0e}.".replace("e-0", "e-"))
+            f"{'PER' if errors == 'packet' else 'BER'} {ber:.0e}.".replace("e-0", "e-"))
 
 
 def think(scenario: Scenario, throughput_mbps: float, delay_ms: float) -> str:
@@ -89,6 +90,7 @@ def describe_workflow(w: Workflow) -> str:
             f"{w.num_dmrs} DMRS, {w.estimator} estimation, {w.detector} detection, "
             f"{f'{w.precoder} precoding, ' if w.precoder != 'none' else ''}"
             f"{f'{w.num_transmissions} transmissions, ' if w.num_transmissions > 1 else ''}"
+            f"{f'{w.combining} combining, ' if w.combining != 'ir' else ''}"
             f"{quantity(figure, 'Mbps', 'kbps')} on {w.num_prb} PRB.")
 
 
@@ -153,7 +155,8 @@ def _translate_answer(answer: str) -> str:
     if "precoder" in found:
         code += f"precode(method=\"{_word('precoding', found['precoder'])}\")\n"
     if "num_transmissions" in found:
-        code += f"harq(transmissions={int(found['num_transmissions'])})\n"
+        combining = f", combining=\"{found['combining']}\"" if "combining" in found else ""
+        code += f"harq(transmissions={int(found['num_transmissions'])}{combining})\n"
     return code
 
 

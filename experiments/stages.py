@@ -76,7 +76,7 @@ def opened(config: ExperimentConfig, may_differ: Sequence[str] = ()) -> Iterator
         configs.save(config, path)
     cache = config.twin.cache or os.path.join(config.run_dir, "twin.sqlite")
     with (jax.set_mesh(device_mesh) if device_mesh else contextlib.nullcontext(),
-          Twin(workers=config.twin.workers, seed=config.twin.seed, cache=cache) as twin):
+          Twin(**dataclasses.asdict(config.twin) | {"cache": cache}) as twin):
         twin.start()
         tasks = prepare_tasks(config, twin)
         yield Run(config, twin, tasks, prepare_tokenizer(config, tasks["train"]), device_mesh)

@@ -3,7 +3,7 @@
 A task's targets come from its service class (data/qos_classes.csv):
   throughput  log-uniform over the class's range, the nearest figure of the 1-2-5 series;
   delay       the physical layer's share, 5-20 % of the packet delay budget, at most 4 ms;
-  BER         the class's error rate, but never below 1e-3: what a training step's simulations resolve.
+  error rate  the class's packet error rate, which is held against the transport block error rate.
 Scenarios lie on a coarse grid, so that the twin's cache earns.
 """
 
@@ -12,18 +12,19 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import random
 from typing import Any, Iterator
 
-from twin import COMPUTE_TIERS_GFLOPS, TOOLS, Scenario, Workflow
+from twin import COMPUTE_TIERS_GFLOPS, TOOLS, QoS, Scenario, Workflow
 from twin.toolbox import is_neural
 
 from experiments import orchestration
 from experiments.files import whole
 
-MIN_BER = 1e-3
 MAX_DELAY_MS = 4.0
+RELIABILITY = 0.99  # share of the delivered blocks that a delay target is about
 DELAYS_MS = (0.5, 1.0, 2.0, 4.0)
 RATES_MBPS = orchestration.RATES_MBPS[1:]
 ENVIRONMENTS = {  # channel, delay spread in ns, speed in m/s
@@ -35,11 +36,11 @@ ENVIRONMENTS = {  # channel, delay spread in ns, speed in m/s
 ANTENNAS = ((1, 1), (1, 2), (2, 2), (2, 4))  # transmit, receive
 SNRS_DB = tuple(range(0, 29, 4))
 GRANTS_PRB = (6, 12, 25, 50)
-YOUNGER = ("detect.deeprx-small", "detect.deeprx", "precode.deeptx")  # than the splits, which do not depend on them
+YOUNGER = ("detect.deeprx-small", "detect.deeprx", "precode.deeptx", "harq.chase")  # than the splits, which do not depend on them
 ALWAYS_ABSENT = (  # the platforms of these tasks are plain ones, so that a small model learns them in minutes
     "grid.120",  # not for data below 6 GHz (TS 38.101-1 5.3.5)
     "encode.polar", "encode.0.89", "estimate.ls-nearest", "detect.mrc", "detect.ep", "detect.kbest", "precode.svd",
-    "harq.2", "harq.3", "harq.4", *YOUNGER)
+    "harq.2", "harq.3", "harq.4", "harq.chase", *YOUNGER)
 ABSENT = {"modulate.8": 0.25, "estimate.lmmse": 0.25, "detect.lmmse": 0.15}  # module: share of platforms without it
 SPLITS = ("train", "validation", "test")
 
@@ -90,6 +91,12 @@ class Task:
     throughput_mbps: float  # at least
     ber: float  # at most
     witness: Workflow | None = None  # a workflow that the twin has shown to meet all targets
+    errors: str = "bit"  # what `ber` is a rate of: "bit" errors, or "packet" errors
+
+    def measured(self, qos: QoS) -> tuple[float, float, float]:
+        """What the targets are held against, in their order: the delay within which a share RELIABILITY of the delivered blocks is
+        there, the throughput, and the bit or the transport block error rate."""
+        return qos.delay_quantile_ms(RELIABILITY), qos.throughput_mbps, qos.bler if self.errors == "packet" else qos.ber
 
     @property
     def required(self) -> tuple[float, float, float]:
@@ -110,7 +117,7 @@ class Task:
         """u: the request, the tools that are present, the state of the link and the targets."""
         return (f"{self.request} {orchestration.describe_tools(self.scenario)} "
                 f"{orchestration.describe_link(self.scenario)} "
-                f"{orchestration.describe_targets(self.delay_ms, self.throughput_mbps, self.ber)}")
+                f"{orchestration.describe_targets(self.delay_ms, self.throughput_mbps, self.ber, self.errors)}")
 
     def response(self, workflow: Workflow, think: bool = True) -> str:
         """a: the think part, if wanted, then `workflow` in structured natural language."""
@@ -134,10 +141,9 @@ def candidates(seed: int) -> Iterator[Task]:
         throughput = _nearest(RATES_MBPS, low * (high / low) ** rng.random())
         budget = float(row["packet_delay_budget_ms"]) * rng.uniform(0.05, 0.20)
         delay = _nearest(DELAYS_MS, min(budget, MAX_DELAY_MS))
-        ber = max(float(row["error_rate"]), MIN_BER)
         scenario = draw_scenario(rng)
         request = phrase(rng, row["service"])
-        yield Task(row["service"], request, scenario, delay, throughput, ber)
+        yield Task(row["service"], request, scenario, delay, throughput, float(row["error_rate"]), errors="packet")
 
 
 def draw_scenario(rng: random.Random) -> Scenario:
@@ -203,8 +209,10 @@ def from_dict(row: dict[str, Any]) -> Task:
     task = Task(**row | {"scenario": Scenario(**scenario), "witness": Workflow(**witness) if witness else None})
     for name in ("delay_ms", "throughput_mbps", "ber"):
         value = getattr(task, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
             raise ValueError(f"{name} = {value!r}: expected a number > 0")
+    if task.errors not in ("bit", "packet"):
+        raise ValueError(f"errors = {task.errors!r}: expected 'bit' or 'packet'")
     return task
 
 

@@ -1,7 +1,8 @@
 """python -m experiments.train_deeprx --run-dir DIR [--size deeprx-small] [--steps N]: train the neural receiver on the twin's own chain.
 
 Slots with mixed modulations, SNR, receive antennas, pilots, numerologies, delay spreads and speeds, drawn anew in every step from
-the channel profiles TRAINED; judged on slots of HELD_OUT. The loss is the binary cross-entropy of the coded bits. Everything random
+the channel profiles TRAINED; judged on slots of HELD_OUT. Grants of NUM_PRB, for speed: the network is convolutional and serves any
+width, and the edge of so narrow a grant is seen often. The loss is the binary cross-entropy of the coded bits. Everything random
 follows from the step's number, so that a run that was killed goes on as if it had not been: on one thread to the last bit, while
 several sum in no fixed order. Writes the weights that the twin loads (twin/weights), the configuration and the loss curve.
 """
@@ -22,6 +23,7 @@ TRAINED = ("tdl-a", "tdl-c", "tdl-e", "cdl-a", "rayleigh")
 HELD_OUT = ("tdl-b", "tdl-d", "cdl-c")
 CENTRE_DB = {2: 1.0, 4: 8.0, 6: 14.0, 8: 20.0}  # where coded transmission at medium rates works, by bits per symbol
 SPAN_DB = (-6.0, 12.0)
+NUM_PRB = 4
 MAX_DOPPLER = 0.3  # of a slot
 STEPS = {"deeprx-small": 6000, "deeprx": 4500}  # of the shipped weights
 HELD_OUT_BATCHES = 8
@@ -30,35 +32,44 @@ CONFIG = dict(groups=4, slots_per_group=16, learning_rate=2e-3, warmup_steps=100
 
 
 def draw(rng: np.random.Generator, channels: tuple[str, ...], num_slots: int, num_rx: int):
-    """Slots of one random link: y [R, S, E], h [R, S, E], noise variance, bits [S, E, 8], DM-RS symbols, bits per symbol."""
-    from twin import coding, deeprx
-    from twin.channel import realise, residual_interference
-    from twin.grid import NUM_SC
-    from twin.physical import ChannelState
-    from twin.spec import SYMBOLS_PER_SLOT, slot_ms
+    """Slots of one random link: what the network observes, and the data symbols' bits [S, T - D, F, MAX_BITS], of which the first
+    bits_per_symbol are sent."""
+    from twin import Scenario, Workflow
+    from twin.chain import deeprx
+    from twin.chain.channel import realise
+    from twin.chain.detection import transmit
+    from twin.chain.estimation import noise_variance, pilots_received
+    from twin.chain.grid import DMRS_SYMBOLS, data_symbols, frequencies_hz, symbol_times_s
+    from twin.chain.qam import constellation
+    from twin.physical import SPEED_OF_LIGHT_MPS, physical
+    from twin.spec import SUBCARRIERS_PER_PRB, slot_ms
 
     m, num_dmrs, scs_khz = int(rng.choice((2, 4, 6, 8))), int(rng.integers(1, 3)), int(rng.choice((15, 30, 60)))
     doppler_hz = round(rng.uniform(0, MAX_DOPPLER) / slot_ms(scs_khz) * 1e3, 1)
-    state = ChannelState(str(rng.choice(channels)), num_rx, 1, delay_spread_ns=round(10 ** rng.uniform(1, 3), 1), doppler_hz=doppler_hz, scs_khz=scs_khz)
-    snr_db = CENTRE_DB[m] + rng.uniform(*SPAN_DB) - 10 * np.log10(num_rx)
-    variance = np.float32(10 ** (-snr_db / 10) + residual_interference(state))
-    h = realise(state, num_slots, int(rng.integers(1 << 31)))[:, 0]
-    bits = rng.integers(0, 2, (num_slots, SYMBOLS_PER_SLOT * NUM_SC, deeprx.MAX_BITS), dtype=np.int8)
-    sent = deeprx.transmitted(coding.constellation(m)[bits[..., :m] @ (1 << np.arange(m)[::-1])], num_dmrs)
-    noise = rng.standard_normal((*h.shape, 2), dtype=np.float32).view(np.complex64)[..., 0] * np.float32(np.sqrt(0.5))
-    return h * sent + np.sqrt(variance) * noise, h, variance, bits, num_dmrs, m
+    scenario = Scenario(
+        channel=str(rng.choice(channels)), num_tx_ant=1, num_rx_ant=num_rx, delay_spread_ns=round(10 ** rng.uniform(1, 3), 1),
+        speed_mps=doppler_hz * SPEED_OF_LIGHT_MPS / 3.5e9, carrier_ghz=3.5, snr_db=CENTRE_DB[m] + rng.uniform(*SPAN_DB) - 10 * np.log10(num_rx))
+    point = physical(scenario, Workflow(num_prb=NUM_PRB, scs_khz=scs_khz, bits_per_symbol=m, num_dmrs=num_dmrs, detector="deeprx"))
+    variance, symbols, num_sc = noise_variance(point, (1.0,)), data_symbols(num_dmrs), NUM_PRB * SUBCARRIERS_PER_PRB
+    h = realise(point.state, num_slots, int(rng.integers(1 << 31)), symbol_times_s(scs_khz), frequencies_hz(NUM_PRB, scs_khz))
+    bits = rng.integers(0, 2, (num_slots, len(symbols), num_sc, deeprx.MAX_BITS), dtype=np.int8)
+    sent = constellation(m)[bits[..., :m] @ (1 << np.arange(m)[::-1])].reshape(num_slots, -1)
+    noise = rng.standard_normal((num_slots, num_rx, h.shape[3], num_sc, 2), dtype=np.float32).view(np.complex64)[..., 0]
+    noise *= np.float32(np.sqrt(0.5))
+    y = transmit(h, sent, noise, np.sqrt(variance), symbols)
+    pilots = pilots_received(h, noise[:, :, list(DMRS_SYMBOLS[num_dmrs])], np.sqrt(variance), num_dmrs)
+    return deeprx.observe(y, pilots, variance, m), bits, m
 
 
 def batch(rng: np.random.Generator, channels: tuple[str, ...], groups: int, slots_per_group: int):
     """What the network observes, the bits [B, T, F, 8] and which of them were sent as data, [B, T, F, 8] float32."""
-    from twin import deeprx
-
     num_rx, parts = int(rng.choice((1, 2, 2, 4))), []
     for _ in range(groups):
-        y, _, variance, bits, num_dmrs, m = draw(rng, channels, slots_per_group, num_rx)
-        observed = deeprx.observe(y, variance, num_dmrs, m)
+        observed, sent_bits, m = draw(rng, channels, slots_per_group, num_rx)
         data = observed[3]
-        parts.append((*observed, bits.reshape(*data.shape, -1).astype(np.float32), data[..., None] * (np.arange(deeprx.MAX_BITS) < m).astype(np.float32)))
+        bits = np.zeros((*data.shape, sent_bits.shape[-1]), np.float32)
+        bits[data > 0] = sent_bits.reshape(-1, sent_bits.shape[-1])
+        parts.append((*observed, bits, data[..., None] * (np.arange(bits.shape[-1]) < m).astype(np.float32)))
     *observed, bits, sent = (np.concatenate(arrays) for arrays in zip(*parts))
     return tuple(observed), bits, sent
 
@@ -79,7 +90,7 @@ def train(size: str, num_steps: int, run_dir: Path, validate_every: int = 250) -
     from safetensors.numpy import load_file, save
     from tqdm import tqdm
 
-    from twin import deeprx
+    from twin.chain import deeprx
 
     rate = keras.optimizers.schedules.CosineDecay(0.0, num_steps, warmup_target=CONFIG["learning_rate"], warmup_steps=CONFIG["warmup_steps"])
     optimizer = keras.optimizers.AdamW(rate, weight_decay=CONFIG["weight_decay"], clipnorm=CONFIG["clip_norm"])
@@ -130,7 +141,8 @@ def train(size: str, num_steps: int, run_dir: Path, validate_every: int = 250) -
 
 def configuration(size: str, num_steps: int) -> dict:
     """All that the weights depend on, as config.json holds it."""
-    config = CONFIG | dict(size=size, steps=num_steps, trained=TRAINED, held_out=HELD_OUT, span_db=SPAN_DB, max_doppler=MAX_DOPPLER)
+    config = CONFIG | dict(size=size, steps=num_steps, trained=TRAINED, held_out=HELD_OUT, span_db=SPAN_DB, max_doppler=MAX_DOPPLER,
+                           num_prb=NUM_PRB)
     return json.loads(json.dumps(config))
 
 

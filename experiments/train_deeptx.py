@@ -16,29 +16,34 @@ from experiments.files import whole
 
 TRAINED = ("tdl-a", "tdl-c", "tdl-e", "cdl-a")
 HELD_OUT = ("tdl-b", "tdl-d", "cdl-c")
-CONFIG = dict(links=1500, held_out_links=200, slots=8, steps=6000, batch=128, learning_rate=2e-3, max_doppler_hz=600, seed=0)
+CONFIG = dict(links=4000, held_out_links=200, slots=8, steps=30000, batch=128, learning_rate=2e-3, max_doppler_hz=600,
+              snr_db=(-5.0, 30.0), num_prb=(1, 2, 4, 8, 16), seed=0)
 
 
-def link(rng: np.random.Generator, channels: tuple[str, ...], num_slots: int):
-    """Estimates [rx, tx, S, P, F] and the channel to predict [rx, tx, S, F] of one random link, and its Doppler per slot."""
-    from twin.channel import realise
-    from twin.grid import NUM_SC
+def link(rng: np.random.Generator, channels: tuple[str, ...], num_slots: int, snr_db: float | None = None):
+    """Estimates [rx, tx, S, P, F] and the channel to predict [rx, tx, S, F] of one random link, and its Doppler per slot.
+
+    snr_db: of the link; drawn if it is not given
+    """
+    from twin.chain.channel import realise
+    from twin.chain.grid import frequencies_hz
+    from twin.chain.precoding import PAST_SLOTS, SOUNDING_COMB, sounded
     from twin.physical import ChannelState
-    from twin.precoding import PAST_SYMBOLS, SOUNDED, TARGET_SYMBOL, estimates
     from twin.spec import slot_ms
 
     scs_khz, doppler_hz = int(rng.choice((15, 30, 60))), round(CONFIG["max_doppler_hz"] * rng.random() ** 2, 1)
-    state = ChannelState(str(rng.choice(channels)), int(rng.integers(1, 5)), 1, int(rng.integers(2, 5)), "svd",
-                         round(10 ** rng.uniform(1, 3), 1), doppler_hz, scs_khz)
-    seed = int(rng.integers(1 << 31))
-    h = realise(state, num_slots, seed, (*PAST_SYMBOLS, TARGET_SYMBOL))
-    h = h.reshape(*h.shape[:3], len(PAST_SYMBOLS) + 1, NUM_SC)
-    return estimates(h[..., :-1, :], seed), h[..., -1, SOUNDED], doppler_hz * slot_ms(scs_khz) * 1e-3
+    num_prb = int(rng.choice(CONFIG["num_prb"]))
+    state = ChannelState(str(rng.choice(channels)), int(rng.integers(1, 5)), int(rng.integers(2, 5)), round(10 ** rng.uniform(1, 3), 1), doppler_hz)
+    drawn_db, seed, slot_s = rng.uniform(*CONFIG["snr_db"]), int(rng.integers(1 << 31)), slot_ms(scs_khz) * 1e-3
+    times_s = (*(-slot_s * slot for slot in PAST_SLOTS), slot_s / 2)
+    h = realise(state, num_slots, seed, times_s, frequencies_hz(num_prb, scs_khz))
+    past = sounded(h[:, :, :, :-1], drawn_db if snr_db is None else snr_db, seed)
+    return past, h[:, :, :, -1, SOUNDING_COMB // 2 :: SOUNDING_COMB].transpose(1, 2, 0, 3), doppler_hz * slot_s
 
 
 def quadratic(past: np.ndarray, target: np.ndarray):
     """The error of weights w is quadratic in them: (x, A [S, P, P], b [S, P], c [S]) with error = w A w* - 2 Re(w b) + c, relative."""
-    from twin.precoding import autocorrelation
+    from twin.chain.precoding import autocorrelation
 
     power = np.mean(np.abs(target) ** 2)
     a = np.einsum("rispf,risqf->spq", past, past.conj(), optimize=True)
@@ -69,7 +74,7 @@ def train(run_dir: Path) -> None:
     from safetensors.numpy import save
     from tqdm import tqdm
 
-    from twin.precoding import CSI_SLOTS, HIDDEN, weights
+    from twin.chain.precoding import CSI_SLOTS, HIDDEN, weights
 
     run_dir.mkdir(parents=True, exist_ok=True)
     x, a, b, c, _ = data(TRAINED, CONFIG["links"], 0)
@@ -111,7 +116,7 @@ def train(run_dir: Path) -> None:
 
 def evaluate(params: dict, held_out) -> dict:
     """Mean relative squared error on the held-out profiles by Doppler shift x slot length: of the prediction and of the latest estimate."""
-    from twin.precoding import CSI_SLOTS, weights
+    from twin.chain.precoding import CSI_SLOTS, weights
 
     x, a, b, c, doppler = held_out
     w, latest = weights(params, x), np.zeros((len(x), CSI_SLOTS))

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from . import Scenario, Twin, Workflow, breakdown, check, describe, parse
-from .delay import data_elements
-from .physical import CODE_LENGTH, effective_rate
-from .theory import awgn_ber, nearest_mcs, rayleigh_ber, table_bler, transport_block_bits
+from . import QoS, Scenario, Twin, Workflow, breakdown, check, describe, parse
+from .theory import awgn_ber, nearest_mcs, rayleigh_ber, table_bler
+from .transport import POLAR_LENGTH, information_bits, num_polar_blocks, polar_info_bits, segmentation
+
+RELIABILITY = 0.99  # of the delay quantile that is printed
 
 
 def read_scenario(path: str) -> Scenario:
@@ -32,25 +33,47 @@ def read_workflow(path: str) -> Workflow:
         return parse(file.read())
 
 
+def describe_block(workflow: Workflow) -> str:
+    """The block of a slot, and how it is cut and coded."""
+    w, size = workflow, f"{information_bits(workflow)} bits"
+    if w.code == "polar":
+        return f"{size} in {num_polar_blocks(w)} polar block(s) of {polar_info_bits(w.code_rate)}, {POLAR_LENGTH} coded"
+    if w.code == "none":
+        return f"{size}, uncoded"
+    seg = segmentation(w)
+    return (f"{size} (TS 38.214 5.1.3.2) in {seg.num_blocks} code block(s) of {seg.info}, {sum(seg.sent)} coded, "
+            f"base graph {seg.base_graph}, Z = {seg.lifting}, {seg.filler} filler bits")
+
+
+def rates(qos: QoS) -> str:
+    """Bit and block error rates, a line each, and what they rest on."""
+    lines = []
+    for name, rate, (low, high), seen in (
+        ("BER", qos.ber, qos.ber_interval, f"{qos.bit_errors:g} of {qos.num_bits} bits"),
+        ("BLER", qos.bler, qos.bler_interval, f"{qos.block_errors:g} of {qos.num_blocks} blocks"),
+    ):
+        lines.append(f"{name:10} {rate:10.2e}   95 % in [{low:.2e}, {high:.2e}], {seen}")
+    return "\n".join(lines)
+
+
 def run(arguments) -> None:
-    """Print the QoS and the delay by module."""
+    """Print the QoS, what is delivered by transmission, and the delay by module."""
     scenario, workflow = read_scenario(arguments.scenario), read_workflow(arguments.workflow)
     check(scenario, workflow, validation=True)
     with Twin(workers=1, cache=arguments.cache, seed=arguments.seed) as twin:
         qos = twin.evaluate([(scenario, workflow)])[0]
-    low, high = qos.bler_interval()
+    print(f"block      {describe_block(workflow)}")
     print(f"throughput {qos.throughput_mbps:10.3f} Mbit/s")
-    print(f"BER        {'<' if qos.ber_is_bound else ' '}{qos.ber:9.2e}   {qos.bit_errors} of {qos.num_bits} bits")
-    bler = qos.block_errors / qos.num_blocks
-    print(f"BLER        {bler:9.2e}   {qos.block_errors} of {qos.num_blocks} blocks, 95 % in [{low:.3f}, {high:.3f}]")
-    per_prb = data_elements(workflow) // workflow.num_prb
-    block = transport_block_bits(workflow.num_prb, per_prb, workflow.bits_per_symbol, workflow.num_layers, workflow.code_rate)
-    print(f"transport block {block} bits (TS 38.214 5.1.3.2), sent {qos.mean_transmissions:.2f} times on average")
-    print(f"delay      {qos.delay_ms:10.4f} ms, of which")
+    print(rates(qos))
+    print(f"sent       {qos.mean_transmissions:10.2f} times on average")
+    for number, (share, ms) in enumerate(zip(qos.delivered, qos.delays_ms), 1):
+        print(f"  after {number}  {100 * share:10.2f} % delivered, {ms:.4f} ms")
+    quantile = qos.delay_quantile_ms(RELIABILITY)
+    print(f"delay      {qos.delay_ms:10.4f} ms, {100 * RELIABILITY:g} % of what is delivered within {quantile:.4f} ms, of which")
     parts = breakdown(scenario, workflow)
     parts["harq"] = qos.delay_ms - sum(parts.values())
     for module, ms in parts.items():
-        print(f"  {module:9}{ms:10.4f} {'#' * round(50 * ms / qos.delay_ms)}")
+        print(f"  {module:10}{ms:10.4f} {'#' * round(50 * ms / qos.delay_ms)}")
 
 
 def reference(scenario: Scenario, workflow: Workflow, snrs_db) -> tuple[str, np.ndarray, np.ndarray] | None:
@@ -65,7 +88,9 @@ def reference(scenario: Scenario, workflow: Workflow, snrs_db) -> tuple[str, np.
         return "BER, closed form", snrs_db, np.array([rayleigh_ber(m, snr, branches) for snr in snrs_db])
     mcs = nearest_mcs(m, workflow.code_rate)
     if workflow.code == "ldpc" and scenario.channel == "awgn" and mcs is not None and mcs >= 3:
-        snr, bler = table_bler(mcs, effective_rate(workflow) * CODE_LENGTH)
+        code = segmentation(workflow)
+        snr, bler = table_bler(mcs, code.info)
+        bler = 1 - (1 - bler) ** code.num_blocks
         counted = bler > 1e-4  # the tables' resolution
         return f"BLER, Sionna's table, MCS {mcs}", (snr - gain_db)[counted], bler[counted]
     return None
@@ -80,14 +105,13 @@ def sweep(arguments) -> None:
     snrs_db = np.arange(start, stop + step / 2, step)
     pairs = [(replace(scenario, snr_db=snr), workflow) for snr in snrs_db]
     check(*pairs[0], validation=True)
-    budget = dict(max_blocks=arguments.max_blocks, enough_block_errors=100, enough_bits=1 << 40)
+    budget = dict(max_blocks=arguments.max_blocks, enough_block_errors=100)
     with Twin(workers=arguments.workers, cache=arguments.cache, seed=arguments.seed, **budget) as twin:
         answers = twin.evaluate(pairs)
-    print(" SNR/dB       BER      BLER  95 % interval    blocks")
+    print(" SNR/dB       BER  95 % interval             BLER  95 % interval          blocks")
     for snr, q in zip(snrs_db, answers):
-        low, high = q.bler_interval()
-        sign, bler = "<" if q.ber_is_bound else " ", q.block_errors / q.num_blocks
-        print(f"{snr:7.2f} {sign}{q.ber:9.2e} {bler:9.2e}  [{low:.3f}, {high:.3f}] {q.num_blocks:8d}")
+        (ber_low, ber_high), (low, high) = q.ber_interval, q.bler_interval
+        print(f"{snr:7.2f} {q.ber:9.2e}  [{ber_low:.2e}, {ber_high:.2e}] {q.bler:9.2e}  [{low:.2e}, {high:.2e}] {q.num_blocks:6d}")
     draw(scenario, workflow, snrs_db, answers, arguments.out)
     print(arguments.out)
 
@@ -100,20 +124,17 @@ def draw(scenario, workflow, snrs_db, answers, path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     seen = np.array([not q.ber_is_bound for q in answers])
-    bler = np.array([q.block_errors / q.num_blocks for q in answers])
-    ber, spread = np.array([(q.ber, 1.96 * q.ber_stderr) for q in answers]).T
-    low, high = np.transpose([q.bler_interval() for q in answers])
-    below_bler, above_bler = np.clip((bler - low, high - bler), 0, 1)
-    for name, rate, below, above, bound in (
-        ("BLER", bler, below_bler, above_bler, bler + above_bler),
-        ("BER", ber, np.minimum(spread, 0.999 * ber), spread, ber),
-    ):
-        line = axes.errorbar(snrs_db[seen], rate[seen], yerr=(below[seen], above[seen]), fmt="o-", capsize=3, label=f"{name}, 95 %")
-        axes.plot(snrs_db[~seen], bound[~seen], "v", mfc="none", color=line[0].get_color(), label=f"{name} below: no error seen")
+    for name in ("bler", "ber"):
+        rate = np.array([getattr(q, name) for q in answers])
+        low, high = np.transpose([getattr(q, f"{name}_interval") for q in answers])
+        bars = np.clip([rate - low, high - rate], 0, None)[:, seen]
+        line = axes.errorbar(snrs_db[seen], rate[seen], yerr=bars, fmt="o-", capsize=3, label=f"{name.upper()}, 95 %")
+        label = f"{name.upper()} below: no error seen"
+        axes.plot(snrs_db[~seen], high[~seen], "v", mfc="none", color=line[0].get_color(), label=label)
     if known := reference(scenario, workflow, snrs_db):
         axes.plot(known[1], known[2], "k--", marker=".", label=known[0])
     axes.set(xlim=(snrs_db[0] - 0.5, snrs_db[-1] + 0.5), xlabel="Es/N0 per receive antenna, dB", ylabel="error rate")
-    axes.set(yscale="log", ylim=(10 ** np.floor(np.log10(ber.min())), 1.5))
+    axes.set(yscale="log", ylim=(10 ** np.floor(np.log10(min(q.ber for q in answers))), 1.5))
     w = workflow
     axes.set_title(f"{scenario.channel}, {w.bits_per_symbol} bits/symbol, {w.code} {w.code_rate:g}, {w.num_layers} layer(s)")
     axes.grid(True, which="both", alpha=0.3)

@@ -1,17 +1,21 @@
 """Worker processes: points in, counts out, in whatever order they finish.
 
-Workers are started with a socket of their own and nothing else inherited; the parent never imports TensorFlow. A worker
-that dies is replaced and the point it was at is tried once more; a point that kills two workers becomes an error.
+Workers are started with a socket of their own and nothing else inherited; the parent never imports
+TensorFlow. A worker that dies or hangs is replaced and the point it was at is tried once more; a point that
+costs two workers becomes an error. A worker hangs when it owes a message and says nothing for too long.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,9 +25,16 @@ from pathlib import Path
 from .physical import Counts, Point, Settings
 
 CHUNK = 16  # points per message: about 0.1 s of work
+COMMAND = (sys.executable, "-m", "twin.worker")
 MAX_FAILED_STARTS = 3
+POINT_LIMIT_S = 300.0  # far above any point, what it compiles included
+START_LIMIT_S = 120.0
+MESSAGE_LIMIT_S = 30  # for the rest of a message that has begun
+KILL_LIMIT_S = 10.0  # a process inside a system call that does not return is left to die by itself
+LONGEST_WAIT_S = 3600.0
 QUIET_AND_SINGLE_THREADED = {
-    "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
 }
 
 
@@ -32,7 +43,7 @@ class TwinError(RuntimeError):
 
 
 def share(jobs: Iterable, num_workers: int, point_of: Callable[..., Point]) -> list[deque]:
-    """A queue of jobs for every worker; those of one channel state go to one worker, which keeps its realisations."""
+    """A queue of jobs for every worker; one worker gets all of a channel state and keeps its realisations."""
     queues = [deque() for _ in range(num_workers)]
     for job in jobs:
         queues[zlib.crc32(repr(point_of(job).state).encode()) % num_workers].append(job)
@@ -48,10 +59,14 @@ def take(queues: list[deque], slot: int) -> list:
 
 
 class _Worker:
-    """One process, its connection, and the jobs it was sent and has not answered yet."""
+    """One process, its connection, the jobs it has not answered yet, and when its next message is due."""
 
-    def __init__(self, command: list[str], settings: Settings, seed: int):
+    def __init__(self, command, settings: Settings, seed: int, point_limit_s: float, start_limit_s: float):
+        self.point_limit_s = self.limit_s = point_limit_s
+        self.due = time.monotonic() + start_limit_s
         ours, theirs = socket.socketpair()
+        for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # it may stop in the middle of a message
+            ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("@ll", MESSAGE_LIMIT_S, 0))
         self.log = tempfile.TemporaryFile()
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -62,20 +77,41 @@ class _Worker:
         )
         theirs.close()
         self.connection = Connection(ours.detach())
-        self.connection.send((settings, seed))
+        with contextlib.suppress(OSError):  # it died: its end of file is read next
+            self.connection.send((settings, seed))
         self.jobs: deque = deque()
-        self.ready = self.busy = False
+        self.ready = self.busy = self.overdue = False
 
     def send(self, kind: str, jobs) -> None:
         self.jobs, self.busy = deque(jobs) if kind == "run" else deque(), True
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: its end of file is read next
+        num_points = max(1, len(jobs)) if kind == "warm" else 1  # to its next message
+        self.limit_s = num_points * self.point_limit_s
+        if self.ready:
+            self.heard()
+        with contextlib.suppress(OSError):  # it died or hangs: end of file comes next, or time runs out
             self.connection.send((kind, list(jobs)))
 
-    def stop(self) -> None:
+    def heard(self) -> None:
+        """It is alive, and its next message due a limit from now."""
+        self.due = time.monotonic() + self.limit_s
+
+    @property
+    def owes(self) -> bool:
+        """It owes a message: that it is ready, or what came of its jobs."""
+        return self.busy or not self.ready
+
+    def hangs(self) -> bool:
+        """Its message is overdue and not there to be read, however long ago we last looked."""
+        return self.owes and time.monotonic() >= self.due and not self.connection.poll()
+
+    def stop(self) -> str:
+        """End the process, also one that is stopped, and say what was wrong with it."""
         self.connection.close()
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(KILL_LIMIT_S)
         self.log.close()
+        return "no answer in time" if self.overdue else f"exit status {self.process.returncode}"
 
     def last_words(self) -> str:
         """The end of what it wrote to stderr, TensorFlow's greetings included."""
@@ -86,26 +122,35 @@ class _Worker:
 class Pool:
     """`num_workers` processes that simulate points under one seed and one Settings.
 
-    `command` starts one; the number of its socket is appended. What a worker says and hears: see twin.worker.
+    command: starts one; the number of its socket is appended. What a worker says and hears: see twin.worker.
+    point_limit_s: a worker that needs longer for a point is killed; those of one `warm` have it together
+    start_limit_s: the same to start
     """
 
-    def __init__(self, num_workers: int, settings: Settings, seed: int, command=(sys.executable, "-m", "twin.worker")):
+    def __init__(
+        self, num_workers: int, settings: Settings, seed: int, command=COMMAND,
+        point_limit_s: float = POINT_LIMIT_S, start_limit_s: float = START_LIMIT_S,
+    ):
+        if not (point_limit_s > 0 and start_limit_s > 0):
+            raise ValueError(f"Pool: expected limits above 0 s, got {point_limit_s!r} and {start_limit_s!r}")
         self.num_workers, self.settings, self.seed, self.command = num_workers, settings, seed, command
+        self.point_limit_s, self.start_limit_s = point_limit_s, start_limit_s
         self.workers: dict[int, _Worker] = {}  # by slot 0 .. num_workers - 1
         self.traces: dict[int, int] = {}  # process id -> compiled stages traced so far
         self.failed_starts = 0
 
     def start(self) -> None:
-        """Start the processes that are missing; they import TensorFlow while the caller goes on."""
+        """Start the processes that are missing; they import what they need while the caller goes on."""
         for slot in set(range(self.num_workers)) - set(self.workers):
-            self.workers[slot] = _Worker(self.command, self.settings, self.seed)
+            limits = self.point_limit_s, self.start_limit_s
+            self.workers[slot] = _Worker(self.command, self.settings, self.seed, *limits)
 
     def close(self) -> None:
         for slot in list(self.workers):
             self._stop(slot)
 
-    def _stop(self, slot: int) -> None:
-        self.workers.pop(slot).stop()
+    def _stop(self, slot: int) -> str:
+        return self.workers.pop(slot).stop()
 
     def num_traces(self) -> int:
         """How many compiled stages the workers have traced so far."""
@@ -113,21 +158,22 @@ class Pool:
             self._settle()
         return sum(self.traces.values())
 
-    def warm(self, signatures: list[tuple]) -> None:
-        """Compile these stages (see Point.signatures) in every worker, and wait for it."""
+    def warm(self, points: list[Point]) -> None:
+        """Simulate these points in every worker, for what that compiles, and wait for it."""
         self._settle()
         for worker in self.workers.values():
-            worker.send("warm", signatures)
+            worker.send("warm", points)
         self._settle()
 
     def run(self, points: list[Point]) -> Iterator[tuple[Point, Counts | TwinError, float]]:
         """Yield (point, counts or error, seconds) for each of the distinct points as they finish.
 
-        Points of one channel state go to one worker, which keeps its realisations, unless another one runs out of work.
+        Points of one channel state go to one worker, which keeps its realisations, unless another one runs
+        out of work.
         """
         self._settle()
         queues = share(enumerate(points), self.num_workers, lambda job: job[1])
-        deaths, remaining = {}, len(points)
+        ends, remaining = {}, len(points)  # how the workers that had a job ended
         while remaining:
             self.start()
             for slot, worker in self.workers.items():
@@ -136,39 +182,54 @@ class Pool:
             for slot, message in self._messages():
                 worker = self.workers[slot]
                 if message is None:
-                    self._stop(slot)
+                    end = self._stop(slot)
                     queues[slot].extendleft(reversed(worker.jobs))
                     if worker.ready and worker.jobs:
                         job, point = worker.jobs[0]
-                        deaths[job] = deaths.get(job, 0) + 1
-                        if deaths[job] == 2:
+                        ends.setdefault(job, []).append(end)
+                        if len(ends[job]) == 2:
                             queues[slot].popleft()
                             remaining -= 1
-                            yield point, TwinError(f"{point}: killed its worker twice"), 0.0
+                            text = f"{point}: killed its worker twice ({', '.join(ends[job])})"
+                            yield point, TwinError(text), 0.0
                 elif message[0] not in ("ready", "idle"):
                     _, answer, seconds = message
                     _, point = worker.jobs.popleft()
                     remaining -= 1
-                    yield point, TwinError(f"{point}: {answer}") if isinstance(answer, str) else answer, seconds
+                    answer = TwinError(f"{point}: {answer}") if isinstance(answer, str) else answer
+                    yield point, answer, seconds
 
     def _messages(self):
-        """Wait for messages of the workers, by slot; None stands for a worker that died."""
+        """Wait for messages of the workers, by slot; None stands for a worker that died or hangs."""
         slots = {worker.connection: slot for slot, worker in self.workers.items()}
-        for connection in wait(list(slots)):
-            worker = self.workers[slots[connection]]
-            try:
-                message = connection.recv()
-            except (EOFError, OSError):
-                message = None
-            if message is None and not worker.ready:
-                self.failed_starts += 1
-                if self.failed_starts == MAX_FAILED_STARTS:
-                    raise TwinError(f"workers do not start ({' '.join(self.command)}):\n{worker.last_words()}")
-            elif message == ("ready",):
-                worker.ready, self.failed_starts = True, 0
-            elif message and message[0] == "idle":
-                worker.busy, self.traces[worker.process.pid] = False, message[1]
-            yield slots[connection], message
+        due = min((worker.due for worker in self.workers.values() if worker.owes), default=math.inf)
+        for connection in wait(list(slots), min(max(0.0, due - time.monotonic()), LONGEST_WAIT_S)):
+            yield slots[connection], self._message(self.workers[slots[connection]])
+        for slot, worker in list(self.workers.items()):
+            if worker.hangs():
+                worker.overdue = True
+                yield slot, self._lost(worker)
+
+    def _message(self, worker: _Worker):
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError) as error:
+            worker.overdue = isinstance(error, BlockingIOError)
+            return self._lost(worker)
+        worker.heard()
+        if message == ("ready",):
+            worker.ready, self.failed_starts = True, 0
+        elif message[0] == "idle":
+            worker.busy, self.traces[worker.process.pid] = False, message[1]
+        return message
+
+    def _lost(self, worker: _Worker) -> None:
+        """Count a worker that did not come to be ready; raises TwinError when none of several did."""
+        self.failed_starts += not worker.ready
+        if self.failed_starts == MAX_FAILED_STARTS:
+            self.failed_starts = 0
+            how = f" in {self.start_limit_s:g} s" if worker.overdue else ""
+            raise TwinError(f"workers do not start{how} ({' '.join(self.command)}):\n{worker.last_words()}")
 
     def _settle(self) -> None:
         """Start what is missing and let workers finish what an interrupted call left them with."""

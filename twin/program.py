@@ -27,6 +27,7 @@ MAX_CHARS = 4096
 MAX_LINES = 64
 MAX_DIGITS = 20  # a float64 written out has 17
 MAX_SIGNS = 16
+MAX_MESSAGE_CHARS = 200
 DEFAULT = Workflow()
 
 _COMMENT = re.compile(r"#[^\n]*")
@@ -38,10 +39,24 @@ _WORD = re.compile(r"[A-Za-z_]+")
 def parse(text: str) -> Workflow:
     """Read a program.
 
-    Raises WorkflowError, with the line and what is wrong, for everything that is not exactly one call of every tool (none
-    or one of optional tools) with exactly its arguments and values that a Workflow accepts. Size, alphabet, nesting and
-    numbers are limited before the text reaches the parser, so that time and memory are bounded for any input.
+    Raises WorkflowError, with the line and what is wrong, for everything that is not exactly one call of
+    every tool (none or one of optional tools) with exactly its arguments and values that a Workflow accepts.
+    Size, alphabet, nesting and numbers are limited before the text reaches the parser, so that time and
+    memory are bounded for any input; so is the message, one printable line of at most MAX_MESSAGE_CHARS.
     """
+    try:
+        return _read(text)
+    except WorkflowError as error:
+        raise WorkflowError(_shown(str(error))) from None
+
+
+def _shown(message: str) -> str:
+    """The message cut to its limit, with what cannot be printed escaped."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[: MAX_MESSAGE_CHARS + 1])
+    return shown if len(shown) <= MAX_MESSAGE_CHARS else shown[: MAX_MESSAGE_CHARS - 3] + "..."
+
+
+def _read(text: str) -> Workflow:
     text = _limited(text)
     try:
         with warnings.catch_warnings():
@@ -65,12 +80,13 @@ def parse(text: str) -> Workflow:
 
 
 def render(workflow: Workflow) -> str:
-    """Write the program that `parse` reads back as the same workflow. Optional calls that change nothing are left out."""
+    """Write the program that `parse` reads back as the same workflow, less calls that change nothing."""
     lines = []
     for tool in TOOLS:
         values = {a: getattr(workflow, a.field) for a in tool.arguments}
         if not tool.optional or any(value != getattr(DEFAULT, a.field) for a, value in values.items()):
-            lines.append(f"{tool.name}({', '.join(f'{a.name}={_literal(value)}' for a, value in values.items())})")
+            arguments = ", ".join(f"{a.name}={_literal(value)}" for a, value in values.items())
+            lines.append(f"{tool.name}({arguments})")
     return "\n".join(lines)
 
 
@@ -79,7 +95,7 @@ def _literal(value) -> str:
 
 
 def _limited(text) -> str:
-    """The text without comments, if nothing in it can burden the parser: no nesting, operators, keywords, long numbers."""
+    """The text without comments, if it has no nesting, operators, keywords or long numbers."""
     if not isinstance(text, str):
         raise WorkflowError(f"line 1: expected text, got {type(text).__name__}")
     if len(text) > MAX_CHARS:
@@ -120,7 +136,8 @@ def _call(statement) -> tuple[str, dict]:
     values = {}
     for given in call.keywords:
         if given.arg not in fields:
-            raise WorkflowError(f"{at}: {tool.name} has no argument {str(given.arg)[:40]} ({', '.join(fields)})")
+            name = str(given.arg)[:40]
+            raise WorkflowError(f"{at}: {tool.name} has no argument {name} ({', '.join(fields)})")
         if fields[given.arg] in values:
             raise WorkflowError(f"{at}: {tool.name} is given {given.arg} twice")
         values[fields[given.arg]] = _constant(given.value, f"{at}: {tool.name}({given.arg}=...)")
@@ -134,6 +151,8 @@ def _constant(node, at) -> int | float | str:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         sign, node = -1, node.operand
     value = node.value if isinstance(node, ast.Constant) else None
+    if type(value) is int and value >= 10**MAX_DIGITS:  # hexadecimal: Python refuses to print a long one
+        raise WorkflowError(f"{at}: a number has more than {MAX_DIGITS} digits")
     if type(value) in (int, float):
         return sign * value
     if type(value) is str and sign == 1:

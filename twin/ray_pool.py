@@ -1,46 +1,52 @@
-"""The pool over a Ray cluster: `Twin(workers=32, pool=RayPool)`. Needs the extra `ray`, and this package on every node.
+"""The pool over a Ray cluster: `Twin(workers=32, pool=RayPool)`. Needs the extra `ray`, and this package on
+every node.
 
-One actor a worker, spread over the nodes, with a pool of one process of its own: what kills a simulation is met there, as on
-one machine (see twin.pool), and what is left to do here is to hand out points and to outlive a node.
+One actor a worker, spread over the nodes, with a pool of one process of its own: what kills or hangs a
+simulation is met there, as on one machine (see twin.pool), and what is left to do here is to hand out points
+and to outlive a node.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import ray
 from ray.exceptions import RayActorError
 
 from .physical import Counts, Point, Settings
-from .pool import Pool, TwinError, share, take
+from .pool import COMMAND, POINT_LIMIT_S, START_LIMIT_S, Pool, TwinError, share, take
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, scheduling_strategy="SPREAD")
 class _Node:
     """A pool of one worker, somewhere in the cluster; restarted elsewhere when its node is lost."""
 
-    def __init__(self, settings: Settings, seed: int, command):
-        self.pool = Pool(1, settings, seed, command)
+    def __init__(self, settings: Settings, seed: int, command, point_limit_s: float, start_limit_s: float):
+        self.pool = Pool(1, settings, seed, command, point_limit_s, start_limit_s)
         self.pool.start()
 
     def run(self, points: list[Point]) -> list[tuple[Point, Counts | TwinError, float]]:
         return list(self.pool.run(points))
 
-    def warm(self, signatures: list[tuple]) -> None:
-        self.pool.warm(signatures)
+    def warm(self, points: list[Point]) -> None:
+        self.pool.warm(points)
 
     def num_traces(self) -> int:
         return self.pool.num_traces()
 
 
 class RayPool:
-    """The methods of `twin.pool.Pool` over the Ray cluster at hand: the one this process is connected to, else the one that
-    `ray.init` finds, else a local one. The cluster needs `num_workers` free CPUs; with fewer, the first to come do the work.
+    """The methods and arguments of `twin.pool.Pool` over the Ray cluster at hand: the one this process is
+    connected to, else the one that `ray.init` finds, else a local one. The cluster needs `num_workers` free
+    CPUs; with fewer, the first to come do the work.
     """
 
-    def __init__(self, num_workers: int, settings: Settings, seed: int, command=(sys.executable, "-m", "twin.worker")):
-        self.num_workers, self.arguments = num_workers, (settings, seed, command)
+    def __init__(
+        self, num_workers: int, settings: Settings, seed: int, command=COMMAND,
+        point_limit_s: float = POINT_LIMIT_S, start_limit_s: float = START_LIMIT_S,
+    ):
+        self.num_workers = num_workers
+        self.arguments = settings, seed, command, point_limit_s, start_limit_s
         self.nodes: list = []
 
     def start(self) -> None:
@@ -56,19 +62,20 @@ class RayPool:
     def num_traces(self) -> int:
         return sum(ray.get([node.num_traces.remote() for node in self.nodes]))
 
-    def warm(self, signatures: list[tuple]) -> None:
-        """Compile these stages in every worker, and wait for it."""
+    def warm(self, points: list[Point]) -> None:
+        """Simulate these points in every worker, for what that compiles, and wait for it."""
         self.start()
-        ray.get([node.warm.remote(signatures) for node in self.nodes])
+        ray.get([node.warm.remote(points) for node in self.nodes])
 
     def run(self, points: list[Point]) -> Iterator[tuple[Point, Counts | TwinError, float]]:
         """Yield (point, counts or error, seconds) for each of the distinct points as chunks of them finish.
 
-        A worker gets points once it has answered that it is there; the points of one that was lost go to the others.
+        A worker gets points once it has answered that it is there; the points of one that was lost go to the
+        others.
         """
         self.start()
         queues = share(points, self.num_workers, lambda point: point)
-        there = {self._greet(slot): (slot, []) for slot in range(self.num_workers)}  # what is awaited: slot, its chunk
+        there = {self._greet(slot): (slot, []) for slot in range(self.num_workers)}  # awaited: (slot, chunk)
         idle, remaining = set(), len(points)
         while remaining:
             (done,), _ = ray.wait(list(there))

@@ -1,5 +1,5 @@
 """What is known without simulating: closed forms for uncoded Gray QAM, Sionna's own tables for the LDPC code in AWGN, and
-the transport blocks and modulation and coding schemes of TS 38.214."""
+the modulation and coding schemes of TS 38.214."""
 
 from __future__ import annotations
 
@@ -17,29 +17,6 @@ MCS_TABLE_1 = (
     *((4, r) for r in (340, 378, 434, 490, 553, 616, 658)),
     *((6, r) for r in (438, 466, 517, 567, 616, 666, 719, 772, 822, 873, 910, 948)),
 )
-# TS 38.214 table 5.1.3.2-1: transport blocks of up to 3824 bits, in steps of 8, 16, ... between these sizes
-_SMALL_BLOCKS = sorted(
-    {*range(24, 193, 8), *range(208, 385, 16), *range(408, 577, 24), *range(608, 769, 32), *range(808, 929, 40), 984, 1032, 1064,
-     *range(1128, 1353, 32), *range(1416, 1929, 64), *range(2024, 2281, 64), *range(2408, 2857, 64), 2976, 3104,
-     *range(3240, 3753, 128), 3824}
-)
-
-
-def transport_block_bits(num_prb: int, num_data_per_prb: int, bits_per_symbol: int, num_layers: int, code_rate: float) -> int:
-    """Transport block size of a slot (TS 38.214 5.1.3.2); `num_data_per_prb` data resource elements per PRB and layer.
-
-    The twin's throughput counts code_rate x coded bits instead, which differs by the rounding done here.
-    """
-    info = num_prb * min(156, num_data_per_prb) * code_rate * bits_per_symbol * num_layers
-    if info <= 3824:
-        step = 2 ** max(3, math.floor(math.log2(info)) - 6)
-        quantised = max(24, step * math.floor(info / step))
-        return next(size for size in _SMALL_BLOCKS if size >= quantised)
-    step = 2 ** (math.floor(math.log2(info - 24)) - 5)
-    quantised = max(3840, step * math.floor((info - 24) / step + 0.5))
-    largest = 3816 if code_rate <= 1 / 4 else 8424
-    num_blocks = math.ceil((quantised + 24) / largest) if code_rate <= 1 / 4 or quantised > 8424 else 1
-    return 8 * num_blocks * math.ceil((quantised + 24) / (8 * num_blocks)) - 24
 
 
 def _q(x: float) -> float:
@@ -80,15 +57,15 @@ def rayleigh_ber(bits_per_symbol: int, es_n0_db: float, branches: int = 1) -> fl
 
 
 def table_bler(mcs: int, num_info_bits: float) -> tuple[np.ndarray, np.ndarray]:
-    """Es/N0 in dB and BLER of Sionna's PDSCH table 1 (LDPC, 20 iterations of belief propagation, AWGN).
+    """Es/N0 in dB and BLER of a code block in Sionna's PDSCH table 1 (LDPC, 20 iterations of belief propagation, AWGN).
 
-    For code blocks between 500 and 1000 bits, interpolated in log BLER.
+    Interpolated in log BLER between code blocks of 500, 1000 and 2000 bits; a shorter or longer one is taken for the nearest.
     """
     path = Path(find_spec("sionna").submodule_search_locations[0], "sys", "bler_tables", "PDSCH_table1.json")
     entry = json.loads(path.read_text())["category"]["1"]["index"]["1"]["MCS"][str(mcs)]
-    small, large = (np.log(np.maximum(entry["CBS"][size]["BLER"], 1e-5)) for size in ("500", "1000"))
-    share = min(max((num_info_bits - 500) / 500, 0), 1)
-    return np.array(entry["SNR_db"]), np.exp((1 - share) * small + share * large)
+    sizes = (500, 1000, 2000)
+    rows = np.log([np.maximum(entry["CBS"][str(size)]["BLER"], 1e-5) for size in sizes])
+    return np.array(entry["SNR_db"]), np.exp([np.interp(num_info_bits, sizes, column) for column in rows.T])
 
 
 def nearest_mcs(bits_per_symbol: int, code_rate: float) -> int | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .transport import MAX_POLAR_BLOCKS, POLAR_LENGTH, num_polar_blocks
+
 MAX_PRB = 273
 MAX_ANT = 4
-COMPUTE_TIERS_GFLOPS = (2.0, 10.0, 50.0)  # a share of a core, a core or two, an accelerator's share
+# 1e9 operations a second as counted in twin.delay: a 30th, a 6th and most of an AVX-512 core (64)
+COMPUTE_TIERS_GFLOPS = (2.0, 10.0, 50.0)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Tool:
 TOOLS = (
     Tool("grid", "transmit", "Takes num_prb resource blocks at a subcarrier spacing; wider spacing shortens the slot.",
          (Argument("num_prb", "num_prb", low=1, high=MAX_PRB), Argument("scs_khz", "scs_khz", (15, 30, 60, 120))),
-         delay=("slot", "fft")),
+         delay=("alignment", "scheduling", "slot", "fft")),
     Tool("modulate", "transmit", "QAM order and spatial layers; both raise the rate and need more SNR.",
          (Argument("bits_per_symbol", "bits_per_symbol", (2, 4, 6, 8)),
           Argument("num_layers", "num_layers", low=1, high=MAX_ANT)), delay=("demap",)),
@@ -58,10 +61,12 @@ TOOLS = (
          (Argument("num_dmrs", "num_dmrs", (1, 2)),)),
     Tool("precode", "transmit", "svd sends along the channel's strongest directions as they were some slots ago; deeptx predicts them for a channel that moves.",
          (Argument("method", "precoder", ("none", "svd", "deeptx")),), delay=("precode",), optional=True),
-    Tool("harq", "transmit", "Sends a failed block again and combines, up to so many transmissions; each one takes time.",
-         (Argument("transmissions", "num_transmissions", (1, 2, 3, 4)),), delay=("harq",), optional=True),
+    Tool("harq", "transmit", "Sends a failed block again and combines, up to so many transmissions; each one takes time. "
+         "ir sends other parity bits, chase the same bits.",
+         (Argument("transmissions", "num_transmissions", (1, 2, 3, 4)), Argument("combining", "combining", ("ir", "chase"))),
+         delay=("harq",), optional=True),
     Tool("estimate", "receive", "Channel estimation: ls interpolates, lmmse filters noise and costs more.",
-         (Argument("method", "estimator", ("ls-nearest", "ls", "lmmse"), validation=("perfect",)),), delay=("estimate",)),
+         (Argument("method", "estimator", ("ls-nearest", "ls", "lmmse"), validation=("genie", "perfect")),), delay=("estimate",)),
     Tool("detect", "receive", "Separates the layers: mrc (takes the others for noise), zf, lmmse (weighs the noise too), ep and kbest, in order of cost. "
          "deeprx-small and deeprx are neural: they also estimate, for one layer, at a high cost.",
          (Argument("method", "detector", ("mrc", "zf", "lmmse", "ep", "kbest", "deeprx-small", "deeprx")),), delay=("detect",)),
@@ -92,6 +97,9 @@ def refusal(absent: tuple[str, ...], workflow, validation: bool = False) -> str 
     """Why a platform that lacks the modules `absent` cannot run the workflow, or None. See `twin.check`."""
     if is_neural(workflow.detector) and workflow.num_layers > 1:
         return f"detector={workflow.detector!r}: receives one layer, not num_layers={workflow.num_layers}"
+    if workflow.code == "polar" and not 1 <= num_polar_blocks(workflow) <= MAX_POLAR_BLOCKS:
+        return (f"code='polar': the grant has room for {num_polar_blocks(workflow)} blocks of {POLAR_LENGTH} coded bits, "
+                f"expected 1 to {MAX_POLAR_BLOCKS}")
     for tool in TOOLS:
         for argument in tool.arguments:
             value = getattr(workflow, argument.field)

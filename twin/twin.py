@@ -7,16 +7,20 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from .cache import Cache, digest
 from .delay import delay_ms, harq_round_trip_ms, throughput_mbps
 from .physical import Counts, Point, Settings, physical
 from .pool import Pool, TwinError
 from .spec import QoS, Scenario, Workflow, WorkflowError, check
-from .toolbox import BY_FIELD
+from .statistics import bit_limits, error_rates, rate_limits
 
 MEMORY_ROWS = 1 << 18
+FIRST_LOOK = 64  # blocks of a sequential test's first look
+NATIVE_PAIRS = tuple(
+    (Scenario(channel=channel, num_tx_ant=2, num_rx_ant=2), Workflow(num_prb=2, bits_per_symbol=4, num_layers=layers, estimator=estimator))
+    for channel, layers, estimator in (("tdl-a", 1, "ls"), ("cdl-c", 2, "lmmse"), ("rayleigh", 2, "lmmse")))
 
 
 @dataclass
@@ -28,9 +32,32 @@ class Stats:
     memory_hits: int = 0  # distinct simulations found in this process
     disk_hits: int = 0  # found in the cache file
     simulated: int = 0
-    blocks: int = 0  # code blocks simulated
+    blocks: int = 0  # transport blocks simulated
     seconds: float = 0.0  # wall clock inside evaluate
     worker_seconds: float = 0.0  # sum over workers, simulating
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a service asks of a link.
+
+    delay_ms: within which a share `reliability` of the delivered blocks is there
+    ber: bit error rate; bler: transport block error rate, which is what a service's packet error rate is compared with
+    """
+
+    delay_ms: float = math.inf
+    throughput_mbps: float = 0.0
+    ber: float = 1.0
+    bler: float = 1.0
+    reliability: float = 0.99
+
+
+@dataclass(frozen=True)
+class Decision:
+    """met: True, False, or None (undecided) at the risk that `Twin.decide` was given; qos: over all blocks that it took."""
+
+    met: bool | None
+    qos: QoS
 
 
 class Twin:
@@ -40,7 +67,7 @@ class Twin:
     cache: SQLite file that keeps results over runs and between processes; None keeps them in memory only
     seed: of everything random; the same (scenario, workflow, seed, settings) always gives the same QoS
     pool: what runs the simulations: a callable of (workers, settings, seed) whose result has the methods of twin.pool.Pool
-    settings: fields of `twin.Settings`, such as check_node="boxplus-phi" or max_blocks=512
+    settings: fields of `twin.Settings`, such as max_blocks=512 or backend="sionna"
     """
 
     def __init__(self, workers: int = 2, cache: str | os.PathLike | None = None, seed: int = 0, pool=Pool, **settings):
@@ -72,16 +99,14 @@ class Twin:
         self._pool.start()
 
     def warm(self, pairs: Iterable[tuple[Scenario, Workflow]] | None = None) -> None:
-        """Compile in every worker what these pairs need, and wait for it.
+        """Simulate a round of these pairs in every worker, and wait for it: afterwards what they need is compiled.
 
-        By default: LDPC at the toolbox's code rates, all modulations, linear detection. K-Best and expectation propagation
-        take seconds for every number of layers and modulation.
+        By default a pair that uses every native stage, which takes a second or two; native code is compiled once for all workers and
+        runs. What Sionna runs (polar, kbest, ep, the neural receivers) takes seconds more, for every number of layers and modulation.
         """
-        if pairs is None:
-            rates, orders = BY_FIELD["code_rate"].choices, BY_FIELD["bits_per_symbol"].choices
-            pairs = [(Scenario(), Workflow(code_rate=rate, bits_per_symbol=m)) for rate in rates for m in orders]
+        pairs = NATIVE_PAIRS if pairs is None else pairs
         with self._lock:
-            self._pool.warm(sorted(set().union(*(physical(*pair).signatures() for pair in pairs)), key=repr))
+            self._pool.warm([replace(physical(*pair), rounds=(0, 1)) for pair in pairs])
 
     @property
     def traces(self) -> int:
@@ -109,6 +134,38 @@ class Twin:
         if not return_exceptions and (error := next((a for a in answers if isinstance(a, TwinError)), None)):
             raise error
         return answers
+
+    def decide(self, pairs: Sequence[tuple[Scenario, Workflow]], targets: Sequence[Target], risk: float = 0.05,
+               max_blocks: int = 4096) -> list[Decision]:
+        """Whether every pair meets its target, by a sequential test: blocks are doubled from FIRST_LOOK on until the limits of all
+        error rates are on one side of the target, so that few are spent far from it and many near to it.
+
+        A verdict is wrong with a probability of at most `risk` (an equal share of it for every look and every rate); undecided
+        where `max_blocks` do not tell. Raises ValueError for a pair that cannot run, TwinError for a simulation that fails.
+        """
+        if len(pairs) != len(targets):
+            raise ValueError(f"Twin.decide: expected a target for each of {len(pairs)} pairs, got {len(targets)}")
+        if not 0 < risk < 1 or max_blocks < FIRST_LOOK:
+            raise ValueError(f"Twin.decide: expected 0 < risk < 1 and max_blocks >= {FIRST_LOOK}, got {risk!r} and {max_blocks!r}")
+        points = [self._point(i, *pair) for i, pair in enumerate(pairs)]
+        looks = max(1, math.floor(math.log2(max_blocks / FIRST_LOOK)) + 1)
+        counts, met, open_ = [Counts()] * len(points), [None] * len(points), list(range(len(points)))
+        for look in range(looks):
+            parts = {}
+            for i in open_:
+                rounds = tuple(FIRST_LOOK * part // points[i].slots_per_round for part in (1 << look - 1 if look else 0, 1 << look))
+                parts[i] = replace(points[i], rounds=rounds)
+            with self._lock:
+                results = self._results(list(dict.fromkeys(parts.values())), None)
+            for i in open_:
+                if isinstance(results[parts[i]], TwinError):
+                    raise results[parts[i]]
+                counts[i] = counts[i] + results[parts[i]]
+                met[i] = _verdict(*pairs[i], targets[i], counts[i], risk / looks)
+            open_ = [i for i in open_ if met[i] is None]
+            if not open_:
+                break
+        return [Decision(verdict, _qos(*pair, c)) for verdict, pair, c in zip(met, pairs, counts)]
 
     def _point(self, index: int, scenario: Scenario, workflow: Workflow) -> Point:
         try:
@@ -152,21 +209,40 @@ class Twin:
 def _qos(scenario: Scenario, workflow: Workflow, counts: Counts | TwinError) -> QoS | TwinError:
     if isinstance(counts, TwinError):
         return counts
-    c, num_blocks = counts, counts.num_blocks
-    ber = max(c.bit_errors, 3 * (c.bit_errors == 0)) / c.num_bits
-    bler = c.block_errors / num_blocks
-    transmissions = c.num_transmissions / num_blocks
-    spread = max(0.0, c.bit_errors_squared / num_blocks - (c.bit_errors / num_blocks) ** 2)
+    c, n = counts, counts.num_blocks
+    transmissions = 1 + sum(c.failed[:-1]) / n
+    ber, bler = error_rates(c)
+    first_ms, round_trip_ms = delay_ms(scenario, workflow), harq_round_trip_ms(scenario, workflow)
     return QoS(
-        delay_ms=delay_ms(scenario, workflow) + (transmissions - 1) * harq_round_trip_ms(scenario, workflow),
-        throughput_mbps=throughput_mbps(workflow, bler) / transmissions,
+        delay_ms=first_ms + (transmissions - 1) * round_trip_ms,
+        throughput_mbps=throughput_mbps(workflow, c.block_errors / n) / transmissions,
         ber=ber,
-        bler=max(bler, ber),
-        num_blocks=num_blocks,
+        bler=bler,
+        num_blocks=n,
         num_bits=c.num_bits,
         block_errors=c.block_errors,
         bit_errors=c.bit_errors,
-        ber_stderr=math.sqrt(spread / num_blocks) * num_blocks / c.num_bits,
-        bler_stderr=math.sqrt(bler * (1 - bler) / num_blocks),
+        ber_interval=bit_limits(c, 0.05),
+        bler_interval=rate_limits(c, -1, 0.05),
         mean_transmissions=transmissions,
+        delays_ms=tuple(first_ms + k * round_trip_ms for k in range(len(c.failed))),
+        delivered=tuple(1 - failed / n for failed in c.failed),
     )
+
+
+def _verdict(scenario: Scenario, workflow: Workflow, target: Target, counts: Counts, risk: float) -> bool | None:
+    """Whether the target is met, or None while the limits of the error rates allow both."""
+    num_rates = len(counts.failed) + 1
+    limits = [rate_limits(counts, k, risk / num_rates) for k in range(len(counts.failed))]
+    ber = bit_limits(counts, risk / num_rates)
+    first_ms, round_trip_ms = delay_ms(scenario, workflow), harq_round_trip_ms(scenario, workflow)
+
+    def met(side: int) -> bool:  # with all rates at their lower (0) or upper (1) limits
+        failed = [limit[side] for limit in limits]
+        delivered = 1 - limits[-1][1 - side]  # of the share in time: what is not delivered counts as an error, not as late
+        in_time = next((k for k, f in enumerate(failed) if 1 - f >= target.reliability * delivered), len(failed) - 1)
+        throughput = throughput_mbps(workflow, failed[-1]) / (1 + sum(failed[:-1]))
+        return (first_ms + in_time * round_trip_ms <= target.delay_ms and throughput >= target.throughput_mbps
+                and ber[side] <= target.ber and failed[-1] <= target.bler)
+
+    return True if met(1) else None if met(0) else False

@@ -2,7 +2,7 @@
 
 The parent's end closes however the parent dies, so no worker outlives it. Ctrl-C is the parent's business.
 
-Messages in: (settings, seed) once, then ("run", [(job, Point), ...]) or ("warm", [signature, ...]).
+Messages in: (settings, seed) once, then ("run", [(job, Point), ...]) or ("warm", [Point, ...]).
 Messages out: ("ready",) once; for a run (job, Counts, seconds) or (job, error text, seconds), in order; for both ("idle", traces).
 """
 
@@ -16,26 +16,26 @@ from multiprocessing.connection import Connection
 
 def serve(connection: Connection) -> None:
     settings, seed = connection.recv()
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    from . import coding, link
+    from .chain import link
 
     connection.send(("ready",))
     while True:
         kind, jobs = connection.recv()
-        if kind == "warm":
-            link.warm(jobs, settings)
-        else:
-            for job, point in jobs:
-                start = time.perf_counter()
-                try:
-                    answer = link.simulate(point, seed, settings)
-                except Exception as error:  # one bad point must not take the others with it
-                    answer = f"{type(error).__name__}: {error}"
+        for job, point in enumerate(jobs) if kind == "warm" else jobs:
+            start = time.perf_counter()
+            try:
+                answer = link.simulate(point, seed, settings)
+            except Exception as error:  # one bad point must not take the others with it
+                answer = f"{type(error).__name__}: {error}"
+            if kind == "run":
                 connection.send((job, answer, time.perf_counter() - start))
-        connection.send(("idle", sum(coding.traces.values())))
+        connection.send(("idle", num_traces()))
+
+
+def num_traces() -> int:
+    """How often a stage of Sionna was traced in this process."""
+    stages = sys.modules.get("twin.chain.sionna_stages")
+    return sum(stages.traces.values()) if stages else 0
 
 
 if __name__ == "__main__":

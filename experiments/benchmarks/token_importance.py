@@ -118,7 +118,7 @@ def timeline(training: Training, number: int, path: str) -> dict[str, float]:
 def cold_start(run: stages.Run) -> dict[str, float]:
     """The twin's figures for the first step, from an empty cache."""
     policy = stages.reject(run)
-    with Twin(workers=run.config.twin.workers, seed=run.config.twin.seed) as twin:
+    with Twin(**dataclasses.asdict(run.config.twin) | {"cache": None}) as twin:
         training = Training(run, twin, policy, stages.value_model(policy, run.config.seed), run.config.rldtf.alpha)
         training.step(0)
     return training.stats[0] | {"simulated share": training.stats[0]["simulated"] / training.stats[0]["sequences"]}
@@ -129,7 +129,7 @@ def go_on(run: stages.Run, policy, alpha: float, name: str, stack: contextlib.Ex
     cache = run.path(f"{name}.sqlite")
     with sqlite3.connect(run.config.twin.cache or run.path("twin.sqlite")) as source, sqlite3.connect(cache) as copy:
         source.backup(copy)
-    twin = stack.enter_context(Twin(workers=run.config.twin.workers, seed=run.config.twin.seed, cache=cache))
+    twin = stack.enter_context(Twin(**dataclasses.asdict(run.config.twin) | {"cache": cache}))
     return Training(run, twin, policy, stages.value_model(policy, run.config.seed), alpha)
 
 

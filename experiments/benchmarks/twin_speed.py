@@ -1,9 +1,12 @@
-"""python -m experiments.benchmarks.twin_speed [--pairs N] [--naive N] [--out FILE]: the twin against a Sionna chain per pair.
+"""python -m experiments.benchmarks.twin_speed [--pairs N] [--before DIR] [--naive N] [--out FILE]: how fast the twin is, on one core.
 
-Random distinct pairs of the toolbox, none cached, on one core. The naive way builds Sionna's blocks for every pair and calls
-`sim_ber` on a graph-compiled chain, for as many code blocks of the same length as the twin spent on the same pair. Prints, and
-writes as JSON, pairs per second of both with 95 % intervals, cache hits per second, where the twin's time goes by stage, and
-a worker's memory as evaluations go on.
+Random distinct pairs of the toolbox, none cached, 64 slots each. Three grants: one whose transport block has about 1152 coded bits, 24 PRB and
+100 PRB. Prints, and writes as JSON, for each of them milliseconds per pair, of the link and of the effective-SINR method, with 95 % intervals,
+and by stage; what a worker takes to start, its memory as evaluations go on, cache hits per second.
+
+--before: a checkout of an older commit of this project (d0b3d72 simulates one block of 1152 coded bits a slot, whatever the grant): the same
+  pairs and numbers of blocks, in turn with ours, part by part.
+--naive: so many pairs are simulated with Sionna's PUSCH chain built for each, on the same link, and error rates are compared.
 """
 
 from __future__ import annotations
@@ -13,184 +16,193 @@ import json
 import os
 import random
 import resource
+import subprocess
+import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from experiments.files import whole
 from experiments.statistics import mean_interval
+from twin import Scenario, Settings, Twin, Workflow
+from twin.physical import physical
 from twin.pool import QUIET_AND_SINGLE_THREADED
-from twin import Scenario, Twin, Workflow
 from twin.toolbox import BY_FIELD
 
-PART = 50  # pairs per timed call
+SLOTS = 64
+PART = 20  # pairs of a timed call
+BLOCK = 1152  # coded bits
+GRANTS = {"a block of about 1152 coded bits": None, "24 PRB": 24, "100 PRB": 100}
+
+# Runs in a checkout of d0b3d72: reads (scenario, workflow) pairs as JSON lines, answers seconds a part; "stages" for milliseconds by stage
+BEFORE = """
+import json, sys, time
+import tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(1); tf.config.threading.set_inter_op_parallelism_threads(1)
+from twin import Scenario, Workflow, link
+from twin.physical import Settings, physical
+settings, spent = Settings(max_blocks={slots}, enough_block_errors=1 << 30, enough_bits=1 << 40), {{}}
+def timed(name, label):
+    function = getattr(link, name)
+    def run(*arguments):
+        start = time.perf_counter()
+        result = function(*arguments)
+        spent[label] = spent.get(label, 0) + time.perf_counter() - start
+        return result
+    setattr(link, name, run)
+for name, label in (("surroundings", "channel and noise"), ("_estimator", "estimator"), ("symbols", "bits, encoder, mapper"),
+                    ("detect", "detector and demapper"), ("decode", "decoder")):
+    timed(name, label)
+for line in sys.stdin:
+    points = [physical(Scenario(**s), Workflow(**w)) for s, w in json.loads(line)]
+    link.warm(sorted(set().union(*(p.signatures() for p in points)), key=repr), settings)
+    spent.clear()
+    start = time.perf_counter()
+    for point in points:
+        link.simulate(point, 0, settings)
+    print(json.dumps([time.perf_counter() - start, spent]), flush=True)
+"""
 
 
-def random_pairs(number: int, seed: int = 0) -> list[tuple[Scenario, Workflow]]:
+def random_pairs(number: int, num_prb: int | None, seed: int = 0) -> list[tuple[Scenario, Workflow]]:
     """Distinct feasible pairs of the toolbox on a coarse grid of links."""
     rng, pairs = random.Random(seed), {}
-    links = [
-        Scenario(
-            channel=rng.choice(("tdl-a", "tdl-b", "tdl-c", "rayleigh")), snr_db=rng.randint(-5, 30), num_tx_ant=ant[0], num_rx_ant=ant[1],
-            delay_spread_ns=rng.choice((30, 100, 300)), speed_mps=rng.choice((1, 10, 30)),
-        )
-        for ant in ((1, 1), (1, 2), (1, 4), (2, 2), (2, 4), (4, 4)) for _ in range(10)
-    ]
     while len(pairs) < number:
-        s = rng.choice(links)
-        s = replace(s, snr_db=rng.randint(-5, 30))
+        tx, rx = rng.choice(((1, 1), (1, 2), (1, 4), (2, 2), (2, 4), (4, 4)))
+        s = Scenario(
+            channel=rng.choice(("tdl-a", "tdl-b", "tdl-c", "rayleigh")), snr_db=rng.randint(-5, 30), num_tx_ant=tx, num_rx_ant=rx,
+            delay_spread_ns=rng.choice((30, 100, 300)), speed_mps=rng.choice((1, 10, 30)))
+        bits, layers, dmrs = rng.choice(BY_FIELD["bits_per_symbol"].choices), rng.randint(1, min(tx, rx)), rng.choice((1, 2))
         w = Workflow(
-            scs_khz=rng.choice((15, 30, 60)), code_rate=rng.choice(BY_FIELD["code_rate"].choices), decoder_iterations=rng.randint(1, 20),
-            bits_per_symbol=rng.choice(BY_FIELD["bits_per_symbol"].choices), num_layers=rng.randint(1, min(s.num_tx_ant, s.num_rx_ant)),
-            num_dmrs=rng.choice((1, 2)), estimator=rng.choice(("ls", "lmmse")), detector=rng.choice(("zf", "lmmse")),
-        )
+            num_prb=num_prb or max(1, round(BLOCK / (bits * layers * 12 * (14 - dmrs)))), scs_khz=rng.choice((15, 30, 60)),
+            code_rate=rng.choice(BY_FIELD["code_rate"].choices), decoder_iterations=rng.randint(1, 20), bits_per_symbol=bits,
+            num_layers=layers, num_dmrs=dmrs, estimator=rng.choice(("ls", "lmmse")), detector=rng.choice(("zf", "lmmse")))
         pairs[s, w] = None
     return list(pairs)
 
 
-def naive(scenario: Scenario, workflow: Workflow, num_blocks: int) -> float:
-    """BER of one pair the way of Sionna's tutorials: OFDM grid, LS estimation, linear equaliser, sim_ber."""
-    import tensorflow as tf
-    from sionna.phy import Block
-    from sionna.phy.channel import OFDMChannel, RayleighBlockFading
-    from sionna.phy.channel.tr38901 import TDL
-    from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
-    from sionna.phy.mapping import BinarySource, Demapper, Mapper
-    from sionna.phy.mimo import StreamManagement
-    from sionna.phy.ofdm import LMMSEEqualizer, LSChannelEstimator, ResourceGrid, ResourceGridMapper, ZFEqualizer
-    from sionna.phy.utils import sim_ber
+class Stages:
+    """Seconds that the link's stages take in this process."""
 
-    from twin.physical import CODE_LENGTH, num_info_bits
+    def __init__(self):
+        from twin.chain import esm, estimation, ldpc, link
 
-    s, w = scenario, workflow
-    grid = ResourceGrid(14, 48, w.scs_khz * 1e3, num_streams_per_tx=w.num_layers, pilot_pattern="kronecker",
-                        pilot_ofdm_symbol_indices=[2, 11][: w.num_dmrs])
-    symbols = int(grid.num_data_symbols) * w.num_layers
-    blocks_per_slot = symbols * w.bits_per_symbol // CODE_LENGTH
+        self.spent: dict[str, float] = {}
+        for module, names, label in (
+            (link, ("surroundings", "unit_noise"), "channel and noise"), (estimation, ("estimator",), "estimator"),
+            (link, ("transport_blocks", "modulate"), "bits, encoder, mapper"), (link, ("receive",), "detector and demapper"),
+            (link, ("decode",), "decoder"), (esm, ("failures",), "table"), (esm, ("_sinr",), "SINR"),
+        ):
+            for name in names:
+                self._time(module, name, label)
+        assert ldpc
 
-    class Chain(Block):
-        def __init__(self):
-            super().__init__()
-            self.source, self.encoder = BinarySource(), LDPC5GEncoder(num_info_bits("ldpc", w.code_rate), CODE_LENGTH)
-            self.decoder = LDPC5GDecoder(self.encoder, cn_update="offset-minsum", num_iter=w.decoder_iterations)
-            self.mapper, self.demapper = Mapper("qam", w.bits_per_symbol), Demapper("app", "qam", w.bits_per_symbol)
-            self.to_grid = ResourceGridMapper(grid)
-            model = RayleighBlockFading(1, s.num_rx_ant, 1, w.num_layers) if s.channel == "rayleigh" else TDL(
-                s.channel[-1].upper(), s.delay_spread_ns * 1e-9, s.carrier_ghz * 1e9, min_speed=s.speed_mps,
-                num_rx_ant=s.num_rx_ant, num_tx_ant=w.num_layers)
-            self.channel = OFDMChannel(model, grid)
-            self.estimate = LSChannelEstimator(grid, interpolation_type="lin")
-            self.equalise = (LMMSEEqualizer if w.detector == "lmmse" else ZFEqualizer)(grid, StreamManagement([[1]], w.num_layers))
-
-        @tf.function
-        def call(self, batch_size, ebno_db):
-            bits = self.source([batch_size, blocks_per_slot, self.encoder.k])
-            filler = self.source([batch_size, symbols * w.bits_per_symbol - blocks_per_slot * CODE_LENGTH])
-            coded = tf.concat([tf.reshape(self.encoder(bits), [batch_size, blocks_per_slot * CODE_LENGTH]), filler], axis=1)
-            coded = tf.reshape(coded, [batch_size, 1, w.num_layers, symbols // w.num_layers * w.bits_per_symbol])
-            x = self.to_grid(self.mapper(coded))
-            no = 10 ** (-ebno_db / 10) * w.num_layers
-            y = self.channel(x, no)
-            h, error = self.estimate(y, no)
-            x_hat, no_eff = self.equalise(y, h, error, no)
-            logits = tf.reshape(self.demapper(x_hat, no_eff), [batch_size, symbols * w.bits_per_symbol])[:, : blocks_per_slot * CODE_LENGTH]
-            return bits, self.decoder(tf.reshape(logits, [batch_size, blocks_per_slot, CODE_LENGTH]))
-
-    slots = -(-num_blocks // blocks_per_slot)
-    ber, _ = sim_ber(Chain(), [s.snr_db], slots, max_mc_iter=1, verbose=False, soft_estimates=False)
-    return float(ber[0])
-
-
-def stages(pairs) -> dict[str, float]:
-    """Milliseconds per pair in every stage of the link, in this process."""
-    from twin import link
-    from twin.physical import Settings, physical
-
-    spent = {}
-
-    def timed(module, name, label):
+    def _time(self, module, name, label):
         function = getattr(module, name)
 
         def run(*arguments):
             start = time.perf_counter()
             result = function(*arguments)
-            spent[label] = spent.get(label, 0) + time.perf_counter() - start
+            self.spent[label] = self.spent.get(label, 0) + time.perf_counter() - start
             return result
 
         setattr(module, name, run)
 
-    points = sorted({physical(*pair) for pair in pairs}, key=lambda point: point.key())
-    link.warm(sorted(set().union(*(p.signatures() for p in points)), key=repr), Settings())
-    for name, label in (("surroundings", "channel and noise"), ("_estimator", "estimator"), ("symbols", "source, encoder, mapper"),
-                        ("detect", "detector and demapper"), ("decode", "decoder")):
-        timed(link, name, label)
-    start = time.perf_counter()
-    for point in points:
-        link.simulate(point, 0, Settings())
-    total = time.perf_counter() - start
-    spent["rest: propagation, estimation"] = total - sum(spent.values())
-    return {label: 1e3 * seconds / len(points) for label, seconds in sorted(spent.items(), key=lambda item: -item[1])}
+
+def with_interval(milliseconds: list[float]) -> list[float]:
+    """Mean, and its 95 % interval by the bootstrap."""
+    return [round(float(x), 3) for x in (np.mean(milliseconds), *mean_interval(milliseconds))]
+
+
+def measure(number: int, before: str | None) -> dict:
+    """Milliseconds per pair and by stage, for every grant."""
+    from twin.chain import link
+
+    stages, result = Stages(), {}
+    old = before and subprocess.Popen([sys.executable, "-c", BEFORE.format(slots=SLOTS)], cwd=before, text=True, stdin=subprocess.PIPE,
+                                      stdout=subprocess.PIPE, env=os.environ | QUIET_AND_SINGLE_THREADED | {"PYTHONPATH": before})
+    for title, num_prb in GRANTS.items():
+        pairs = random_pairs(number, num_prb)
+        methods = {name: Settings(method=name, max_blocks=SLOTS, enough_block_errors=1 << 30) for name in ("link", "esm")}
+        spent = {name: [] for name in (*methods, "before")}
+        by_stage: dict[str, dict[str, float]] = {name: {} for name in spent}
+        for first in range(0, number, PART):
+            some = pairs[first : first + PART]
+            for name, settings in methods.items():
+                for pair in some:  # compiled, and filters made, as they are when a worker is warm
+                    link.simulate(replace(physical(*pair), rounds=(0, 1)), 1, settings)
+                stages.spent.clear()
+                start = time.perf_counter()
+                for pair in some:
+                    link.simulate(physical(*pair), 0, settings)
+                seconds = time.perf_counter() - start
+                _add(spent[name], by_stage[name], seconds, dict(stages.spent), len(some))
+            if old:
+                known = [(_without(asdict(s)), _without(asdict(w))) for s, w in some]
+                old.stdin.write(json.dumps(known) + "\n")
+                old.stdin.flush()
+                seconds, parts = json.loads(old.stdout.readline())
+                _add(spent["before"], by_stage["before"], seconds, parts, len(some))
+        result[title] = {
+            name: {"milliseconds a pair": with_interval(values), "by stage": {k: round(v / len(values), 3) for k, v in by_stage[name].items()}}
+            for name, values in spent.items() if values}
+        if old:
+            ratio = np.array(spent["before"]) / np.array(spent["link"])
+            result[title]["before / link"] = with_interval(ratio)
+    if old:
+        old.stdin.close()
+        old.wait()
+    return result
+
+
+def _without(fields: dict) -> dict:
+    """What an older schema knows of a scenario or workflow."""
+    young = ("antenna_correlation", "full_power_mhz", "access", "combining", "absent")
+    return {k: v for k, v in fields.items() if k not in young}
+
+
+def _add(spent: list, by_stage: dict, seconds: float, parts: dict, number: int) -> None:
+    spent.append(1e3 * seconds / number)
+    parts["rest"] = seconds - sum(parts.values())
+    for label, value in parts.items():
+        by_stage[label] = by_stage.get(label, 0) + 1e3 * value / number
 
 
 def worker_megabytes(twin: Twin) -> float:
     """Resident memory of the twin's first worker."""
     pid = next(iter(twin._pool.workers.values())).process.pid
     with open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+        return round(int(file.read().split()[1]) * resource.getpagesize() / 2**20)
 
 
-def with_interval(seconds: list[float]) -> list[float]:
-    """Mean, and its 95 % interval by the bootstrap."""
-    return [float(np.mean(seconds)), *mean_interval(seconds)]
-
-
-def measure(num_pairs: int, num_naive: int) -> dict:
-    """Everything this benchmark reports; seconds are wall clock on one core."""
-    pairs, result, seconds, answers = random_pairs(num_pairs), {"pairs": num_pairs}, [], []
-    with Twin(workers=1) as twin:
+def service(number: int) -> dict:
+    """A worker's start, memory and cache."""
+    result, pairs = {}, random_pairs(number, None, seed=1)
+    with Twin(workers=1, max_blocks=SLOTS) as twin:
         start = time.perf_counter()
         twin.warm()
-        result["seconds to start and warm"] = time.perf_counter() - start
+        result["seconds to start and warm a worker"] = round(time.perf_counter() - start, 2)
         memory = {0: worker_megabytes(twin)}
-        for first in range(0, num_pairs, PART):
-            start = time.perf_counter()
-            answers += twin.evaluate(pairs[first : first + PART])
-            seconds.append((time.perf_counter() - start) / len(pairs[first : first + PART]))
-            if len(answers) % (num_pairs // 10) < PART:
-                memory[len(answers)] = worker_megabytes(twin)
-        result |= {"megabytes of the worker by evaluations": memory, "traces": twin.traces}
-        result["blocks per pair"] = twin.stats.blocks / twin.stats.simulated
+        for first in range(0, number, number // 5):
+            twin.evaluate(pairs[first : first + number // 5])
+            memory[first + number // 5] = worker_megabytes(twin)
+        result |= {"megabytes of the worker by evaluations": memory, "Sionna stages traced": twin.traces}
         start = time.perf_counter()
         twin.evaluate(pairs * 10)
-        result["cache hits per second"] = 10 * num_pairs / (time.perf_counter() - start)
-    result["seconds per pair, twin"] = with_interval(seconds)
-
-    os.environ.update(QUIET_AND_SINGLE_THREADED)
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    naive(*pairs[-1], 32)  # imports
-    naive_seconds = []
-    for pair, qos in list(zip(pairs, answers))[:num_naive]:
-        start = time.perf_counter()
-        naive(*pair, qos.num_blocks)
-        naive_seconds.append(time.perf_counter() - start)
-    result["seconds per pair, naive"] = with_interval(naive_seconds)
-    ours, theirs = result["seconds per pair, twin"], result["seconds per pair, naive"]
-    result["naive / twin"] = [theirs[0] / ours[0], theirs[1] / ours[2], theirs[2] / ours[1]]
-    result["milliseconds per pair by stage"] = stages(pairs[:500])
+        result["cache hits a second"] = round(10 * number / (time.perf_counter() - start))
     return result
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description="The twin against building a Sionna chain per pair, on one core.")
-    parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--naive", type=int, default=20, help="pairs that are simulated the naive way, too")
+    parser = argparse.ArgumentParser(description="How fast the twin is, on one core.")
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--before", help="a checkout of an older commit")
     parser.add_argument("--out", help="JSON file for the result")
     arguments = parser.parse_args(argv)
-    text = json.dumps(measure(arguments.pairs, arguments.naive), indent=1)
+    os.environ.update(QUIET_AND_SINGLE_THREADED)
+    result = {"pairs": arguments.pairs, "slots a pair": SLOTS} | service(5 * arguments.pairs) | measure(arguments.pairs, arguments.before)
+    text = json.dumps(result, indent=1)
     print(text)
     if arguments.out:
         with whole(arguments.out) as file:

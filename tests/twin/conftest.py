@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from twin import Twin
+from twin import Settings, Twin
+from twin.physical import Counts, Point
 from twin.pool import Pool
 
 settings.register_profile("twin", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -18,7 +19,7 @@ toy_pool = partial(Pool, command=TOY_WORKER)
 
 @pytest.fixture(scope="session")
 def twin():
-    with Twin(workers=2, cache=None, seed=0) as twin:
+    with Twin(workers=2, cache=None, seed=0, method="link") as twin:
         twin.start()
         yield twin
 
@@ -26,9 +27,26 @@ def twin():
 @pytest.fixture(scope="session")
 def precise():
     """A twin that always spends 4096 blocks."""
-    with Twin(workers=2, seed=1, max_blocks=4096, enough_block_errors=1 << 30, enough_bits=1 << 40) as twin:
+    with Twin(workers=2, seed=1, method="link", max_blocks=4096, enough_block_errors=1 << 30) as twin:
         twin.start()
         yield twin
+
+
+@pytest.fixture(scope="session")
+def simulate():
+    """Counts of every point, in order, on two workers; see twin.physical.Point.rounds."""
+    pool = Pool(2, Settings(method="link"), seed=0)
+    pool.start()
+
+    def run(points):
+        counts = {}
+        for point, answer, _ in pool.run(sorted(set(points), key=Point.key)):
+            assert isinstance(answer, Counts), answer
+            counts[point] = answer
+        return [counts[point] for point in points]
+
+    yield run
+    pool.close()
 
 
 @pytest.fixture

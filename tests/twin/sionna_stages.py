@@ -1,329 +1,314 @@
-"""Every stage of the link against Sionna's own block or a formula. Imports TensorFlow, so test_stages.py runs it in a
-process of its own: `python sionna_stages.py` writes {check: traceback or null} as JSON to its last line."""
+"""Every native stage of the link against Sionna's own. Imports TensorFlow, so test_stages.py runs it in a process of its own:
+`python sionna_stages.py` writes {check: traceback or null} as JSON to its last line."""
 
 import json
+import sys
+import time
 import traceback
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import tensorflow as tf
-from checking import CHECKS, check, complex_gaussian
-from sionna.phy import config
-from sionna.phy.channel import cir_to_ofdm_channel, subcarrier_frequencies
-from sionna.phy.channel.tr38901 import TDL
+from checking import CHECKS, check, complex_gaussian, labels
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
-from sionna.phy.mapping import Demapper, Mapper
+from sionna.phy.mapping import Constellation, Demapper, Mapper
 from sionna.phy.mimo.equalization import lmmse_equalizer, zf_equalizer
 from sionna.phy.nr.utils import calculate_tb_size, decode_mcs_index
 
-from twin import Scenario, Settings, Workflow, coding, detection, link, physical, precoding
-from twin.channel import correlation, ofdm_response, realise, residual_interference
-from twin.estimation import estimator, interpolation
-from twin.grid import NUM_SC, comb, data_index, pilot_index
-from twin.physical import CODE_LENGTH, ChannelState
-from twin.spec import CHANNELS
-from twin.theory import MCS_TABLE_1, transport_block_bits
+from twin import Scenario, Settings, Workflow, physical
+from twin.chain import detection, ldpc, link, qam, sionna_stages
+from twin.chain.grid import data_symbols
+from twin.statistics import block_limits
+from twin.theory import MCS_TABLE_1
+from twin.toolbox import BY_FIELD
+from twin.transport import segment, transport_block_bits
 
 RNG = np.random.default_rng(0)
 gaussian = partial(complex_gaussian, RNG)
+DRAWN = settings(deadline=None, derandomize=True, max_examples=20, database=None, suppress_health_check=list(HealthCheck))
+RATES = sorted({*BY_FIELD["code_rate"].choices, *(r / 1024 for _, r in MCS_TABLE_1)})
+
+
+# Transport block
+
+
+def number_of_information_bits(prb, elements, m, layers, rate):
+    return prb * min(156, elements) * rate * m * layers
+
+
+def is_tie(information):
+    """Sionna rounds ties to even, 38.214 5.1.3.2 up: test_transport.py."""
+    step = 2 ** (np.floor(np.log2(max(information - 24, 1))) - 5)
+    return information > 3824 and abs((information - 24) / step % 1 - 0.5) < 1e-9
 
 
 @check
-def linear_detection_is_sionnas():
-    for rx, layers in ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (4, 3), (4, 4)):
-        y, g = gaussian(rx, 500), gaussian(rx, layers, 500)
-        noise = RNG.uniform(0.01, 1, 500).astype(np.float32)
-        s = noise[:, None, None] * np.eye(rx, dtype=np.complex64)
-        for lmmse, reference in ((False, zf_equalizer), (True, lmmse_equalizer)):
-            x, no = detection.linear(y, g, noise, lmmse)
-            x_ref, no_ref = (t.numpy().T for t in reference(y.T, g.transpose(2, 0, 1), s))
-            sound = np.all(no_ref < 20, axis=0)  # float32 loses digits on nearly singular channels
-            assert sound.mean() > 0.9
-            np.testing.assert_allclose(x[:, sound], x_ref[:, sound], rtol=0.01, atol=0.01)
-            np.testing.assert_allclose(no[:, sound], no_ref[:, sound], rtol=0.01)
+def transport_block_sizes_and_their_code_blocks_are_sionnas():
+    grant = st.tuples(st.integers(1, 273), st.integers(3, 14), st.sampled_from((2, 4, 6, 8)), st.integers(1, 4), st.sampled_from(RATES))
+    seen = set()
+
+    @DRAWN
+    @given(st.lists(grant, min_size=100, max_size=100))
+    def agree(grants):
+        grants = [g for g in grants if not is_tie(number_of_information_bits(g[0], 12 * g[1] - 12, *g[2:]))]
+        prb, symbols, m, layers, rate = map(np.array, zip(*grants))
+        coded = 12 * (symbols - 1) * prb * m * layers
+        size, info, number, crc, _, sent = (np.array(x) for x in calculate_tb_size(
+            m, rate, num_coded_bits=coded, num_layers=layers, precision="double"))
+        for i, (p, s, q, v, r) in enumerate(grants):
+            a = transport_block_bits(p, 12 * s - 12, q, v, r)
+            assert a == size[i], (grants[i], a, size[i])
+            code = segment(a, r, int(coded[i]), q * v)
+            ours = (code.info, code.num_blocks, code.crc, code.sent)
+            assert ours == (info[i], number[i], crc[i], tuple(x for x in sent[i] if x)), (grants[i], ours)
+            seen.add(code.num_blocks)
+
+    agree()
+    assert len(seen) > 20, seen
 
 
 @check
-def matched_filters_know_the_power_of_their_error():
-    for rx, layers in ((1, 1), (4, 1), (2, 2), (4, 3)):
-        g, noise = np.repeat(gaussian(rx, layers, 1), 20_000, axis=-1), np.full(20_000, 0.2, np.float32)
-        x = np.sign(RNG.standard_normal((layers, 20_000))).astype(np.complex64)
-        y = np.einsum("rle,le->re", g, x) + np.sqrt(np.float32(0.2)) * gaussian(rx, 20_000)
-        x_hat, variance = detection.matched(y, g, noise)
-        np.testing.assert_allclose(np.mean(np.abs(x_hat - x) ** 2, axis=-1), variance[:, 0], rtol=0.05)
-        if layers == 1:
-            np.testing.assert_allclose(x_hat, detection.linear(y, g, noise, False)[0], rtol=1e-3, atol=1e-3)
+def modulation_and_coding_schemes_are_sionnas():
+    for mcs, (m, rate) in enumerate(MCS_TABLE_1):
+        order, target = decode_mcs_index(mcs, table_index=1, is_pusch=False)
+        assert (int(order), round(float(target) * 1024)) == (m, rate)
+
+
+# Code
+
+CODES = [  # of (bits, rate, modulation), as segmented: both base graphs, all 8 sets of lifting sizes, with and without fillers
+    (24, 0.33, 2), (40, 0.2, 4), (104, 0.67, 2), (160, 0.5, 6), (208, 0.8, 8), (288, 0.87, 2), (304, 0.75, 4), (336, 0.33, 2),
+    (432, 0.67, 6), (528, 0.5, 8), (576, 0.2, 2), (640, 0.9, 4), (736, 0.33, 8), (984, 0.5, 2), (1192, 0.83, 6), (1480, 0.25, 4),
+    (1864, 0.67, 2), (2152, 0.89, 8), (2664, 0.4, 6), (3240, 0.5, 4), (3624, 0.83, 2), (3824, 0.67, 4), (3904, 0.2, 2),
+    (4608, 0.83, 6), (6144, 0.4, 4), (8424, 0.89, 8), (9480, 0.5, 2), (12_296, 0.22, 6), (22_536, 0.75, 8), (30_216, 0.4, 4),
+]
+
+
+def codes():
+    for size, rate, m in CODES:
+        yield segment(size, rate, m * round(size / rate / m), m), m
 
 
 @check
-def with_one_layer_zf_and_lmmse_give_the_same_logits():
-    """Why physical() may call both mrc."""
-    point = physical(Scenario(channel="tdl-c", snr_db=8, num_rx_ant=2), Workflow(bits_per_symbol=4, estimator="ls"))
-    logits = [link.receive(replace(point, detector=detector), 0, 0) for detector in ("zf", "lmmse", "mrc")]
-    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(logits[0], logits[2], rtol=1e-3, atol=1e-3)
+def encoder_rate_matching_and_interleaver_are_sionnas():
+    """Bit for bit, as sent: redundancy version 0 of every code block."""
+    families, fillers = set(), []
+    for code, m in codes():
+        bits = RNG.integers(0, 2, (code.num_blocks, code.info), dtype=np.uint8)
+        ours = ldpc.encode(code, bits).reshape(-1)[ldpc.places(code, m, 0)]
+        parts = np.split(ours, np.cumsum(code.sent)[:-1])
+        for r in {0, code.num_blocks - 1}:
+            encoder = LDPC5GEncoder(code.info, code.sent[r], num_bits_per_symbol=m, bg=f"bg{code.base_graph}")
+            assert encoder.z == code.lifting and encoder.k_ldpc == code.info + code.filler, code
+            reference = encoder(tf.constant(bits[r : r + 1], tf.float32)).numpy()[0]
+            np.testing.assert_array_equal(parts[r], reference, err_msg=str(code))
+        odd = code.lifting
+        while odd % 2 == 0:
+            odd //= 2
+        families.add((code.base_graph, odd))
+        fillers.append(code.filler)
+    assert {odd for _, odd in families} == {1, 3, 5, 7, 9, 11, 13, 15} , families
+    assert 0 in fillers and max(fillers) > 100
 
 
 @check
-def the_response_is_sionnas():
-    config.seed = 1
-    a, tau = TDL("C", 300e-9, 3.5e9, min_speed=30, num_rx_ant=2, num_tx_ant=3)(5, 14, 28e3)
-    reference = cir_to_ofdm_channel(subcarrier_frequencies(NUM_SC, 30e3), a, tau).numpy()[:, 0, :, 0]
-    ours = ofdm_response(a.numpy()[:, 0, :, 0], tau.numpy()[0, 0, 0], 30)
-    np.testing.assert_allclose(ours, reference.transpose(1, 2, 0, 3, 4), atol=1e-4)
+def the_decoder_corrects_what_sionnas_does():
+    """Layered, 10 iterations, 16-bit integers against flooding, 20 iterations, in floating point, on the same 300 blocks: near a block
+    error rate of 0.2 a tenth of a decibel more makes up for ours, and a tenth less for Sionna's. (At low rates ours is 0.07 dB behind.)"""
+    for size, rate in ((528, 0.5), (1192, 0.83), (2152, 0.35)):
+        code, number = segment(size, rate, 2 * round(size / rate / 2), 2), 300
+        bits = RNG.integers(0, 2, (number, code.info), dtype=np.uint8)
+        place, words, noise = ldpc.places(code, 2, 0), ldpc.encode(code, bits), RNG.standard_normal((number, code.sent[0]))
+        encoder = LDPC5GEncoder(code.info, code.sent[0], num_bits_per_symbol=2, bg=f"bg{code.base_graph}")
+        flooding = LDPC5GDecoder(encoder, cn_update="offset-minsum", hard_out=True, num_iter=20)
+
+        def received(snr_db):
+            sigma = 10 ** (-snr_db / 20)
+            return (2 / sigma**2 * (1 - 2.0 * words[:, place] + sigma * noise)).astype(np.float32)  # noqa: B023
+
+        def wrong(snr_db):
+            buffer = np.zeros(words.shape, np.int16)  # noqa: B023
+            ldpc.recover(received(snr_db), place, buffer)  # noqa: B023
+            decided = ldpc.decode(code, buffer, 10, ldpc.rows_needed(code, 1))  # noqa: B023
+            return np.count_nonzero(np.any(decided != bits, axis=1))  # noqa: B023
+
+        low, high = -6.0, 12.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (middle, high) if wrong(middle) > 0.2 * number else (low, middle)
+        reference = np.count_nonzero(np.any(flooding(tf.constant(-received(high))).numpy() != bits, axis=1))
+        assert wrong(high + 0.1) <= reference <= wrong(high - 0.1), (size, rate, reference, [wrong(high + d) for d in (0.1, 0, -0.1)])
+        assert 5 < wrong(high + 0.1) and wrong(high - 0.1) < 250  # neither is vacuous
+
+
+# Modulation
+
+
+@check
+def points_and_mapper_are_sionnas():
+    for m in (2, 4, 6, 8):
+        np.testing.assert_allclose(qam.constellation(m), Constellation("qam", m).points.numpy(), atol=1e-6)
+        coded = RNG.integers(0, 2, (5, 60 * m), dtype=np.uint8)
+        place = RNG.permutation(60 * m).astype(np.int32)
+        reference = Mapper("qam", m)(tf.constant(coded[:, place], tf.float32)).numpy()
+        np.testing.assert_allclose(qam.map_symbols(coded, place, m), reference, atol=1e-6)
 
 
 @check
 def the_demapper_is_sionnas_app_demapper():
+    """Ours are log P(0) / P(1), Sionna's logits log P(1) / P(0)."""
     for m in (2, 4, 6, 8):
-        n = CODE_LENGTH // m
-        x, no = gaussian(32, n, 1), RNG.uniform(0.05, 1, (32, n, 1)).astype(np.float32)
-        reference = Demapper("app", "qam", m)(x[..., 0], no[..., 0]).numpy()
-        np.testing.assert_allclose(coding.demap(x, no, m), reference, rtol=1e-3, atol=1e-3)
+        x, noise = 1.5 * gaussian(2000), (10 ** RNG.uniform(-2.5, 0.5, 2000)).astype(np.float32)
+        reference = Demapper("app", "qam", m)(x, noise).numpy().reshape(-1, m)
+        out, weight = np.empty(2000 * m, np.float32), np.empty(2 ** (m // 2), np.float32)
+        for first, part in enumerate((x.real, x.imag)):
+            qam.demap_row(np.ascontiguousarray(part), noise, *qam.ladder(m), m // 2, weight, out, first, m)
+        np.testing.assert_allclose(
+            np.clip(out.reshape(-1, m), -30, 30), np.clip(-reference, -30, 30), rtol=3e-3, atol=3e-3, err_msg=str(m))
+
+
+# Detection
+
+
+def elements(num_rx, num_layers, num_sc=48):
+    """What `receive` takes, of independent channels: y [2, R, 13, F], g [2, R, L, 14, F], noise variances [2, 14]."""
+    g, symbols = gaussian(2, num_rx, num_layers, 14, num_sc), data_symbols(1)
+    return gaussian(2, num_rx, len(symbols), num_sc), g, RNG.uniform(0.02, 0.5, (2, 14)).astype(np.float32), symbols
 
 
 @check
-def the_interleaver_is_that_of_38_212():
-    encoder = LDPC5GEncoder(576, CODE_LENGTH)
-    places = np.arange(CODE_LENGTH)[None]
-    for m in (2, 4, 6, 8):
-        order, inverse = encoder.generate_out_int(CODE_LENGTH, m)
-        np.testing.assert_array_equal(coding.interleave(places, m)[0], places[0][order])
-        np.testing.assert_array_equal(coding.deinterleave(places, m)[0], places[0][inverse])
+def linear_detection_is_sionnas():
+    for rx, layers in ((1, 1), (2, 1), (4, 1), (2, 2), (3, 2), (4, 3), (4, 4)):
+        for m in (2, 6):
+            y, g, noise, symbols = elements(rx, layers)
+            for method in ("zf", "lmmse"):
+                ours, reference = (stage.receive(y, g, noise, symbols, method, m) for stage in (detection, sionna_stages))
+                ours, reference = np.clip(ours, -30, 30), np.clip(reference, -30, 30)
+                off = ~np.isclose(ours, reference, rtol=0.02, atol=0.02)
+                assert off.mean() < 5e-3, (rx, layers, m, method, off.mean())  # float32 on nearly singular channels
 
 
 @check
-def symbols_are_sionnas_and_of_unit_energy():
-    _, coded = coding.code_blocks("ldpc", 576, 7)
-    for m, layers in ((2, 1), (6, 3), (8, 4)):
-        x = coding.symbols("ldpc", 576, m, layers, 7)
-        reference = Mapper("qam", m)(tf.cast(coding.interleave(coded, m), tf.float32)).numpy()
-        np.testing.assert_array_equal(x.transpose(1, 2, 0).reshape(32, -1), reference)
-        assert x.shape == (layers, 32, len(data_index(m, layers))) and abs(np.mean(np.abs(x) ** 2) - 1) < 0.02
-
-
-@check
-def stopping_early_decides_what_all_iterations_decide():
-    for k in (288, 576, 960):
-        encoder = LDPC5GEncoder(k, CODE_LENGTH)
-        full = LDPC5GDecoder(encoder, cn_update="offset-minsum")
-        early = coding.EarlyStop(encoder, cn_update="offset-minsum")
-        _, coded = coding.code_blocks("ldpc", k, 3)
-        for sigma in (0.4, 0.8, 1.2):
-            noise = RNG.standard_normal(coded.shape)
-            logits = tf.constant((2 * (2 * coded - 1 + sigma * noise) / sigma**2).astype(np.float32))
-            a, b = (d(logits, num_iter=tf.constant(12)).numpy() for d in (full, early))
-            np.testing.assert_array_equal(a, b)
-
-
-@check
-def every_channel_has_unit_power():
-    for channel in CHANNELS:
-        state = physical(Scenario(channel=channel, num_rx_ant=2), Workflow(num_layers=2)).state
-        power = np.mean(np.abs(realise(state, 2000, 5)) ** 2, axis=(0, 1, 3))
-        assert abs(power.mean() - 1) < 4 * power.std() / np.sqrt(2000) + 1e-6, (channel, power.mean())
-
-
-@check
-def layers_are_orthogonal_in_awgn():
-    for rx in (1, 2, 3, 4):
-        for layers in range(1, rx + 1):
-            h = realise(ChannelState("awgn", rx, layers), 1, 0)[:, :, 0, 0]
-            np.testing.assert_allclose(h.conj().T @ h, rx * np.eye(layers), atol=1e-5)
-
-
-@check
-def the_wiener_filter_knows_the_channels_correlation():
-    for channel in ("tdl-a", "tdl-d", "cdl-b", "cdl-d"):
-        state = ChannelState(channel, 1, 1, 0, "none", 300.0, 400.0, 30)
-        h = realise(state, 6000, 9)[0, 0].reshape(6000, 14, NUM_SC)
-        in_time, in_frequency = correlation(state)
-        for dt, df in ((0, 0), (0, 5), (0, 40), (5, 0), (9, 0), (9, 20), (-6, 12)):
-            t, f = (0 if dt >= 0 else -dt), 0
-            sample = h[:, t + dt, f + df] * h[:, t, f].conj()
-            expected = np.sum(in_time[:, 13 + dt] * in_frequency[:, NUM_SC - 1 + df])
-            spread = np.sqrt(np.mean(np.abs(sample - sample.mean()) ** 2) / len(sample))
-            assert abs(sample.mean() - expected) < 4.5 * spread, (channel, dt, df, sample.mean(), expected)
-
-
-def estimate_error(state, num_dmrs, method, noise):
-    """Measured and predicted mean square error of every layer's estimate in the units of `estimator`."""
-    h = realise(state, 1500, 3)
-    weights, predicted = estimator(state, num_dmrs, method, noise, (1.0,) * state.num_layers)
-    layers, data = state.num_layers, data_index(2, state.num_layers)
-    measured = []
-    for layer in range(layers):
-        at = pilot_index(layer, layers, num_dmrs)
-        observed = h[:, layer][..., at] + np.sqrt(noise * layers / comb(layers)) * gaussian(*h.shape[:1], *h.shape[2:3], len(at))
-        error = np.abs(observed @ weights[layer].T - h[:, layer][..., data]) ** 2
-        measured.append(error.mean(axis=(0, 2)))
-    return np.array(measured), predicted
-
-
-@check
-def the_wiener_filter_predicts_its_own_error():
-    for channel, layers, num_dmrs in (("tdl-a", 1, 1), ("tdl-c", 2, 2), ("tdl-d", 4, 2), ("cdl-c", 2, 2), ("rayleigh", 1, 1)):
-        state = physical(Scenario(channel=channel, num_tx_ant=4, num_rx_ant=4, speed_mps=40), Workflow(num_layers=layers)).state
-        measured, predicted = estimate_error(state, num_dmrs, "lmmse", 0.1)
-        spread = measured.std(axis=1) / np.sqrt(measured.shape[1])
-        np.testing.assert_array_less(np.abs(measured.mean(axis=1) - predicted.mean(axis=1)), 5 * spread, err_msg=channel)
-
-
-@check
-def interpolation_predicts_its_error_where_the_channel_is_flat_and_still():
-    state = ChannelState("rayleigh", 2, 2)
-    for method in ("ls", "ls-nearest"):
-        measured, predicted = estimate_error(state, 2, method, 0.1)
-        np.testing.assert_allclose(measured.mean(axis=1), predicted.mean(axis=1), rtol=0.03)
-
-
-@check
-def the_wiener_filter_beats_linear_beats_nearest_interpolation():
-    state = ChannelState("tdl-a", 1, 1, 0, "none", 1000.0, 100.0, 30)
-    errors = [estimate_error(state, 2, method, 0.001)[0].mean() for method in ("lmmse", "ls", "ls-nearest")]
-    assert errors[0] < errors[1] < errors[2], errors
-
-
-@check
-def one_pilot_symbol_loses_a_fast_channel_and_two_hold_it():
-    fast = ChannelState("tdl-a", 1, 1, 0, "none", 30.0, 1200.0, 30)
-    errors = {n: estimate_error(fast, n, "lmmse", 0.01)[0].mean() for n in (1, 2)}
-    assert errors[1] > 4 * errors[2] and errors[1] > 0.1, errors
-
-
-@check
-def linear_interpolation_is_exact_on_planes():
-    pilots, data = pilot_index(0, 1, 2), data_index(2, 1)
-    inside = (data // NUM_SC > 2) & (data // NUM_SC < 11) & (data % NUM_SC < NUM_SC - 1)
-    plane = lambda at: 3 + 0.5 * (at // NUM_SC) - 0.2 * (at % NUM_SC)  # noqa: E731
-    np.testing.assert_allclose((interpolation(pilots, data, False) @ plane(pilots))[inside], plane(data)[inside], atol=1e-12)
-    np.testing.assert_allclose(interpolation(pilots, data, True).sum(axis=1), 1)
-
-
-@check
-def pilots_of_layers_do_not_meet_each_other_or_data():
-    for layers in (1, 2, 3, 4):
-        for num_dmrs in (1, 2):
-            used = np.concatenate([pilot_index(layer, layers, num_dmrs) for layer in range(layers)])
-            assert len(set(used)) == len(used) and not set(used) & set(data_index(2, layers))
-
-
-@check
-def interference_is_that_of_jakes_and_of_late_taps():
-    slow = ChannelState("tdl-b", 1, 1, 0, "none", 10.0, 100.0, 15)
-    a = 2 * np.pi * 100 / 15e3
-    np.testing.assert_allclose(residual_interference(slow), a**2 / 24, rtol=0.02)
-    assert residual_interference(ChannelState("tdl-b", 1, 1, 0, "none", 100.0, 0.0, 15)) < 1e-6
-    late = [residual_interference(ChannelState("tdl-b", 1, 1, 0, "none", 1000.0, 0.0, scs)) for scs in (15, 30, 60, 120)]
-    assert all(a < b for a, b in zip(late, late[1:])) and late[0] < 0.01 and late[3] > 0.05, late
-
-
-@check
-def a_layer_of_qpsk_without_noise_is_decided_right():
-    for channel in ("awgn", "rayleigh", "tdl-a"):
-        scenario = Scenario(channel=channel, snr_db=60, num_tx_ant=2, num_rx_ant=2, speed_mps=0)
-        for detector in ("zf", "lmmse"):
-            w = Workflow(num_layers=2, code="none", estimator="perfect", detector=detector, bits_per_symbol=6)
-            assert link.simulate(physical(scenario, w), 0, Settings(max_blocks=32)).bit_errors <= 3
-
-
-@check
-def noise_has_unit_variance_and_is_white():
-    _, noise = link.surroundings(ChannelState("awgn", 2, 1), 5)
-    assert abs(np.mean(np.abs(noise) ** 2) - 1) < 4 / np.sqrt(noise.size)
-    assert abs(np.mean(noise[0] * noise[1].conj())) < 4 / np.sqrt(noise[0].size)
+def estimates_and_error_variances_are_sionnas_equalizers():
+    """The kernel itself: unbiased estimates, and the variance that the demapper is told."""
+    for rx, layers in ((2, 2), (4, 2), (4, 4)):
+        y, g, noise = gaussian(rx, 500), gaussian(rx, layers, 500), np.float32(0.2)
+        for method, equalizer in (("zf", zf_equalizer), ("lmmse", lmmse_equalizer)):
+            real, imaginary, spread = (np.empty((layers, 500), np.float32) for _ in range(3))
+            detection._separate(g, y, real, imaginary, spread, noise, detection.METHODS[method])
+            h = g.transpose(2, 0, 1) / np.float32(np.sqrt(layers))
+            s = np.tile(noise * np.eye(rx, dtype=np.complex64), (500, 1, 1))
+            x, no = (t.numpy().T for t in equalizer(y.T, h, s))
+            sound = np.all(no < 50, axis=0)
+            assert sound.mean() > 0.9
+            np.testing.assert_allclose((real + 1j * imaginary)[:, sound], x[:, sound], rtol=0.01, atol=0.01)
+            np.testing.assert_allclose(spread[:, sound], no[:, sound], rtol=0.01)
 
 
 @check
 def the_square_channel_keeps_all_distances():
     for rx, layers in ((2, 2), (4, 2), (4, 3), (4, 4)):
-        y, g, noise = gaussian(rx, 1, 200), gaussian(rx, layers, 1, 200), RNG.uniform(0.1, 1, (1, 200)).astype(np.float32)
-        z, r = detection._square(y, g, noise)
+        y, g, noise = gaussian(200, rx), gaussian(200, rx, layers), RNG.uniform(0.1, 1, 200).astype(np.float32)
+        z, r = sionna_stages.square(y, g, noise)
         distances = []
         for _ in range(2):
-            x = gaussian(layers, 1, 200)
-            full = np.sum(np.abs(y - np.einsum("rlsn,lsn->rsn", g, x)) ** 2, axis=0) / noise
-            distances.append(full - np.sum(np.abs(z - np.einsum("ijsn,jsn->isn", r, x)) ** 2, axis=0))
+            x = gaussian(200, layers)
+            full = np.sum(np.abs(y - np.einsum("erl,el->er", g, x)) ** 2, axis=1) / noise
+            distances.append(full - np.sum(np.abs(z - np.einsum("eij,ej->ei", r, x)) ** 2, axis=1))
         np.testing.assert_allclose(*distances, rtol=0.02, atol=0.02)
 
 
-def layered_link(layers, m, snr_db):
-    """Symbols' bits [S, N, L, m], received y [rx, S, N], channel g and noise variance, in flat Rayleigh fading with rx = L."""
-    bits = RNG.integers(0, 2, (coding.NUM_SLOTS, CODE_LENGTH // (m * layers), layers, m))
-    x = Mapper("qam", m)(tf.cast(bits, tf.float32)).numpy()[..., 0].transpose(2, 0, 1)
-    g = gaussian(layers, layers, *x.shape[1:]) / np.sqrt(layers).astype(np.float32)
-    noise = np.float32(10 ** (-snr_db / 10))
-    y = np.einsum("rlsn,lsn->rsn", g, x) + np.sqrt(noise) * gaussian(layers, *x.shape[1:])
-    return bits, y, g, np.full(x.shape[1:], noise)
+def layered_link(num_rx, m, snr_db):
+    """Two layers' bits [S, G] and what `receive` takes, in Rayleigh fading of independent elements."""
+    _, g, _, symbols = elements(num_rx, 2)
+    bits = RNG.integers(0, 2, (2, len(symbols) * 48 * 2 * m), dtype=np.uint8)
+    x = qam.map_symbols(bits, np.arange(bits.shape[1]), m)
+    sigma = 10 ** (-snr_db / 20)
+    y = detection.transmit(g, x, gaussian(2, num_rx, 14, 48), sigma, symbols)
+    return bits, y, g, np.full((2, 14), sigma**2, np.float32), symbols
 
 
 @check
 def k_best_with_all_survivors_is_maximum_likelihood():
-    bits, y, g, noise = layered_link(2, 2, 8)
-    logits = detection.detect(y, g, noise, "kbest", 2).reshape(bits.shape)
-    table = np.array([[(i >> k) & 1 for k in range(3, -1, -1)] for i in range(16)]).reshape(16, 2, 2)  # all pairs of symbols
-    points = Mapper("qam", 2)(tf.cast(table, tf.float32)).numpy()[..., 0]  # [16, L]
-    distance = np.sum(np.abs(y[..., None] - np.einsum("rlsn,pl->rsnp", g, points)) ** 2, axis=0)
-    best = table[distance.argmin(-1)]
-    assert np.mean((logits > 0) != best) < 1e-3
-    one = np.where(table[None, None] == 1, distance[..., None, None], np.inf).min(2)
-    zero = np.where(table[None, None] == 0, distance[..., None, None], np.inf).min(2)
-    np.testing.assert_allclose(logits, np.clip((zero - one) / noise[..., None, None], -20, 20), atol=0.05)
+    """16 survivors are all pairs of QPSK: max-log LLRs over all of them."""
+    bits, y, g, noise, symbols = layered_link(2, 2, 8)
+    llr = sionna_stages.receive(y, g, noise, symbols, "kbest", 2).reshape(2, 13, 48, 4)
+    table = labels(4)  # of both layers
+    points = np.stack([qam.constellation(2)[table[:, k] * 2 + table[:, k + 1]] for k in (0, 2)], axis=1)  # [16, L]
+    h = g[:, :, :, symbols] / np.sqrt(2)
+    distance = np.sum(np.abs(y[..., None] - np.einsum("srltf,pl->srtfp", h, points)) ** 2, axis=1) / noise[0, 0]
+    expected = np.stack([np.where(table[:, k] == 1, distance, np.inf).min(-1) - np.where(table[:, k] == 0, distance, np.inf).min(-1)
+                         for k in range(4)], axis=-1)
+    np.testing.assert_allclose(llr, np.clip(expected, -20, 20), atol=0.05)
 
 
 @check
-def better_detectors_make_fewer_errors():
-    for layers, m, snr_db in ((2, 4, 16), (4, 2, 10), (3, 6, 24)):
-        bits, y, g, noise = layered_link(layers, m, snr_db)
-        errors = [
-            np.mean((detection.detect(y, g, noise, name, m).reshape(bits.shape) > 0) != bits) for name in ("zf", "lmmse", "ep", "kbest")
-        ]
-        assert errors[0] > errors[1] > errors[2] > 0.9 * errors[3], (layers, m, errors)
+def expectation_propagation_is_right_at_any_snr():
+    """Two layers of 16QAM to four antennas: its logits used to lose their signs above 60 dB."""
+    for snr_db in (30, 50, 60, 80):
+        bits, y, g, noise, symbols = layered_link(4, 4, snr_db)
+        llr = sionna_stages.receive(y, g, noise, symbols, "ep", 4)
+        assert np.all(np.isfinite(llr)) and np.mean((llr < 0) != bits) < 1e-3, snr_db
 
 
 @check
-def polar_blocks_come_back_and_use_a_quarter_of_the_slot():
-    for rate in (0.2, 0.5, 0.83):
-        point = physical(Scenario(channel="awgn", num_rx_ant=1), Workflow(code="polar", code_rate=rate))
-        bits, coded = coding.code_blocks("polar", point.num_info_bits, 1)
-        decided = coding.decode(point, (8.0 * coded - 4).astype(np.float32), Settings())
-        np.testing.assert_array_equal(decided, bits)
-        assert coded.shape == (32, CODE_LENGTH) and bits.shape == (32, point.num_info_bits)
+def nonlinear_detectors_err_less_than_linear_ones():
+    bits, y, g, noise, symbols = layered_link(2, 4, 16)
+    wrong = {method: np.count_nonzero((stage.receive(y, g, noise, symbols, method, 4) < 0) != bits)
+             for stage, methods in ((detection, ("zf", "lmmse")), (sionna_stages, ("ep", "kbest"))) for method in methods}
+    assert wrong["kbest"] < 0.8 * wrong["lmmse"] and wrong["ep"] < 0.9 * wrong["lmmse"] < wrong["zf"], wrong
+
+
+# The whole chain
+
+ORACLE, NATIVE = Settings(method="link", backend="sionna", max_blocks=128, enough_block_errors=999), Settings(
+    method="link", max_blocks=128, enough_block_errors=999)
 
 
 @check
-def svd_directions_are_orthonormal_and_strongest_first():
-    state = ChannelState("rayleigh", 3, 2, 4, "svd")
-    h = realise(state, coding.NUM_SLOTS, 2)
-    past = h[..., None, : len(precoding.SOUNDED)]
-    effective = precoding.precode(h, past, 2, "svd")[..., 0]  # [rx, L, S]
-    singular = np.linalg.svd(h[..., 0].transpose(2, 0, 1), compute_uv=False)
-    gram = np.einsum("ris,rjs->ijs", effective.conj(), effective)
-    np.testing.assert_allclose(np.real(gram[[0, 1], [0, 1]]).T, singular[:, :2] ** 2, rtol=1e-3)
-    np.testing.assert_allclose(gram[0, 1], 0, atol=1e-3)
+def uncoded_slots_have_the_errors_that_sionnas_chain_has():
+    """In AWGN both meet the same noise: the same decisions, but for a float32 on the border."""
+    for m in (2, 4, 6, 8):
+        point = physical(Scenario(channel="awgn", num_rx_ant=2, snr_db=3 * m - 1), Workflow(code="none", bits_per_symbol=m, num_prb=3))
+        native, oracle = (link.simulate(point, 3, s) for s in (NATIVE, ORACLE))
+        assert native.bit_errors > 200 and abs(native.bit_errors - oracle.bit_errors) <= 3, (m, native, oracle)
 
 
 @check
-def transport_blocks_and_schemes_are_those_of_38_214():
-    for mcs, (m, rate) in enumerate(MCS_TABLE_1):
-        order, target = decode_mcs_index(mcs, table_index=1, is_pusch=False)
-        assert (int(order), round(float(target) * 1024)) == (m, rate)
-    for _ in range(300):
-        prb, symbols, layers = int(RNG.integers(1, 274)), int(RNG.integers(4, 15)), int(RNG.integers(1, 5))
-        m, rate = MCS_TABLE_1[RNG.integers(len(MCS_TABLE_1))]
-        reference = calculate_tb_size(m, rate / 1024, num_prbs=prb, num_ofdm_symbols=symbols, num_dmrs_per_prb=12, num_layers=layers)
-        ours = transport_block_bits(prb, 12 * symbols - 12, m, layers, rate / 1024)
-        assert ours == int(reference[0]), (prb, symbols, layers, m, rate, ours, int(reference[0]))
+def coded_slots_fail_as_often_as_in_sionnas_chain():
+    """Of several code blocks as of one; the same noise again, so that only decoders differ."""
+    for m, rate, prb, snr_db in ((2, 0.5, 4, 1.1), (4, 0.67, 30, 8.95), (6, 0.5, 8, 11.2)):
+        point = physical(Scenario(channel="awgn", num_rx_ant=1, snr_db=snr_db),
+                         Workflow(bits_per_symbol=m, code_rate=rate, num_prb=prb, estimator="perfect"))
+        native, oracle = (link.simulate(point, 3, s) for s in (NATIVE, ORACLE))
+        one, other = (block_limits(c.block_errors, c.num_blocks, 0.02) for c in (native, oracle))
+        assert 5 < native.block_errors < 123 and one[0] <= other[1] and other[0] <= one[1], (m, native, oracle)
+
+
+@check
+def fading_slots_fail_as_often_as_in_sionnas_chain():
+    """Other channels of the same statistics, estimated, on two antennas."""
+    for channel, snr_db, estimator in (("tdl-a", 8.5, "ls"), ("rayleigh", 8.5, "lmmse")):
+        point = physical(Scenario(channel=channel, num_rx_ant=2, snr_db=snr_db, speed_mps=10),
+                         Workflow(bits_per_symbol=4, num_prb=2, estimator=estimator))
+        native, oracle = (link.simulate(point, 3, replace(s, max_blocks=384)) for s in (NATIVE, ORACLE))
+        one, other = (block_limits(c.block_errors, c.num_blocks, 0.01) for c in (native, oracle))
+        assert 40 < native.block_errors < 340 and one[0] <= other[1] and other[0] <= one[1], (channel, native, oracle)
 
 
 if __name__ == "__main__":
-    import neural_stages  # noqa: F401, registers its checks
+    if "--without-neural" not in sys.argv:
+        import neural_stages  # noqa: F401, registers its checks
 
     outcome = {}
     for function in CHECKS:
+        started = time.perf_counter()
         try:
             outcome[function.__name__] = function()
         except Exception:
             outcome[function.__name__] = traceback.format_exc()
+        print(f"{time.perf_counter() - started:7.1f} s {function.__name__}", file=sys.stderr)
     print(json.dumps(outcome))

@@ -1,4 +1,4 @@
-"""Robustness of the pool and of Twin around it, with workers that answer without simulating (toy_worker.py)."""
+"""Robustness of the pool and of Twin around it, with workers that do not simulate (toy_worker.py)."""
 
 import os
 import signal
@@ -9,11 +9,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import toy_pool
+from conftest import TOY_WORKER, toy_pool
 
 from twin import Scenario, Twin, TwinError, Workflow
+from twin.pool import Pool
 
 DEADLY, DEADLY_ONCE, FAULTY = 13, 14, 15  # dB, to the toy worker
+ENDLESS, ENDLESS_ONCE, STOPPING, HALF_ANSWERED = 70, 71, 72, 73
+SLOW = [60 + n / 100 for n in range(12)]  # 0.4 s each
+hasty_pool = partial(toy_pool, point_limit_s=1.0)
 
 
 def pairs(*snrs):
@@ -23,8 +27,7 @@ def pairs(*snrs):
 def test_results_come_in_order_and_each_simulation_runs_once(toy_twin):
     snrs = [3, 1, 2, 1, 3, 3]
     assert [q.bit_errors for q in toy_twin.evaluate(pairs(*snrs))] == [100 + s for s in snrs]
-    grants = [(Scenario(snr_db=1), Workflow(num_prb=n)) for n in range(1, 200)]
-    toy_twin.evaluate(grants)
+    toy_twin.evaluate([(Scenario(snr_db=1, compute_gflops=n), Workflow()) for n in range(1, 200)])
     assert (toy_twin.stats.requests, toy_twin.stats.distinct, toy_twin.stats.simulated) == (205, 4, 3)
     assert toy_twin.stats.memory_hits == 1
 
@@ -39,6 +42,94 @@ def test_a_point_that_kills_twice_fails_alone(toy_twin):
     assert [isinstance(a, TwinError) for a in answers] == [False, True, False, True, False]
     assert "killed its worker twice" in str(answers[1]) and "ValueError: 15 dB" in str(answers[3])
     assert "snr_db=13" in str(answers[1])
+
+
+def test_a_worker_killed_for_its_memory_is_replaced(toy_twin):
+    killed = []
+
+    def kill_one(done, total):
+        if not killed:
+            killed.append(next(iter(toy_twin._pool.workers.values())).process)
+            killed[0].send_signal(signal.SIGKILL)
+
+    assert len(toy_twin.evaluate(pairs(*range(-40, 10), *SLOW[:4]), progress=kill_one)) == 54
+    assert killed[0].wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("snr", [ENDLESS, STOPPING])
+def test_a_point_that_hangs_its_worker_twice_fails_alone(snr):
+    with Twin(workers=2, pool=hasty_pool) as twin:
+        started = time.monotonic()
+        answers = twin.evaluate(pairs(*range(10), snr, *range(20, 30)), return_exceptions=True)
+        assert time.monotonic() - started < 30
+        assert [isinstance(a, TwinError) for a in answers] == [False] * 10 + [True] + [False] * 10
+        assert "killed its worker twice (no answer in time, no answer in time)" in str(answers[10])
+        assert len(twin.evaluate(pairs(*range(30, 40)))) == 10  # and the pool is whole
+
+
+def test_a_point_that_hangs_once_is_tried_again():
+    with Twin(workers=1, pool=hasty_pool) as twin:
+        assert [q.bit_errors for q in twin.evaluate(pairs(1, ENDLESS_ONCE, 2))] == [101, 171, 102]
+
+
+def test_a_worker_that_stops_inside_a_message_stops_nobody_else(monkeypatch):
+    monkeypatch.setattr("twin.pool.MESSAGE_LIMIT_S", 1)
+    with Twin(workers=2, pool=hasty_pool) as twin:
+        answers = twin.evaluate(pairs(1, HALF_ANSWERED, 2), return_exceptions=True)
+    assert [isinstance(a, TwinError) for a in answers] == [False, True, False]
+
+
+def test_workers_stopped_from_outside_are_replaced():
+    with Twin(workers=2, pool=hasty_pool) as twin:
+        twin.evaluate(pairs(1, 2))
+        stopped = [worker.process for worker in twin._pool.workers.values()]
+        for process in stopped:
+            process.send_signal(signal.SIGSTOP)
+        assert [q.bit_errors for q in twin.evaluate(pairs(*range(3, 12)))] == [100 + s for s in range(3, 12)]
+        assert all(process.poll() == -signal.SIGKILL for process in stopped)
+
+
+def test_progress_point_by_point_is_no_hang():
+    with Twin(workers=1, pool=hasty_pool) as twin:  # one chunk of 12 points, 4.8 s
+        twin.evaluate(pairs(1))
+        before = [worker.process.pid for worker in twin._pool.workers.values()]
+        assert len(twin.evaluate(pairs(*SLOW))) == 12
+        assert [worker.process.pid for worker in twin._pool.workers.values()] == before
+
+
+def test_neither_an_idle_worker_nor_a_busy_caller_is_a_hang():
+    with Twin(workers=2, pool=hasty_pool) as twin:
+        twin.evaluate(pairs(1))
+        before = {worker.process.pid for worker in twin._pool.workers.values()}
+        time.sleep(1.5)
+        twin.evaluate(pairs(*range(2, 12)), progress=lambda done, total: time.sleep(1.5 * (done == 1)))
+        twin.evaluate(pairs(*SLOW[:5], 20))  # one of two workers waits for longer than the limit
+        assert {worker.process.pid for worker in twin._pool.workers.values()} == before
+
+
+def test_the_clock_may_jump(monkeypatch):
+    jumps = iter(range(0, 10**9, 10**4))
+    monkeypatch.setattr(time, "time", lambda: 1e9 - next(jumps))
+    with Twin(workers=1, pool=hasty_pool) as twin:
+        assert len(twin.evaluate(pairs(*SLOW[:4]))) == 4
+        assert isinstance(twin.evaluate(pairs(ENDLESS), return_exceptions=True)[0], TwinError)
+
+
+def test_warming_has_the_limit_of_every_point_together():
+    with Twin(workers=1, pool=hasty_pool) as twin:
+        twin.warm(pairs(*SLOW[:4]))
+        before = twin._pool.workers[0].process.pid
+        twin.warm(pairs(*SLOW[:4]))
+        twin.warm([])
+        assert twin._pool.workers[0].process.pid == before
+        twin.warm(pairs(ENDLESS))
+        assert twin._pool.workers[0].process.pid != before
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan")])
+def test_a_limit_that_is_none_is_refused(limit):
+    with pytest.raises(ValueError, match="limits above 0 s"):
+        Twin(pool=partial(toy_pool, point_limit_s=limit))
 
 
 def test_a_failure_is_raised_after_the_rest_is_stored(toy_twin):
@@ -63,7 +154,8 @@ def test_an_interrupted_call_keeps_what_is_done_and_harms_no_later_one(toy_twin)
     with pytest.raises(KeyboardInterrupt):
         toy_twin.evaluate(pairs(*range(-30, 12)), progress=interrupt)
     assert toy_twin.stats.simulated == 5
-    assert [q.bit_errors for q in toy_twin.evaluate(pairs(*range(-30, 12)))] == [100 + s for s in range(-30, 12)]
+    snrs = range(-30, 12)
+    assert [q.bit_errors for q in toy_twin.evaluate(pairs(*snrs))] == [100 + s for s in snrs]
     assert toy_twin.stats.simulated == 42
 
 
@@ -102,8 +194,8 @@ def test_empty_batches_are_answered(toy_twin):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="unknown settings blocks"):
         Twin(blocks=3)
-    with pytest.raises(ValueError, match="check_node"):
-        Twin(check_node="magic")
+    with pytest.raises(ValueError, match="Settings.backend"):
+        Twin(backend="magic")
     with pytest.raises(ValueError, match="workers"):
         Twin(workers=0)
 
@@ -119,7 +211,7 @@ def _alive(pid):
 def test_no_worker_outlives_its_parent(how):
     script = f"""
 import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background hands on an ignored SIGINT
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from conftest import toy_pool
 from twin import Scenario, Twin, Workflow
@@ -128,7 +220,9 @@ twin.evaluate([(Scenario(snr_db=1), Workflow())])
 print(*(w.process.pid for w in twin._pool.workers.values()), flush=True)
 time.sleep(600)
 """
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2 and all(map(_alive, pids))
     parent.send_signal(how)
@@ -147,6 +241,21 @@ def test_ctrl_c_does_not_reach_the_workers(toy_twin):
 
 
 def test_a_pool_that_does_not_start_is_an_error_not_a_loop():
-    broken = partial(toy_pool.func, command=(sys.executable, "-c", "import sys; sys.exit('no such module')"))
-    with Twin(workers=2, pool=broken) as twin, pytest.raises(TwinError, match="do not start[^$]*no such module"):
+    broken = partial(Pool, command=(sys.executable, "-c", "import sys; sys.exit('no such module')"))
+    with Twin(workers=2, pool=broken) as twin:
+        for _ in range(2):
+            with pytest.raises(TwinError, match="do not start[^$]*no such module"):
+                twin.evaluate(pairs(1))
+
+
+def test_a_start_may_take_longer_than_a_point():
+    script = f"import runpy, time; time.sleep(1.5); runpy.run_path({TOY_WORKER[1]!r})"
+    slow = partial(Pool, command=(sys.executable, "-c", script), point_limit_s=1.0)
+    with Twin(workers=1, pool=slow) as twin:
+        assert len(twin.evaluate(pairs(1, 2))) == 2
+
+
+def test_a_start_that_hangs_is_an_error_too():
+    hung = partial(Pool, command=(sys.executable, "-c", "import time; time.sleep(600)"), start_limit_s=0.5)
+    with Twin(workers=2, pool=hung) as twin, pytest.raises(TwinError, match="do not start in 0.5 s"):
         twin.evaluate(pairs(1))

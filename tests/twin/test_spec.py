@@ -1,7 +1,9 @@
 import copy
+import math
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from twin.spec import SCENARIO_RULES, WORKFLOW_RULES
 
 
 def test_importing_twin_imports_neither_tensorflow_nor_jax():
-    code = "import sys, twin; assert not {'tensorflow', 'sionna', 'jax'} & set(sys.modules)"
+    code = "import sys, twin; assert not {'tensorflow', 'sionna', 'jax', 'numba'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -78,20 +80,50 @@ def test_validation_modules_pass_only_as_validation():
 
 
 @given(s=scenarios(), w=workflows(), prb=st.integers(1, 273), gflops=st.floats(1, 1000))
-def test_error_rates_do_not_depend_on_the_grant_or_the_platform(s, w, prb, gflops):
-    from dataclasses import replace
+def test_the_platform_and_its_bandwidth_act_through_harqs_round_trip_alone(s, w, prb, gflops):
+    one, other = physical(s, w), physical(replace(s, max_prb=prb, compute_gflops=gflops), w)
+    assert replace(one, round_trip_s=0) == replace(other, round_trip_s=0)
+    assert one == other or (w.num_transmissions > 1 and s.channel not in ("awgn", "rayleigh"))
 
-    other = physical(replace(s, max_prb=prb, compute_gflops=gflops), replace(w, num_prb=prb))
-    assert other == physical(s, w)
+
+def test_a_slow_platform_meets_another_channel_when_it_sends_again():
+    w = Workflow(num_transmissions=2)
+    fast, slow = (physical(Scenario(compute_gflops=g), w).round_trip_s for g in (1000, 1))
+    assert 0 < fast < slow and round(fast / 0.5e-3, 9).is_integer()
+
+
+@given(s=scenarios(), w=workflows())
+def test_one_transmission_has_nothing_to_combine(s, w):
+    once = replace(w, num_transmissions=1)
+    assert physical(s, replace(once, combining="ir")) == physical(s, replace(once, combining="chase"))
+
+
+@pytest.mark.parametrize("detector", ["mrc", "zf", "lmmse", "ep", "kbest"])
+def test_one_layer_has_nothing_to_separate(detector):
+    assert physical(Scenario(), Workflow(detector=detector)) == physical(Scenario(), Workflow())
 
 
 def test_a_channel_without_memory_does_not_depend_on_speed_spread_or_numerology():
     for channel in ("awgn", "rayleigh"):
         still = physical(Scenario(channel=channel, speed_mps=0, delay_spread_ns=10), Workflow(scs_khz=15))
-        assert still == physical(Scenario(channel=channel, speed_mps=90, carrier_ghz=28), Workflow(scs_khz=120))
+        moving = Scenario(channel=channel, speed_mps=90, carrier_ghz=28)
+        assert still == physical(moving, Workflow(scs_khz=120))
     assert physical(Scenario(speed_mps=0), Workflow()) != physical(Scenario(speed_mps=9), Workflow())
 
 
-def test_wilson_interval_of_no_errors_is_about_three_over_n():
-    low, high = QoS(1, 1, 3 / 64000, 3 / 64000, 64, 64000).bler_interval()
-    assert low == 0 and 2 / 64 < high < 4 / 64
+def test_a_grant_wider_than_the_power_reaches_shares_it():
+    """Four times 5 MHz: 6 dB less a resource element, and the same simulation as without the limit."""
+    wide = Workflow(num_prb=100, scs_khz=15)  # 18 MHz
+    limited = physical(Scenario(snr_db=10, full_power_mhz=4.5), wide)
+    assert limited.snr_db == pytest.approx(10 - 10 * math.log10(4))
+    assert limited == physical(Scenario(snr_db=limited.snr_db), wide)
+    narrow = Workflow(num_prb=25, scs_khz=15)
+    assert physical(Scenario(snr_db=10, full_power_mhz=4.5), narrow) == physical(Scenario(snr_db=10), narrow)
+
+
+def test_a_delay_quantile_is_that_of_the_delivered_blocks():
+    """50 % after one transmission, 80 % after two, 90 % at all: 8 of 9 delivered blocks took two or fewer."""
+    qos = QoS(1, 1, 0.1, 0.1, 100, delays_ms=(1.0, 3.0, 5.0), delivered=(0.5, 0.8, 0.9))
+    asked = {0.5: 1.0, 0.55: 1.0, 0.56: 3.0, 0.88: 3.0, 0.89: 5.0, 1.0: 5.0}
+    assert {share: qos.delay_quantile_ms(share) for share in asked} == asked
+    assert QoS(1, 0, 1, 1, 9, delays_ms=(2.0, 4.0), delivered=(0.0, 0.0)).delay_quantile_ms(0.99) == 2.0

@@ -6,10 +6,11 @@ one network serves all modulation orders: logits of bits that an order does not 
 Neural Receiver for 5G NR Multi-User MIMO" (2023), it is unrolled: each of a few stages refines the channel of every antenna with the same
 weights, combines the antennas, and hands its soft decisions to the next one, to which all data are pilots then. The first stage
 starts from interpolated least squares. Norms are over the channels, so that a grid's result does not depend on others in
-the batch. It takes over estimation, detection and demapping of one spatial layer. Trained by experiments.train_deeprx.
+the batch; convolutions know no width, so that one set of weights serves every grant. It takes over estimation, detection and
+demapping of one spatial layer. Trained by experiments.train_deeprx.
 
-In TensorFlow, since the workers that run it have it for Sionna. Letters: S slots, E resource elements of the slice (symbol by
-symbol), R receive antennas, T symbols, F subcarriers, C channels of the network.
+In TensorFlow, which the twin has for Sionna; Sionna itself is not imported. Letters: S slots, R receive antennas, T = 14
+symbols of a slot, D of them with DM-RS, F subcarriers of the grant, C channels of the network, G coded bits.
 """
 
 from __future__ import annotations
@@ -21,50 +22,40 @@ import numpy as np
 import tensorflow as tf
 from safetensors.numpy import load_file
 
-from .coding import traced
-from .delay import DEEPRX, DEEPRX_FEATURES
-from .estimation import interpolation
-from .grid import DMRS_SYMBOLS, NUM_SC, comb, pilot_index
-from .spec import SYMBOLS_PER_SLOT
+from ..delay import DEEPRX, DEEPRX_FEATURES
+from ..physical import Point
+from ..spec import SUBCARRIERS_PER_PRB, SYMBOLS_PER_SLOT
+from .estimation import estimate, estimator
+from .grid import DMRS_SYMBOLS, comb, data_symbols
+from .traces import traced
 
 MAX_BITS = 8
 HALF_DISTANCE = np.array([1 / 2, 1 / 10, 1 / 42, 1 / 170], np.float32) ** 0.5  # between neighbours, of QPSK .. 256QAM
 # In half distances, by level and order: where the points of a level's two halves are centred, +-8, then +-4 about that, ...
 CENTRES = np.array([[1, 2, 4, 8], [0, 1, 2, 4], [0, 0, 1, 2], [0, 0, 0, 1]], np.float32)
-WEIGHTS = Path(__file__).with_name("weights")
+MAX_ELEMENTS = 1 << 15  # resource elements times antennas that the network sees at a time, or one slot
+WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
-def transmitted(data: np.ndarray, num_dmrs: int) -> np.ndarray:
-    """Symbols [S, E] with the pilots of one layer in place of the data of the DM-RS symbols."""
-    sent = data.copy().reshape(len(data), SYMBOLS_PER_SLOT, NUM_SC)
-    sent[:, list(DMRS_SYMBOLS[num_dmrs])] = 0
-    sent = sent.reshape(data.shape)
-    sent[:, pilot_index(0, 1, num_dmrs)] = np.sqrt(comb(1))
-    return sent
-
-
-@cache
-def _pilots(num_dmrs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of the interpolation from the pilots to every resource element [E, pilots], and which ones are data [E]."""
-    everywhere = np.arange(SYMBOLS_PER_SLOT * NUM_SC)
-    weights = interpolation(pilot_index(0, 1, num_dmrs), everywhere, nearest=False).astype(np.float32)
-    return weights, ~np.isin(everywhere // NUM_SC, DMRS_SYMBOLS[num_dmrs])
-
-
-def observe(y: np.ndarray, variance: float, num_dmrs: int, bits_per_symbol: int) -> tuple[np.ndarray, ...]:
-    """What the network is given of y [R, S, E]: signal and least-squares estimate [S, R, T, F, 2], known symbols [S, T, F],
-    which are data [S, T, F], noise variance [S], one-hot modulation order [S, 4]. Real numbers in float32."""
-    weights, data = _pilots(num_dmrs)
-    h = y[..., pilot_index(0, 1, num_dmrs)] / np.sqrt(np.float32(comb(1))) @ weights.T
-    num_slots, grid = y.shape[1], (SYMBOLS_PER_SLOT, NUM_SC)
-    known = np.real(transmitted(np.zeros((num_slots, data.size), np.complex64), num_dmrs)).astype(np.float32)
-
-    def pairs(z):  # [R, S, E] to [S, R, T, F, 2]
-        return np.ascontiguousarray(z.swapaxes(0, 1)).astype(np.complex64).view(np.float32).reshape(num_slots, len(y), *grid, 2)
-
+def observe(y: np.ndarray, pilots: np.ndarray, variance: float, bits_per_symbol: int) -> tuple[np.ndarray, ...]:
+    """What the network is given of y [S, R, T - D, F], received in the data symbols, and of the DM-RS symbols [S, R, D, F]:
+    signal and least-squares estimate [S, R, T, F, 2], known symbols [S, T, F], which are data [S, T, F], noise variance [S], one-hot
+    modulation order [S, 4]. Real numbers in float32."""
+    num_slots, num_rx, num_dmrs, num_sc = pilots.shape
+    with_pilots, with_data = list(DMRS_SYMBOLS[num_dmrs]), data_symbols(num_dmrs)
+    grid = np.empty((num_slots, num_rx, SYMBOLS_PER_SLOT, num_sc), np.complex64)
+    grid[:, :, with_pilots], grid[:, :, with_data] = pilots, y
+    least_squares = estimator("ls", None, 0, num_sc // SUBCARRIERS_PER_PRB, 0, 1, num_dmrs, 1.0, 1.0)
+    h, _ = estimate(pilots, [least_squares])
+    known, data = np.zeros((2, num_slots, SYMBOLS_PER_SLOT, num_sc), np.float32)
+    known[:, with_pilots, :: comb(1)] = np.sqrt(comb(1))
+    data[:, with_data] = 1
     order = np.tile(np.eye(4, dtype=np.float32)[bits_per_symbol // 2 - 1], (num_slots, 1))
-    data = np.tile(data.astype(np.float32), (num_slots, 1))
-    return pairs(y), pairs(h), known.reshape(-1, *grid), data.reshape(-1, *grid), np.full(num_slots, variance, np.float32), order
+
+    def pairs(z):
+        return np.ascontiguousarray(z).view(np.float32).reshape(*grid.shape, 2)
+
+    return pairs(grid), pairs(h), known, data, np.full(num_slots, variance, np.float32), order
 
 
 def initial(size: str, seed: int) -> dict[str, np.ndarray]:
@@ -117,16 +108,16 @@ def conjugate_times(a, b):
 
 def refine(params, stage, dilations, y, h, symbol, certainty, noise):
     """Correction of every antenna's channel and the logarithm of its remaining error, [S, R, T, F, 3]."""
-    symbol, certainty, noise = symbol[:, None], certainty[:, None, ..., None], tf.broadcast_to(noise[:, None, ..., None], [*h.shape[:-1], 1])
+    shape = tf.shape(h)
+    symbol, certainty, noise = symbol[:, None], certainty[:, None, ..., None], noise[:, None, ..., None]
     residual = y - tf.stack([h[..., 0] * symbol[..., 0] - h[..., 1] * symbol[..., 1], h[..., 0] * symbol[..., 1] + h[..., 1] * symbol[..., 0]], axis=-1)
-    gradient = conjugate_times(tf.broadcast_to(symbol, h.shape), residual)  # of the squared residual by the channel
-    certainty = tf.broadcast_to(certainty, [*h.shape[:-1], 1])
-    x = tf.concat([h, gradient, certainty * gradient, certainty, tf.math.log(noise) / 4], axis=-1)
-    x = tf.reshape(x, [-1, *x.shape[2:]])
+    gradient = conjugate_times(symbol, residual)  # of the squared residual by the channel
+    certainty, noise = (tf.broadcast_to(v, tf.concat([shape[:-1], [1]], 0)) for v in (certainty, tf.math.log(noise) / 4))
+    x = tf.concat([h, gradient, certainty * gradient, certainty, noise], axis=-1)
+    x = tf.reshape(x, tf.concat([[-1], shape[2:-1], [DEEPRX_FEATURES]], 0))
 
     def dense(x, name):
-        w = params[f"{stage}.{name}.w"]
-        return tf.reshape(tf.reshape(x, [-1, w.shape[0]]) @ w, [*x.shape[:-1], w.shape[1]]) + params[f"{stage}.{name}.b"]
+        return tf.tensordot(x, params[f"{stage}.{name}.w"], 1) + params[f"{stage}.{name}.b"]
 
     def separable(x, name, dilation):
         x = tf.nn.relu(x * tf.math.rsqrt(tf.reduce_mean(x * x, axis=-1, keepdims=True) + 1e-6) * params[f"{stage}.{name}.scale"])
@@ -136,7 +127,7 @@ def refine(params, stage, dilations, y, h, symbol, certainty, noise):
     x = dense(x, "stem")
     for block, dilation in enumerate(dilations):
         x = x + separable(separable(x, 2 * block, dilation), 2 * block + 1, dilation)
-    return tf.reshape(dense(x, "head"), [*h.shape[:-1], 3])
+    return tf.reshape(dense(x, "head"), tf.concat([shape[:-1], [3]], 0))
 
 
 def demap(symbol, variance, order):
@@ -171,18 +162,29 @@ def _constellation(order):
 
 
 @cache
-def _receiver(size: str, num_rx: int):
+def _receiver(size: str):
+    """What `observe` returns to the last stage's logits [S, T, F, MAX_BITS]: one graph for any slots, antennas and width."""
     params = {name: tf.constant(value) for name, value in load_file(WEIGHTS / f"{size}.safetensors").items()}
+    grid = [None, SYMBOLS_PER_SLOT, None]
+    shapes = [None, *grid, 2], [None, *grid, 2], grid, grid, [None], [None, 4]
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec(shape, tf.float32) for shape in shapes])
     def run(*observed):
-        traced(size, num_rx)
+        traced(size)
         return network(params, observed, size)[-1]
 
     return run
 
 
-def receive(y: np.ndarray, variance: float, num_dmrs: int, bits_per_symbol: int, size: str) -> np.ndarray:
-    """Logits [S, E, bits_per_symbol] of what was received, y [R, S, E]."""
-    logits = _receiver(size, len(y))(*map(tf.constant, observe(y, variance, num_dmrs, bits_per_symbol))).numpy()
-    return logits.reshape(*y.shape[1:], MAX_BITS)[..., :bits_per_symbol]
+def llr(point: Point, y: np.ndarray, pilots: np.ndarray, variance: float) -> np.ndarray:
+    """LLRs log(P(bit = 0) / P(bit = 1)) [S, G] float32 in the order of transmission, subcarrier by subcarrier and symbol by symbol,
+    of what was received in the data symbols, y [S, R, T - D, F], and in the DM-RS symbols [S, R, D, F]."""
+    num_slots, num_rx, _, num_sc = y.shape
+    run, data, m = _receiver(point.detector), data_symbols(point.num_dmrs), point.bits_per_symbol
+    out = np.empty((num_slots, len(data) * num_sc * m), np.float32)
+    step = max(1, MAX_ELEMENTS // (num_rx * SYMBOLS_PER_SLOT * num_sc))
+    for first in range(0, num_slots, step):
+        some = slice(first, first + step)
+        logits = run(*map(tf.constant, observe(y[some], pilots[some], variance, m))).numpy()
+        out[some] = -logits[:, data, :, :m].reshape(len(logits), -1)
+    return out

@@ -7,7 +7,7 @@ Commun., 2023): here a network reads the estimates' autocorrelation, which tells
 a linear prediction. So the prediction turns and scales with the channel, and serves any number of antennas. Numpy alone;
 trained by experiments.train_deeptx.
 
-Letters: S slots, F sounded subcarriers, P past estimates, E resource elements of the slice.
+Letters: S slots, F sounded subcarriers of the grant, P past estimates.
 """
 
 from __future__ import annotations
@@ -18,25 +18,21 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from .grid import NUM_SC
-from .spec import SYMBOLS_PER_SLOT
+from ..delay import CSI_SLOTS
 
 CSI_AGE = 3  # slots
-CSI_SLOTS = 6
-CSI_SNR_DB = 20.0  # of an estimate, after averaging over the subcarriers it stands for
-SOUNDED = np.arange(2, NUM_SC, 4)
-PAST_SYMBOLS = tuple(-SYMBOLS_PER_SLOT * (CSI_AGE + slot) for slot in range(CSI_SLOTS))[::-1]  # from the slot's first symbol
-TARGET_SYMBOL = SYMBOLS_PER_SLOT // 2
+SOUNDING_COMB = 4  # every so many subcarriers are sounded, and an estimate averages over as many
+PAST_SLOTS = tuple(CSI_AGE + slot for slot in range(CSI_SLOTS))[::-1]  # before the slot at hand, oldest first
 HIDDEN = 64
-NUM_DEEPTX_WEIGHTS = 2 * (CSI_SLOTS - 1) * HIDDEN + HIDDEN**2 + HIDDEN * 2 * CSI_SLOTS
-WEIGHTS = Path(__file__).with_name("weights") / "deeptx.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "weights" / "deeptx.safetensors"
 
 
-def estimates(h: np.ndarray, seed: int) -> np.ndarray:
-    """Noisy estimates [rx, tx, S, P, F] of the responses h [rx, tx, S, P, NUM_SC]."""
-    h = h[..., SOUNDED]
+def sounded(h: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
+    """Noisy estimates [rx, tx, S, P, F] of past channels h [S, rx, tx, P, all subcarriers], as good as the link's SNR makes them:
+    an estimate averages over the SOUNDING_COMB subcarriers that it stands for."""
+    h = h[..., SOUNDING_COMB // 2 :: SOUNDING_COMB].transpose(1, 2, 0, 3, 4)
     noise = np.random.default_rng([seed, 2]).standard_normal((*h.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    return h + noise * np.float32(np.sqrt(0.5 * 10 ** (-CSI_SNR_DB / 10)))
+    return h + noise * np.float32(np.sqrt(0.5 * 10 ** (-snr_db / 10) / SOUNDING_COMB))
 
 
 def autocorrelation(past: np.ndarray) -> np.ndarray:
@@ -65,13 +61,13 @@ def predict(past: np.ndarray) -> np.ndarray:
     return np.einsum("sp,rispf->risf", w[:, :CSI_SLOTS] + 1j * w[:, CSI_SLOTS:], past, optimize=True).astype(np.complex64)
 
 
-def precode(h: np.ndarray, past: np.ndarray, num_layers: int, precoder: str) -> np.ndarray:
-    """Channels [rx, tx, S, E] times the num_layers strongest right singular directions of what is known, [rx, L, S, E].
+def directions(past: np.ndarray, num_layers: int, precoder: str) -> np.ndarray:
+    """The num_layers strongest right singular directions of what is known of the channel, [S, tx, L], from estimates
+    [rx, tx, S, P, F].
 
-    One matrix per slot, from the covariance of the estimate over the sounded subcarriers. Orthonormal columns, so that the
-    total power does not change. `past`: estimates [rx, tx, S, P, F].
+    One matrix for slot and grant, from the covariance over the sounded subcarriers. Orthonormal columns, so that the total power
+    does not change.
     """
     known = predict(past) if precoder == "deeptx" else past[..., -1, :]
-    covariance = np.einsum("risf,rjsf->sij", known.conj(), known)
-    directions = np.linalg.eigh(covariance)[1][..., ::-1][..., :num_layers]  # [S, tx, L]
-    return np.einsum("rise,sil->rlse", h, directions, optimize=True).astype(np.complex64)
+    covariance = np.einsum("risf,rjsf->sij", known.conj(), known, optimize=True)
+    return np.linalg.eigh(covariance)[1][..., ::-1][..., :num_layers].astype(np.complex64)

@@ -1,0 +1,114 @@
+"""python -m experiments.bler_tables [--out FILE] [--workers N]: block error rates of the twin's own LDPC chain in Gaussian noise.
+
+For a grid of code rates, code block lengths and decoder iterations: the mutual information per coded bit at which a block fails half of the
+time, and the width of the transition: BLER = Q((I - threshold) / width), fitted by maximum likelihood to counts around it. Also the share of
+wrong bits in a wrong block. A cell that is in the file already is not simulated again; about ten minutes on two cores.
+Beside it information.npz, what the LLRs of a demapper are worth that takes gain or noise for others than they are (twin.chain.information).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from experiments.files import whole
+
+RATES = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.67, 0.68, 0.75, 0.83, 0.89, 0.93)
+INFO_BITS = (40, 80, 160, 292, 320, 640, 1280, 2560, 3824, 4200, 8448)
+ITERATIONS = (1, 2, 3, 4, 6, 8, 10, 14, 20)
+FIELDS = ("rate", "info_bits", "iterations", "threshold", "width", "share", "blocks")
+UNREACHABLE = 0.9995  # mutual information beyond which a cell is given up
+
+
+def measure(cell: tuple[float, int]) -> list[dict]:
+    """Rows of all iterations of a (rate, info bits)."""
+    from scipy.optimize import minimize
+    from scipy.special import log_ndtr, ndtr
+
+    from twin.chain import ldpc
+    from twin.chain.information import information, snr_for
+    from twin.transport import LIFTING_SIZES, Segmentation
+
+    rate, info = cell
+    graph = 2 if info <= 292 or (info <= 3824 and rate <= 0.67) else 1
+    columns = 22 if graph == 1 else 10 if info > 640 else 9 if info > 560 else 8 if info > 192 else 6
+    lifting = next(z for z in LIFTING_SIZES if columns * z >= info)
+    code = Segmentation(info - 16, 16, 1, graph, lifting, info, (round(info / rate),))
+    place, rows = ldpc.places(code, 1), ldpc.rows_needed(code, 1)
+    rng = np.random.default_rng([round(1000 * rate), info])
+
+    def errors(level: float, iterations: int, num_blocks: int) -> tuple[int, float]:
+        """Wrong blocks, and the sum of their shares of wrong bits."""
+        snr = snr_for(np.array(level), 1)
+        bits = rng.integers(0, 2, (num_blocks, info), dtype=np.uint8)
+        sent = 1 - 2 * ldpc.encode(code, bits)[:, place].astype(np.float32)
+        y = sent + rng.standard_normal(sent.shape, np.float32) * np.float32(np.sqrt(0.5 / snr))
+        soft = np.zeros((num_blocks, code.mother_length), np.int16)
+        ldpc.recover((4 * np.float32(snr) * y).astype(np.float32), place, soft)
+        wrong = np.mean(ldpc.decode(code, soft, iterations, rows) != bits, axis=1)
+        return int(np.count_nonzero(wrong)), float(wrong.sum())
+
+    table, num = [], 64 if info > 3000 else 256
+    for n in ITERATIONS:
+        low, high = 0.8 * rate, UNREACHABLE
+        if errors(high, n, 32)[0] > 16:
+            table.append(dict(zip(FIELDS, (rate, info, n, 2.0, 0.1, 0.1, 32))))
+            continue
+        guess = 0.5 / np.sqrt(code.sent[0])
+        while high - low > guess:
+            middle = (low + high) / 2
+            low, high = (middle, high) if errors(middle, n, 32)[0] > 16 else (low, middle)
+        centre, counted = (low + high) / 2, {}
+        for widen in (1.0, 2.0):
+            for step in (-1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0):
+                level = centre + step * widen * guess
+                if level < 1 - 1e-4 and level not in counted:
+                    counted[level] = errors(level, n, num)
+        levels = np.array(sorted(counted))
+        wrong, share = np.array([counted[level] for level in levels]).T
+
+        def loss(parameters):
+            x = (levels - parameters[0]) / np.exp(parameters[1])
+            return -np.sum(wrong * log_ndtr(-x) + (num - wrong) * log_ndtr(x))
+
+        threshold, log_width = minimize(loss, (centre, np.log(guess)), method="Nelder-Mead").x
+        width = float(np.exp(log_width))
+        middle = (wrong > 0) & (wrong < 0.7 * num)
+        typical = share[middle].sum() / max(wrong[middle].sum(), 1) if middle.any() else 0.1
+        table.append(dict(zip(FIELDS, (rate, info, n, float(threshold), width, float(typical), num * len(levels)))))
+    return table
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description="Block error rates of the twin's LDPC chain by mutual information.")
+    parser.add_argument("--out", type=Path, default=Path("twin/tables/bler.csv"))
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args(argv)
+    from twin.chain.information import mismatched
+
+    with whole(str(arguments.out.with_name("information.npz")), "wb") as file:
+        np.savez_compressed(file, **{str(m): mismatched(m) for m in (2, 4, 6, 8)})
+    done = []
+    if arguments.out.exists():
+        with open(arguments.out, newline="") as file:
+            done = list(csv.DictReader(file))
+    have = {(float(row["rate"]), int(row["info_bits"])) for row in done}
+    cells = [cell for cell in itertools.product(RATES, INFO_BITS) if cell not in have]
+    with open(arguments.out, "a", newline="") as file, ProcessPoolExecutor(arguments.workers) as pool:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if not done:
+            writer.writeheader()
+        for cell, rows in zip(cells, pool.map(measure, cells)):
+            writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+            file.flush()
+            print(*cell, *(f"{row['threshold']:.3f}/{row['width']:.4f}" for row in rows), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

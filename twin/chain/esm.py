@@ -1,0 +1,252 @@
+"""The link without its code: every slot's channel and its estimate, the symbols' quality after detection, and from their mutual information
+the probability that each code block fails (an effective-SINR mapping by mutual information, MIESM).
+
+What is drawn is what decides: the channel, and the noise on the pilots. The noise on the data and the code are averaged over, by tables of the
+twin's own code in Gaussian noise (twin/tables/bler.csv, made by experiments.bler_tables). So a slot costs a fraction of the link's and says more:
+a probability, not a yes or no. Only for LDPC and linear detection.
+
+The detector works with an estimate: a symbol comes out with a gain of its own, with interference, and with a noise variance that the demapper
+takes for another. What its LLRs are then worth is the generalised mutual information of twin.chain.information. A gain's imaginary part
+counts as noise.
+
+Letters: S slots, T data symbols, F subcarriers looked at (at most MAX_CARRIERS, evenly spaced), L layers, C code blocks.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from functools import cache, lru_cache
+
+import numba
+import numpy as np
+from scipy.special import ndtr
+
+from ..physical import LINEAR, Counts, Point
+from ..tables import BLER
+from ..transport import Segmentation
+from .detection import LEAST_NOISE, LEAST_POWER, METHODS
+from .estimation import knowledge, noise_variance
+from .grid import data_symbols
+from .information import SCALES_DB, information, snr_for, stored
+
+MAX_CARRIERS = 48
+DEEP, DEEP_WIDTH = 1.2, 0.8  # widths beyond the threshold at which a decoder's errors become the channel's
+_jit = numba.njit(cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "contract", "reassoc", "arcp"})
+
+
+def covers(point: Point) -> bool:
+    """Whether the tables speak of such a point."""
+    return point.code == "ldpc" and point.detector in LINEAR
+
+
+@cache
+def _table() -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Axes (rates, log info bits, log iterations) and thresholds, log widths and shares on their grid [R, K, N, 3]."""
+    with open(BLER, newline="") as file:
+        rows = [[float(row[name]) for name in ("rate", "info_bits", "iterations", "threshold", "width", "share")]
+                for row in csv.DictReader(file)]
+    rows = np.array(rows)
+    axes = tuple(np.unique(rows[:, i]) for i in range(3))
+    grid = np.full((*map(len, axes), 3), np.nan)
+    grid[tuple(np.searchsorted(axis, rows[:, i]) for i, axis in enumerate(axes))] = rows[:, 3:]
+    grid[..., 1] = np.log(grid[..., 1])
+    return (axes[0], np.log(axes[1]), np.log(axes[2])), grid
+
+
+@lru_cache(maxsize=4096)
+def threshold(rate: float, info_bits: int, iterations: int) -> tuple[float, float, float]:
+    """(threshold, width, share): BLER = Q((I - threshold) / width) of a code block at mutual information I per coded bit, and
+    the share of wrong bits in a wrong block; linear between the table's rates and the logarithms of its lengths and iterations."""
+    axes, value = _table()
+    for axis, at in zip(axes, (rate, np.log(info_bits), np.log(iterations))):
+        low = int(np.clip(np.searchsorted(axis, at, side="right") - 1, 0, len(axis) - 2))
+        share = np.clip((at - axis[low]) / (axis[low + 1] - axis[low]), 0, 1)
+        value = (1 - share) * value[low] + share * value[low + 1]
+    return float(value[0]), float(np.exp(value[1])), float(value[2])
+
+
+@_jit
+def _detected(h, g, variance, known, symbols, first, step, method, out):
+    """What detection makes of every symbol, out [3, S, T, F, L]: its gain, the variance of noise and interference, and what the demapper
+    takes that for. Channels h and what is known of them g [S, R, L, 14, all subcarriers]; noise variance, and what it is taken for [S, 14]."""
+    num_rx, num_layers = h.shape[1], h.shape[2]
+    gram = np.empty((num_layers, num_layers), np.complex64)
+    inverse = np.empty((num_layers, num_layers), np.complex64)
+    weights = np.empty(num_rx, np.complex64)
+    share = np.float32(1 / np.sqrt(num_layers))
+    for s in range(h.shape[0]):
+        for t in range(symbols.shape[0]):
+            at = symbols[t]
+            noise = max(known[s, at], LEAST_NOISE)
+            for k in range(out.shape[3]):
+                f = first + k * step
+                for i in range(num_layers):
+                    for j in range(num_layers):
+                        total = np.complex64(0)
+                        for r in range(num_rx):
+                            total += np.conj(g[s, r, i, at, f]) * g[s, r, j, at, f]
+                        gram[i, j] = total * share * share
+                        inverse[i, j] = 1 if i == j else 0
+                    if method == 2:
+                        gram[i, i] += noise
+                if method == 0:
+                    for i in range(num_layers):
+                        power, others = max(gram[i, i].real, LEAST_POWER), np.float32(0)
+                        for j in range(num_layers):
+                            if j != i:
+                                others += gram[i, j].real ** 2 + gram[i, j].imag ** 2
+                        inverse[i, i] = 1 / power
+                        out[2, s, t, k, i] = (noise + others / power) / power
+                else:
+                    for i in range(num_layers):
+                        pivot = np.float32(1) / max(gram[i, i].real, LEAST_POWER)
+                        for j in range(num_layers):
+                            gram[i, j] *= pivot
+                            inverse[i, j] *= pivot
+                        for m in range(num_layers):
+                            if m != i:
+                                factor = gram[m, i]
+                                for j in range(num_layers):
+                                    gram[m, j] -= factor * gram[i, j]
+                                    inverse[m, j] -= factor * inverse[i, j]
+                for i in range(num_layers):
+                    scale = np.float32(1)
+                    if method != 0:
+                        error = inverse[i, i].real * noise
+                        if method == 2:
+                            scale = 1 / max(np.float32(1) - error, np.float32(1e-6))
+                        out[2, s, t, k, i] = error * scale
+                    power = np.float32(0)
+                    for r in range(num_rx):
+                        total = np.complex64(0)
+                        for j in range(num_layers):
+                            total += inverse[i, j] * np.conj(g[s, r, j, at, f])
+                        weights[r] = total * share * scale
+                        power += weights[r].real ** 2 + weights[r].imag ** 2
+                    interference = power * variance
+                    for j in range(num_layers):
+                        total = np.complex64(0)
+                        for r in range(num_rx):
+                            total += weights[r] * h[s, r, j, at, f]
+                        total *= share
+                        if j == i:
+                            out[0, s, t, k, i] = total.real
+                            interference += total.imag ** 2
+                        else:
+                            interference += total.real ** 2 + total.imag ** 2
+                    out[1, s, t, k, i] = max(interference, LEAST_NOISE)
+                    out[2, s, t, k, i] = max(out[2, s, t, k, i], LEAST_NOISE)
+
+
+@_jit
+def _informed(detected, shares, table, scales_db, out):
+    """Add to out [C, scales, S] the mean information of every code block's bits, by scale of the LLRs. detected [3, S, T F, L], shares [C, T F]."""
+    num_layers = detected.shape[3]
+    values = np.empty(scales_db.shape[0], np.float32)
+    num_gains, num_noises, num_mismatches = table.shape
+    for s in range(detected.shape[1]):
+        for e in range(detected.shape[2]):
+            values[:] = 0
+            for i in range(num_layers):
+                gain, noise, assumed = detected[0, s, e, i], detected[1, s, e, i], detected[2, s, e, i]
+                x = min(max(gain * np.float32(10), np.float32(0)), np.float32(num_gains - 1.001))
+                noise_db = np.float32(-10) * math.log10(noise)
+                y = min(max((noise_db + np.float32(15)) / np.float32(1.5), np.float32(0)), np.float32(num_noises - 1.001))
+                mismatch_db = -noise_db - np.float32(10) * math.log10(assumed)
+                a, b = int(x), int(y)
+                u, v = x - a, y - b
+                for c in range(scales_db.shape[0]):
+                    z = (mismatch_db + scales_db[c] + np.float32(20)) / np.float32(2)
+                    z = min(max(z, np.float32(0)), np.float32(num_mismatches - 1.001))
+                    d = int(z)
+                    w = z - d
+                    low = (1 - u) * ((1 - v) * table[a, b, d] + v * table[a, b + 1, d]) + u * ((1 - v) * table[a + 1, b, d] + v * table[a + 1, b + 1, d])
+                    d += 1
+                    high = (1 - u) * ((1 - v) * table[a, b, d] + v * table[a, b + 1, d]) + u * ((1 - v) * table[a + 1, b, d] + v * table[a + 1, b + 1, d])
+                    values[c] += (1 - w) * low + w * high
+            for r in range(shares.shape[0]):
+                share = shares[r, e] / num_layers
+                if share > 0:
+                    for c in range(scales_db.shape[0]):
+                        out[r, c, s] += share * values[c]
+
+
+def _carriers(num_sc: int) -> tuple[int, int, int]:
+    """First, step and number of the subcarriers that are looked at."""
+    step = -(-num_sc // MAX_CARRIERS)
+    number = num_sc // step
+    return (num_sc - (number - 1) * step) // 2, step, number
+
+
+def detected(point: Point, h: np.ndarray, gains, noise: np.ndarray) -> np.ndarray:
+    """Gain, noise variance and assumed noise variance [3, S, T, F, L] of a transmission's symbols after detection, over channels h
+    [S, R, L, 14, all subcarriers], with noise [S, R, D, all] on the DM-RS symbols."""
+    symbols = data_symbols(point.num_dmrs)
+    g, known = knowledge(point, h, gains, noise)
+    first, step, number = _carriers(h.shape[-1])
+    out = np.empty((3, len(h), len(symbols), number, point.num_layers), np.float32)
+    _detected(h, g, np.float32(noise_variance(point, gains)), known.astype(np.float32), symbols, first, step, METHODS[point.detector], out)
+    return out
+
+
+@lru_cache(maxsize=1024)
+def _shares(code: Segmentation, num_symbols: int, number: int) -> np.ndarray:
+    """How the code blocks' bits lie on the looked-at elements: weights [C, T F] of the mean over each block."""
+    edges = np.concatenate([[0], np.cumsum(code.sent)]) / sum(code.sent) * num_symbols * number
+    cells = np.arange(num_symbols * number)
+    inside = np.clip(np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells), 0, 1)
+    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+
+
+def block_information(point: Point, symbols: np.ndarray) -> np.ndarray:
+    """Mutual information per coded bit of the code blocks [S, C], from symbols after detection [3, S, T, F, L]: at the best common
+    scale of a block's LLRs, since a min-sum decoder hardly minds it."""
+    _, num_slots, num_symbols, number, num_layers = symbols.shape
+    shares = _shares(point.segmentation, num_symbols, number)
+    out = np.zeros((len(shares), len(SCALES_DB), num_slots), np.float32)
+    _informed(symbols.reshape(3, num_slots, -1, num_layers), shares, stored(point.bits_per_symbol), SCALES_DB.astype(np.float32), out)
+    return np.clip(out.max(axis=1).T.astype(float), 0, 1)
+
+
+def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Probability that the transport block fails after 1, 2, ... transmissions with these symbols, [transmissions, S]; and the expected
+    share of wrong bits after the last one [S].
+
+    Chase: signal-to-noise ratios add. Incremental redundancy: mutual information adds over new coded bits; once the circular buffer is
+    sent, bits are repeated, and signal-to-noise ratios add instead.
+    """
+    code, m = point.segmentation, point.bits_per_symbol
+    num_slots = symbols[0].shape[1]
+    room, sent = code.mother_length - code.filler, np.array(code.sent, float)
+    before, out, share = np.ones(num_slots), [], np.zeros(num_slots)
+    collected = np.zeros((num_slots, code.num_blocks))
+    for k, new in enumerate(symbols, 1):
+        info = block_information(point, new)
+        if point.combining == "chase":
+            collected += snr_for(info, m)
+            mean, length = information(collected, m), sent
+        else:
+            collected += info
+            mean, length = collected / k, sent * k
+        repeats = np.maximum(length / room, 1.0)
+        mean = np.where(repeats > 1, information(snr_for(mean, 1) * repeats, 1), mean)
+        limit, width, typical = np.array([threshold(code.info / min(e, room), code.info, point.decoder_iterations) for e in length]).T
+        beyond = (limit - mean) / width
+        each = ndtr(beyond)
+        block = np.minimum(-np.expm1(np.sum(np.log1p(-np.minimum(each, 1 - 1e-16)), axis=1)), before)
+        # Just below the threshold a few bits are wrong; far below it a decoder leaves about the channel's own errors
+        hard, deep = ndtr(-np.sqrt(2 * snr_for(mean, 1))), ndtr((beyond - DEEP) / DEEP_WIDTH)
+        share = np.minimum(np.mean(each * (typical + deep * np.maximum(hard - typical, 0)), axis=1), block)
+        out.append(block)
+        before = block
+    return np.array(out), share
+
+
+def simulate_round(point: Point, channels, gains, noises) -> Counts:
+    """Expected counts of a round whose transmissions meet these channels and noises."""
+    failed, share = failures(point, [detected(point, h, gains, noise) for h, noise in zip(channels, noises)])
+    num_slots = failed.shape[1]
+    code = point.segmentation
+    return Counts(num_slots, num_slots * code.num_blocks * code.info, float(share.sum()) * code.num_blocks * code.info,
+                  tuple(failed.sum(1).tolist()), float(share.sum()), float(np.sum(share**2)), tuple(np.sum(failed**2, axis=1).tolist()))
