@@ -27,7 +27,8 @@ from .physical import Counts, Point, Settings
 CHUNK = 16  # points per message: about 0.1 s of work
 COMMAND = (sys.executable, "-m", "twin.worker")
 MAX_FAILED_STARTS = 3
-POINT_LIMIT_S = 300.0  # far above any point, what it compiles included
+LIMIT_SIZE = 128 * 24  # blocks x PRB x transmissions; points that may be larger have more time in proportion
+POINT_LIMIT_S = 600.0  # the slowest, K-Best with 4 layers of 256QAM, takes 220 s for this size
 START_LIMIT_S = 120.0
 MESSAGE_LIMIT_S = 30  # for the rest of a message that has begun
 KILL_LIMIT_S = 10.0  # a process inside a system call that does not return is left to die by itself
@@ -58,11 +59,21 @@ def take(queues: list[deque], slot: int) -> list:
     return [longest.pop() for _ in range(min(CHUNK, (len(longest) + 1) // 2))][::-1]
 
 
+def limit_share(point: Point, settings: Settings) -> float:
+    """The limit of a point in units of `point_limit_s`: how often LIMIT_SIZE goes into it, and at least 1."""
+    if point.rounds is None:
+        num_blocks = settings.max_blocks
+    else:
+        num_blocks = (point.rounds[1] - point.rounds[0]) * point.slots_per_round
+    return max(1.0, num_blocks * point.num_prb * point.num_transmissions / LIMIT_SIZE)
+
+
 class _Worker:
     """One process, its connection, the jobs it has not answered yet, and when its next message is due."""
 
     def __init__(self, command, settings: Settings, seed: int, point_limit_s: float, start_limit_s: float):
-        self.point_limit_s = self.limit_s = point_limit_s
+        self.settings, self.point_limit_s = settings, point_limit_s
+        self.limits_s: deque[float] = deque()  # of the messages that its jobs have to bring
         self.due = time.monotonic() + start_limit_s
         ours, theirs = socket.socketpair()
         for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # it may stop in the middle of a message
@@ -84,16 +95,18 @@ class _Worker:
 
     def send(self, kind: str, jobs) -> None:
         self.jobs, self.busy = deque(jobs) if kind == "run" else deque(), True
-        num_points = max(1, len(jobs)) if kind == "warm" else 1  # to its next message
-        self.limit_s = num_points * self.point_limit_s
+        points = [point for _, point in jobs] if kind == "run" else jobs
+        limits_s = [self.point_limit_s * limit_share(point, self.settings) for point in points]
+        limits_s.append(self.point_limit_s)  # of "idle", which is all that comes of a "warm"
+        self.limits_s = deque(limits_s if kind == "run" else [sum(limits_s)])
         if self.ready:
             self.heard()
         with contextlib.suppress(OSError):  # it died or hangs: end of file comes next, or time runs out
             self.connection.send((kind, list(jobs)))
 
     def heard(self) -> None:
-        """It is alive, and its next message due a limit from now."""
-        self.due = time.monotonic() + self.limit_s
+        """It is alive, and its next message, if there is one, due a limit from now."""
+        self.due = time.monotonic() + (self.limits_s.popleft() if self.limits_s else math.inf)
 
     @property
     def owes(self) -> bool:
@@ -123,7 +136,8 @@ class Pool:
     """`num_workers` processes that simulate points under one seed and one Settings.
 
     command: starts one; the number of its socket is appended. What a worker says and hears: see twin.worker.
-    point_limit_s: a worker that needs longer for a point is killed; those of one `warm` have it together
+    point_limit_s: a worker that needs longer for a point is killed; points that may be larger than LIMIT_SIZE
+      have more time in proportion, and those of `warm` have theirs together
     start_limit_s: the same to start
     """
 

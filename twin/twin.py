@@ -211,18 +211,18 @@ def _qos(scenario: Scenario, workflow: Workflow, counts: Counts | TwinError) -> 
         return counts
     c, n = counts, counts.num_blocks
     transmissions = 1 + sum(c.failed[:-1]) / n
-    ber, bler = error_rates(c)
+    (ber, bler), ber_interval = error_rates(c), bit_limits(c, 0.05)
     first_ms, round_trip_ms = delay_ms(scenario, workflow), harq_round_trip_ms(scenario, workflow)
     return QoS(
         delay_ms=first_ms + (transmissions - 1) * round_trip_ms,
         throughput_mbps=throughput_mbps(workflow, c.block_errors / n) / transmissions,
-        ber=ber,
+        ber=min(max(ber, ber_interval[0]), ber_interval[1]),
         bler=bler,
         num_blocks=n,
         num_bits=c.num_bits,
         block_errors=c.block_errors,
         bit_errors=c.bit_errors,
-        ber_interval=bit_limits(c, 0.05),
+        ber_interval=ber_interval,
         bler_interval=rate_limits(c, -1, 0.05),
         mean_transmissions=transmissions,
         delays_ms=tuple(first_ms + k * round_trip_ms for k in range(len(c.failed))),

@@ -5,14 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import TOY_WORKER, toy_pool
 
-from twin import Scenario, Twin, TwinError, Workflow
-from twin.pool import Pool
+from twin import Scenario, Settings, Twin, TwinError, Workflow, physical
+from twin.pool import Pool, limit_share
 
 DEADLY, DEADLY_ONCE, FAULTY = 13, 14, 15  # dB, to the toy worker
 ENDLESS, ENDLESS_ONCE, STOPPING, HALF_ANSWERED = 70, 71, 72, 73
@@ -105,6 +106,20 @@ def test_neither_an_idle_worker_nor_a_busy_caller_is_a_hang():
         twin.evaluate(pairs(*range(2, 12)), progress=lambda done, total: time.sleep(1.5 * (done == 1)))
         twin.evaluate(pairs(*SLOW[:5], 20))  # one of two workers waits for longer than the limit
         assert {worker.process.pid for worker in twin._pool.workers.values()} == before
+
+
+def test_the_limit_grows_with_what_a_point_may_cost():
+    point = physical(Scenario(num_rx_ant=4), Workflow(num_prb=24))
+    assert limit_share(point, Settings(max_blocks=16)) == limit_share(point, Settings()) == 1
+    assert limit_share(point, Settings(max_blocks=1024)) == 8
+    assert limit_share(replace(point, num_transmissions=4, num_prb=240), Settings()) == 40
+    assert limit_share(replace(point, rounds=(0, 1)), Settings(max_blocks=1 << 20)) == 1
+    assert limit_share(replace(point, rounds=(64, 128)), Settings()) == 64 * point.slots_per_round / 128
+    with Twin(workers=1, pool=partial(toy_pool, point_limit_s=0.2), max_blocks=1024) as twin:  # 1.6 s
+        twin.evaluate(pairs(1))
+        before = twin._pool.workers[0].process.pid
+        assert len(twin.evaluate(pairs(*SLOW[:3]))) == 3
+        assert twin._pool.workers[0].process.pid == before
 
 
 def test_the_clock_may_jump(monkeypatch):

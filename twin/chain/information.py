@@ -15,8 +15,8 @@ from ..tables import INFORMATION
 from .qam import pam
 
 GRID_DB = np.arange(-30.0, 50.01, 0.25)  # signal-to-noise ratio Es/N0, of `curve`
-GAINS = np.linspace(0, 2, 21)  # of a symbol, relative to what the demapper takes for 1
-NOISE_DB = np.arange(-15.0, 45.1, 1.5)  # 1 / noise variance of the complex symbol
+GAINS = np.linspace(0, 2, 41)  # of a symbol, relative to what the demapper takes for 1
+NOISE_DB = np.arange(-15.0, 45.1, 1.0)  # 1 / noise variance of the complex symbol
 MISMATCH_DB = np.arange(-20.0, 20.1, 2.0)  # noise variance relative to what the demapper takes it for
 SCALES_DB = np.arange(-8.0, 8.1, 4.0)  # s
 
@@ -58,13 +58,13 @@ def snr_for(information_: np.ndarray, bits_per_symbol: int) -> np.ndarray:
 
 
 def mismatched(bits_per_symbol: int) -> np.ndarray:
-    """The table of `bit_information` over GAINS, NOISE_DB and MISMATCH_DB, float32."""
+    """The table of `bit_information` over GAINS, NOISE_DB and MISMATCH_DB, float16."""
     noise = 10 ** (-NOISE_DB / 10)
-    return np.array([[bit_information(bits_per_symbol, g, n, n / 10 ** (MISMATCH_DB / 10)) for n in noise] for g in GAINS], np.float32)
+    return np.array([[bit_information(bits_per_symbol, g, n, n / 10 ** (MISMATCH_DB / 10)) for n in noise] for g in GAINS], np.float16)
 
 
 @cache
 def stored(bits_per_symbol: int) -> np.ndarray:
     """The same from twin/tables, made by experiments.bler_tables."""
     with np.load(INFORMATION) as file:
-        return file[str(bits_per_symbol)]
+        return file[str(bits_per_symbol)].astype(np.float32)
