@@ -12,7 +12,7 @@ from twin import Twin
 
 @pytest.fixture(scope="session")
 def twin():
-    with Twin(workers=2, cache=None, seed=0) as running:
+    with Twin(workers=2, cache=None, seed=0, method="esm") as running:
         yield running
 
 

@@ -22,7 +22,7 @@ def feasible(twin, drawn):
 
 def values(twin, tasks, workflows):
     measured = twin.evaluate([(task.scenario, w) for task, w in zip(tasks, workflows)])
-    triples = np.array([(q.delay_ms, q.throughput_mbps, q.ber) for q in measured])
+    triples = np.array([task.measured(q) for task, q in zip(tasks, measured)])
     return np.asarray(reward(triples, np.array([task.required for task in tasks]))), [
         baselines.meets(task, q) for task, q in zip(tasks, measured)]
 
@@ -64,11 +64,11 @@ def test_the_bler_table_asks_more_snr_for_more_bits_and_for_a_lower_bler(twin):
     (("estimate.lmmse", "detect.lmmse", "modulate.8"), 2, 720, "09beabd088088eff"),
 ])
 def test_the_search_on_a_plain_platform_is_the_one_of_the_published_results(absent, layers, count, digest):
-    """Recorded before there were neural modules, workflow by workflow in order."""
+    """Recorded before there were neural modules and ways of combining, workflow by workflow in order."""
     for num_tx_ant in (1, 2, 4):
         space = baselines.search_space(tasks.ALWAYS_ABSENT + absent, layers, baselines.ITERATIONS, num_tx_ant)
         assert len(space) == count
-        assert hashlib.sha256(repr([dataclasses.astuple(w) for w in space]).encode()).hexdigest()[:16] == digest
+        assert hashlib.sha256(repr([dataclasses.astuple(w)[:12] for w in space]).encode()).hexdigest()[:16] == digest
 
 
 def test_a_full_platform_adds_its_neural_modules_where_they_work():

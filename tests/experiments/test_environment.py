@@ -33,7 +33,7 @@ def test_rewards_are_eq_2_of_what_the_twin_measures(environment, twin, drawn, re
     assert verdict.failure_M == [None] * len(drawn)
     rng = random.Random(0)
     measured = twin.evaluate([(task.scenario, tasks.random_workflow(rng, task.scenario)) for task in drawn])
-    triples = np.array([(q.delay_ms, q.throughput_mbps, q.ber) for q in measured])
+    triples = np.array([task.measured(q) for task, q in zip(drawn, measured)])
     required = np.array([task.required for task in drawn])
     np.testing.assert_allclose(verdict.reward_M, reward(triples, required), rtol=1e-6)
     np.testing.assert_array_equal(verdict.fulfilled_M, fulfilled(triples, required))

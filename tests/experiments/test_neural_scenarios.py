@@ -14,7 +14,7 @@ from twin.toolbox import is_neural
 
 @pytest.fixture(scope="module")
 def coarse():
-    with Twin(workers=2, max_blocks=256, enough_block_errors=30, enough_bits=1 << 40) as twin:
+    with Twin(workers=2, max_blocks=256, enough_block_errors=30) as twin:
         yield twin
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from experiments import tasks
 from experiments.orchestration import quantity
-from experiments.tasks import MAX_DELAY_MS, MIN_BER, Task
+from experiments.tasks import MAX_DELAY_MS, Task
+from twin import QoS
 
 
 def draw(seed, count):
@@ -26,7 +27,7 @@ def test_targets_lie_within_their_service_class():
     seen = set()
     for task in draw(0, 2000):
         row = rows[task.service]
-        assert task.ber == max(float(row["error_rate"]), MIN_BER)
+        assert task.ber == float(row["error_rate"]) and task.errors == "packet"
         assert task.delay_ms <= MAX_DELAY_MS
         assert task.delay_ms <= max(0.3 * float(row["packet_delay_budget_ms"]), min(tasks.DELAYS_MS))
         low, high = float(row["rate_mbps_low"]), float(row["rate_mbps_high"])
@@ -41,7 +42,7 @@ def test_requests_are_phrased_in_many_ways_and_prompts_say_the_targets():
     assert len({task.request for task in drawn}) > 300
     for task in drawn:
         assert task.prompt().startswith(task.request)
-        assert f"BER {task.ber:.0e}".replace("e-0", "e-") in task.prompt()
+        assert f"PER {task.ber:.0e}".replace("e-0", "e-") in task.prompt()
         assert quantity(task.delay_ms, "ms", "us") in task.prompt()
 
 
@@ -69,7 +70,7 @@ def test_tasks_read_back_as_written(tmp_path):
 
 
 @pytest.mark.parametrize("change, word", [
-    ({"delay_ms": -1}, "delay_ms"), ({"ber": "low"}, "ber"), ({"colour": "red"}, "colour"),
+    ({"delay_ms": -1}, "delay_ms"), ({"ber": "low"}, "ber"), ({"delay_ms": float("inf")}, "delay_ms"), ({"errors": "symbol"}, "errors"), ({"colour": "red"}, "colour"),
     ({"scenario": {"channel": "tdl-z"}}, "channel"),
 ])
 def test_a_wrong_task_is_refused_with_its_line_and_field(tmp_path, change, word):
@@ -78,6 +79,14 @@ def test_a_wrong_task_is_refused_with_its_line_and_field(tmp_path, change, word)
     path.write_text(good + "\n" + json.dumps(json.loads(good) | change) + "\n")
     with pytest.raises(ValueError, match=rf"tasks\.jsonl:2: .*{word}"):
         tasks.load(str(path))
+
+
+def test_packet_errors_are_held_against_blocks_and_bit_errors_against_bits():
+    qos = QoS(delay_ms=1.5, throughput_mbps=9.0, ber=1e-4, bler=1e-2, num_blocks=64, delays_ms=(1.0, 3.0), delivered=(0.9, 0.99))
+    packet = draw(0, 1)[0]
+    bit = dataclasses.replace(packet, errors="bit")
+    assert packet.measured(qos) == (3.0, 9.0, 1e-2) and bit.measured(qos) == (3.0, 9.0, 1e-4)
+    assert "BER" in bit.prompt() and "BER" not in packet.prompt()
 
 
 def test_one_s_own_task_needs_no_witness():
