@@ -155,8 +155,7 @@ def _translate_answer(answer: str) -> str:
     if "precoder" in found:
         code += f"precode(method=\"{_word('precoding', found['precoder'])}\")\n"
     if "num_transmissions" in found:
-        combining = f", combining=\"{found['combining']}\"" if "combining" in found else ""
-        code += f"harq(transmissions={int(found['num_transmissions'])}{combining})\n"
+        code += f"harq(transmissions={int(found['num_transmissions'])}, combining=\"{found.get('combining', 'ir')}\")\n"
     return code
 
 

@@ -19,6 +19,7 @@ from typing import Any, Iterator
 
 from twin import COMPUTE_TIERS_GFLOPS, TOOLS, QoS, Scenario, Workflow
 from twin.toolbox import is_neural
+from twin.transport import MAX_POLAR_BLOCKS, num_polar_blocks
 
 from experiments import orchestration
 from experiments.files import whole
@@ -172,7 +173,11 @@ def random_workflow(rng: random.Random, scenario: Scenario) -> Workflow:
         num_prb=round(scenario.max_prb ** rng.random()), num_layers=rng.randint(1, min(rank, 2)),
         decoder_iterations=rng.choice((2, 4, 6, 8, 10, 12, 16, 20)),
         **{field: rng.choice(values) for field, values in choices.items()})
-    return dataclasses.replace(workflow, num_layers=1) if is_neural(workflow.detector) else workflow
+    if is_neural(workflow.detector):
+        workflow = dataclasses.replace(workflow, num_layers=1)
+    if workflow.code == "polar" and not 1 <= num_polar_blocks(workflow) <= MAX_POLAR_BLOCKS:
+        workflow = dataclasses.replace(workflow, code="ldpc")
+    return workflow
 
 
 def save(tasks: list[Task], path: str) -> None:

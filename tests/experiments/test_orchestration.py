@@ -95,7 +95,7 @@ def test_the_think_line_adds_the_array_gain_to_the_snr():
 
 def test_a_described_workflow_states_a_round_throughput_that_it_carries():
     workflow = Workflow(num_prb=10, scs_khz=60, code_rate=0.5, bits_per_symbol=4)
-    assert throughput_mbps(workflow, 0.0) == pytest.approx(12.48)
+    assert throughput_mbps(workflow, 0.0) == pytest.approx(3104 / 250)  # bits of the transport block over a slot of 250 us
     assert describe_workflow(workflow).endswith(" 10 Mbps on 10 PRB.")
 
 

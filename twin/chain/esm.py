@@ -28,7 +28,7 @@ from ..transport import Segmentation
 from .detection import LEAST_NOISE, LEAST_POWER, METHODS
 from .estimation import knowledge, noise_variance
 from .grid import data_symbols
-from .information import SCALES_DB, information, snr_for, stored
+from .information import information, snr_for, stored
 
 MAX_CARRIERS = 48
 # What the tables, which are of antipodal signals, leave out: the interleaver sends a higher order's information bits in its more reliable places.
@@ -144,36 +144,28 @@ def _detected(h, g, variance, known, symbols, first, step, method, out):
 
 
 @_jit
-def _informed(detected, shares, table, scales_db, out):
-    """Add to out [C, scales, S] the mean information of every code block's bits, by scale of the LLRs. detected [3, S, T F, L], shares [C, T F]."""
+def _informed(detected, shares, table, out):
+    """Add to out [S, C] the mean information of every code block's bits: detected [3, S, T F, L], shares [C, T F]."""
     num_layers = detected.shape[3]
-    values = np.empty(scales_db.shape[0], np.float32)
     num_gains, num_noises, num_mismatches = table.shape
     for s in range(detected.shape[1]):
         for e in range(detected.shape[2]):
-            values[:] = 0
+            value = np.float32(0)
             for i in range(num_layers):
                 gain, noise, assumed = detected[0, s, e, i], detected[1, s, e, i], detected[2, s, e, i]
-                x = min(max(gain * np.float32(20), np.float32(0)), np.float32(num_gains - 1.001))
                 noise_db = np.float32(-10) * math.log10(noise)
+                x = min(max((gain + np.float32(1)) * np.float32(20), np.float32(0)), np.float32(num_gains - 1.001))
                 y = min(max(noise_db + np.float32(15), np.float32(0)), np.float32(num_noises - 1.001))
                 mismatch_db = -noise_db - np.float32(10) * math.log10(assumed)
-                a, b = int(x), int(y)
-                u, v = x - a, y - b
-                for c in range(scales_db.shape[0]):
-                    z = (mismatch_db + scales_db[c] + np.float32(20)) / np.float32(2)
-                    z = min(max(z, np.float32(0)), np.float32(num_mismatches - 1.001))
-                    d = int(z)
-                    w = z - d
-                    low = (1 - u) * ((1 - v) * table[a, b, d] + v * table[a, b + 1, d]) + u * ((1 - v) * table[a + 1, b, d] + v * table[a + 1, b + 1, d])
-                    d += 1
-                    high = (1 - u) * ((1 - v) * table[a, b, d] + v * table[a, b + 1, d]) + u * ((1 - v) * table[a + 1, b, d] + v * table[a + 1, b + 1, d])
-                    values[c] += (1 - w) * low + w * high
+                z = min(max((mismatch_db + np.float32(20)) / np.float32(2), np.float32(0)), np.float32(num_mismatches - 1.001))
+                a, b, c = int(x), int(y), int(z)
+                u, v, w = x - a, y - b, z - c
+                for k in range(2):
+                    near = (1 - u) * ((1 - v) * table[a, b, c + k] + v * table[a, b + 1, c + k])
+                    near += u * ((1 - v) * table[a + 1, b, c + k] + v * table[a + 1, b + 1, c + k])
+                    value += near * (w if k else 1 - w)
             for r in range(shares.shape[0]):
-                share = shares[r, e] / num_layers
-                if share > 0:
-                    for c in range(scales_db.shape[0]):
-                        out[r, c, s] += share * values[c]
+                out[s, r] += shares[r, e] * value / num_layers
 
 
 def _carriers(num_sc: int) -> tuple[int, int, int]:
@@ -204,13 +196,12 @@ def _shares(code: Segmentation, num_symbols: int, number: int) -> np.ndarray:
 
 
 def block_information(point: Point, symbols: np.ndarray) -> np.ndarray:
-    """Mutual information per coded bit of the code blocks [S, C], from symbols after detection [3, S, T, F, L]: at the best common
-    scale of a block's LLRs, since a min-sum decoder hardly minds it."""
+    """Mutual information per coded bit of the code blocks [S, C], from symbols after detection [3, S, T, F, L]."""
     _, num_slots, num_symbols, number, num_layers = symbols.shape
     shares = _shares(point.segmentation, num_symbols, number)
-    out = np.zeros((len(shares), len(SCALES_DB), num_slots), np.float32)
-    _informed(symbols.reshape(3, num_slots, -1, num_layers), shares, stored(point.bits_per_symbol), SCALES_DB.astype(np.float32), out)
-    mean = np.clip(out.max(axis=1).T.astype(float), 0, 1)
+    out = np.zeros((num_slots, len(shares)), np.float32)
+    _informed(symbols.reshape(3, num_slots, -1, num_layers), shares, stored(point.bits_per_symbol), out)
+    mean = np.clip(out.astype(float), 0, 1)
     better_db = np.interp(point.code_rate, CALIBRATED_RATES, CALIBRATION_DB[point.bits_per_symbol])
     return information(snr_for(mean, point.bits_per_symbol) * 10 ** (better_db / 10), point.bits_per_symbol) if better_db else mean
 

@@ -2,7 +2,7 @@
 
 A demapper that knows gain and noise exactly gets the capacity of bit-interleaved modulation (Caire, Taricco and Biglieri, 1998, eq. 15). One
 that works with an estimate gets the generalised mutual information of its own LLRs (Martinez et al., IEEE Trans. Inf. Theory, 2009):
-E[1 - log2(1 + exp(-s (1 - 2 b) LLR))] at the best common scale s. All of it per coded bit.
+E[1 - log2(1 + exp(-(1 - 2 b) LLR))], below 0 where they are confident and wrong. All of it per coded bit.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from ..tables import INFORMATION
 from .qam import pam
 
 GRID_DB = np.arange(-30.0, 50.01, 0.25)  # signal-to-noise ratio Es/N0, of `curve`
-GAINS = np.linspace(0, 2, 41)  # of a symbol, relative to what the demapper takes for 1
+GAINS = np.linspace(-1, 2, 61)  # of a symbol, relative to what the demapper takes for 1
 NOISE_DB = np.arange(-15.0, 45.1, 1.0)  # 1 / noise variance of the complex symbol
 MISMATCH_DB = np.arange(-20.0, 20.1, 2.0)  # noise variance relative to what the demapper takes it for
-SCALES_DB = np.arange(-8.0, 8.1, 4.0)  # s
 
 
 def bit_information(bits_per_symbol: int, gain: float, noise: float, assumed: np.ndarray) -> np.ndarray:
