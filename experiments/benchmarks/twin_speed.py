@@ -1,4 +1,4 @@
-"""python -m experiments.benchmarks.twin_speed [--pairs N] [--before DIR] [--naive N] [--out FILE]: how fast the twin is, on one core.
+"""python -m experiments.benchmarks.twin_speed [--pairs N] [--before DIR] [--out FILE]: how fast the twin is, on one core.
 
 Random distinct pairs of the toolbox, none cached, 64 slots each. Three grants: one whose transport block has about 1152 coded bits, 24 PRB and
 100 PRB. Prints, and writes as JSON, for each of them milliseconds per pair, of the link and of the effective-SINR method, with 95 % intervals,
@@ -6,7 +6,6 @@ and by stage; what a worker takes to start, its memory as evaluations go on, cac
 
 --before: a checkout of an older commit of this project (d0b3d72 simulates one block of 1152 coded bits a slot, whatever the grant): the same
   pairs and numbers of blocks, in turn with ours, part by part.
---naive: so many pairs are simulated with Sionna's PUSCH chain built for each, on the same link, and error rates are compared.
 """
 
 from __future__ import annotations
@@ -86,17 +85,16 @@ class Stages:
     """Seconds that the link's stages take in this process."""
 
     def __init__(self):
-        from twin.chain import esm, estimation, ldpc, link
+        from twin.chain import esm, estimation, link
 
         self.spent: dict[str, float] = {}
         for module, names, label in (
             (link, ("surroundings", "unit_noise"), "channel and noise"), (estimation, ("estimator",), "estimator"),
             (link, ("transport_blocks", "modulate"), "bits, encoder, mapper"), (link, ("receive",), "detector and demapper"),
-            (link, ("decode",), "decoder"), (esm, ("failures",), "table"), (esm, ("_sinr",), "SINR"),
+            (link, ("decode",), "decoder"), (esm, ("failures",), "table"), (esm, ("_detected", "_informed"), "SINR"),
         ):
             for name in names:
                 self._time(module, name, label)
-        assert ldpc
 
     def _time(self, module, name, label):
         function = getattr(module, name)

@@ -165,7 +165,7 @@ def test_the_grid_has_every_distinct_arm_once():
     grid = ablate.cells(config, {"alpha": (0, 1), "threshold": (0.1, 0.2), "policy.lr": (1e-4, 1e-3)})
     assert len(grid) == 3 * (2 + 4) and len({cell.name for cell in grid}) == len(grid)
     assert {cell.seed for cell in grid} == {5, 6, 7}
-    (cell,) = (c for c in grid if c.name == "alpha=1,threshold=1,policy.lr=0.001,seed=6")
+    (cell,) = (c for c in grid if c.name == "alpha=1,threshold=0.2,policy.lr=0.001,seed=6")
     assert (cell.config.alpha, cell.config.threshold, cell.config.policy.lr) == (1.0, 0.2, 1e-3)
     assert training.check([c.config for c in grid]) is None
 
