@@ -1,5 +1,5 @@
-"""Sionna's PUSCH chain at the twin's configurations. Imports TensorFlow, so test_conformance.py runs it in a process of its own:
-`python pusch.py links < cases.json` and `python pusch.py blocks` write JSON to their last line.
+"""Sionna's PUSCH chain at the twin's configurations. Imports TensorFlow, so it runs in a process of its own, by hand until a test
+of its own runs it: `python pusch.py links < cases.json` and `python pusch.py blocks` write JSON to their last line.
 
 PUSCHTransmitter, OFDMChannel and PUSCHReceiver, with what the twin's receiver does by construction in the place of three defaults:
 exact demapping instead of max-log, offset min-sum in 20 flooding iterations (the twin: 10 layered ones) instead of
