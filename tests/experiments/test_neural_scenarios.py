@@ -45,7 +45,7 @@ def test_only_a_predicted_beam_serves_a_moving_terminal(choices):
 def test_where_compute_is_scarce_the_classical_chain_wins_on_delay(choices):
     chosen, neural = choices["classical", "oracle, all modules"], choices["classical", "the same with DeepRx small"]
     assert chosen["meets"] and not is_neural(chosen["detector"]), chosen
-    assert neural["bler"] <= neural["target_bler"] and neural["delay_ms"] > 2 * neural["target_ms"] > 2 * chosen["delay_ms"], neural
+    assert neural["ber"] <= neural["target_bler"] and neural["delay_ms"] > 2 * neural["target_ms"] > 2 * chosen["delay_ms"], neural
 
 
 def test_a_neural_receiver_carries_more_on_fewer_pilots(coarse):
