@@ -82,7 +82,7 @@ def modulation_and_coding_schemes_are_sionnas():
 CODES = [  # of (bits, rate, modulation), as segmented: both base graphs, all 8 sets of lifting sizes, with and without fillers
     (24, 0.33, 2), (40, 0.2, 4), (104, 0.67, 2), (160, 0.5, 6), (208, 0.8, 8), (288, 0.87, 2), (304, 0.75, 4), (336, 0.33, 2),
     (432, 0.67, 6), (528, 0.5, 8), (576, 0.2, 2), (640, 0.9, 4), (736, 0.33, 8), (984, 0.5, 2), (1192, 0.83, 6), (1480, 0.25, 4),
-    (1256, 0.5, 4), (5600, 0.83, 2), (1864, 0.67, 2), (2152, 0.89, 8), (2536, 0.5, 2), (2664, 0.4, 6), (3240, 0.5, 4), (3624, 0.83, 2), (3824, 0.67, 4), (3904, 0.2, 2),
+    (1864, 0.67, 2), (2152, 0.89, 8), (2536, 0.5, 2), (2664, 0.4, 6), (3240, 0.5, 4), (3624, 0.83, 2), (3824, 0.67, 4), (3904, 0.2, 2),
     (4608, 0.83, 6), (6144, 0.4, 4), (8424, 0.89, 8), (9480, 0.5, 2), (12_296, 0.22, 6), (22_536, 0.75, 8), (30_216, 0.4, 4),
 ]
 
@@ -283,9 +283,9 @@ def coded_slots_fail_as_often_as_in_sionnas_chain():
     for m, rate, prb, snr_db in ((2, 0.5, 4, 1.1), (4, 0.67, 30, 9.1), (6, 0.5, 8, 10.75)):
         point = physical(Scenario(channel="awgn", num_rx_ant=1, snr_db=snr_db),
                          Workflow(bits_per_symbol=m, code_rate=rate, num_prb=prb, estimator="perfect"))
-        native, oracle = (link.simulate(point, 3, replace(s, max_blocks=64)) for s in (NATIVE, ORACLE))
+        native, oracle = (link.simulate(point, 3, s) for s in (NATIVE, ORACLE))
         one, other = (block_limits(c.block_errors, c.num_blocks, 0.02) for c in (native, oracle))
-        assert 5 < native.block_errors < 60 and one[0] <= other[1] and other[0] <= one[1], (m, native, oracle)
+        assert 5 < native.block_errors < 123 and one[0] <= other[1] and other[0] <= one[1], (m, native, oracle)
 
 
 @check
@@ -294,9 +294,9 @@ def fading_slots_fail_as_often_as_in_sionnas_chain():
     for channel, snr_db, estimator in (("tdl-a", 8.5, "ls"), ("rayleigh", 8.5, "lmmse")):
         point = physical(Scenario(channel=channel, num_rx_ant=2, snr_db=snr_db, speed_mps=10),
                          Workflow(bits_per_symbol=4, num_prb=2, estimator=estimator))
-        native, oracle = (link.simulate(point, 3, replace(s, max_blocks=256)) for s in (NATIVE, ORACLE))
+        native, oracle = (link.simulate(point, 3, replace(s, max_blocks=384)) for s in (NATIVE, ORACLE))
         one, other = (block_limits(c.block_errors, c.num_blocks, 0.01) for c in (native, oracle))
-        assert 25 < native.block_errors < 230 and one[0] <= other[1] and other[0] <= one[1], (channel, native, oracle)
+        assert 40 < native.block_errors < 340 and one[0] <= other[1] and other[0] <= one[1], (channel, native, oracle)
 
 
 if __name__ == "__main__":
