@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from twin import Scenario, Settings, Target, Twin, Workflow, physical
+from twin.chain import link
 from twin.delay import delay_ms, harq_round_trip_ms, throughput_mbps
 from twin.physical import Counts
 from twin.statistics import bit_limits, bit_rate, block_limits, block_rate, error_rates, rate_limits, share_limits
@@ -157,6 +158,14 @@ def test_a_slot_is_the_sample_not_the_bit(rounds):
         low, high = block_limits(counts.bit_errors, counts.num_bits, 0.05)
         missed += not low <= truth <= high
     assert missed > 0.5 * LONG / SHORT
+
+
+def test_intervals_of_expected_rates_hold_too():
+    """method="esm", whose slots say probabilities: the mean over 128 of them against the mean over 8192."""
+    chosen = [LINKS[i] for i in (0, 1, 2, 4, 6, 8)]
+    runs = [[link.simulate(point, 0, Settings(method="esm")) for point in run] for run in points(chosen, LONG)]
+    inside = covered(runs, lambda run: [total(run[r : r + SHORT]) for r in range(0, LONG, SHORT)])
+    assert np.all(inside.mean(axis=0) >= 0.93) and np.all(inside >= 54 / 64), inside
 
 
 # Estimates

@@ -110,6 +110,7 @@ def test_the_effective_sinr_method_answers_the_same_in_any_batch(pairs):
         assert [other.evaluate([pair])[0] for pair in pairs[19::-1]][::-1] == together
 
 
+@pytest.mark.slow
 def test_both_backends_agree_on_a_fading_link():
     """Sionna's channel, code, mapper, equaliser, demapper and decoder in the place of ours: joint 99.9 % interval of each point."""
     links = [(Scenario(channel="tdl-a", num_tx_ant=1, num_rx_ant=2, snr_db=5), Workflow(num_prb=6, estimator="ls")),
