@@ -5,7 +5,7 @@ Random distinct pairs of the toolbox, none cached, 64 slots each. Three grants: 
 and by stage; what a worker takes to start, its memory as evaluations go on, cache hits per second.
 
 --before: a checkout of an older commit of this project (d0b3d72 simulates one block of 1152 coded bits a slot, whatever the grant): the same
-  pairs and numbers of blocks, in turn with ours, part by part.
+  pairs and numbers of blocks as the first grant, in turn with ours, part by part.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def measure(number: int, before: str | None) -> dict:
                     link.simulate(physical(*pair), 0, settings)
                 seconds = time.perf_counter() - start
                 _add(spent[name], by_stage[name], seconds, dict(stages.spent), len(some))
-            if old:
+            if old and num_prb is None:
                 known = [(_without(asdict(s)), _without(asdict(w))) for s, w in some]
                 old.stdin.write(json.dumps(known) + "\n")
                 old.stdin.flush()
@@ -145,7 +145,7 @@ def measure(number: int, before: str | None) -> dict:
         result[title] = {
             name: {"milliseconds a pair": with_interval(values), "by stage": {k: round(v / len(values), 3) for k, v in by_stage[name].items()}}
             for name, values in spent.items() if values}
-        if old:
+        if old and num_prb is None:
             ratio = np.array(spent["before"]) / np.array(spent["link"])
             result[title]["before / link"] = with_interval(ratio)
     if old:
