@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.deeprx_curves import crossing_db
 from experiments.files import whole
 from twin import Scenario, Settings, Workflow
 from twin.physical import Counts, physical
@@ -52,12 +53,6 @@ def simulate(points, method: str = "link") -> list[Counts]:
         if not isinstance(answer, Counts):
             raise answer
     return [found[point] for point in points]
-
-
-def crossing_db(grid, bler, target: float) -> float:
-    """SNR at which a curve passes a target, linear in its logarithm; NaN where it does not."""
-    x = -np.log10(np.maximum(bler, 1e-6))
-    return float(np.interp(-np.log10(target), x, grid)) if x[0] < -np.log10(target) < x[-1] else float("nan")
 
 
 def residuals(rounds: int) -> list[dict]:

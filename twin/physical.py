@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from .delay import harq_round_trip_slots
 from .spec import SUBCARRIERS_PER_PRB, SYMBOLS_PER_SLOT, Scenario, Workflow, slot_ms
@@ -144,13 +144,13 @@ class Point:
         fitting = MAX_ELEMENTS // (per_slot * self.num_prb * self.num_transmissions)
         return max(2, min(MAX_SLOTS, 1 << max(fitting.bit_length() - 1, 0)))
 
-    @property
+    @cached_property
     def workflow(self) -> Workflow:
         """A workflow of this transport block."""
         return Workflow(num_prb=self.num_prb, num_dmrs=self.num_dmrs, bits_per_symbol=self.bits_per_symbol,
                         num_layers=self.num_layers, code=self.code, code_rate=self.code_rate)
 
-    @property
+    @cached_property
     def segmentation(self) -> Segmentation:
         """Of the LDPC transport block."""
         return segment(information_bits(self.workflow), self.code_rate, coded_bits(self.workflow), self.bits_per_symbol * self.num_layers)

@@ -127,7 +127,7 @@ class _Worker:
         return "no answer in time" if self.overdue else f"exit status {self.process.returncode}"
 
     def last_words(self) -> str:
-        """The end of what it wrote to stderr, TensorFlow's greetings included."""
+        """The end of what it wrote to stderr."""
         self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - 2000))
         return self.log.read().decode(errors="replace").strip()
 

@@ -95,7 +95,7 @@ class Twin:
             self._cache.close()
 
     def start(self) -> None:
-        """Start the workers now, in the background: they take seconds to import TensorFlow."""
+        """Start the workers now, in the background: they take a second, and several more once one needs TensorFlow."""
         self._pool.start()
 
     def warm(self, pairs: Iterable[tuple[Scenario, Workflow]] | None = None) -> None:

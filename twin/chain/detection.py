@@ -58,6 +58,36 @@ def _combine(g, y, real, imaginary, spread, noise):
 
 
 @_jit
+def invert(gram, inverse):
+    """The inverse of a Hermitian positive definite matrix [L, L], which is used up: Gauss and Jordan without pivoting."""
+    size = gram.shape[0]
+    for i in range(size):
+        for j in range(size):
+            inverse[i, j] = 1 if i == j else 0
+    for i in range(size):
+        pivot = np.float32(1) / max(gram[i, i].real, LEAST_POWER)
+        for j in range(size):
+            gram[i, j] *= pivot
+            inverse[i, j] *= pivot
+        for k in range(size):
+            if k != i:
+                factor = gram[k, i]
+                for j in range(size):
+                    gram[k, j] -= factor * gram[i, j]
+                    inverse[k, j] -= factor * inverse[i, j]
+
+
+@_jit
+def alone(gram, i, noise):
+    """Power of a layer and error variance of its matched filter, which takes the other layers for noise; from the Gram matrix."""
+    power, others = max(gram[i, i].real, LEAST_POWER), np.float32(0)
+    for j in range(gram.shape[0]):
+        if j != i:
+            others += gram[i, j].real ** 2 + gram[i, j].imag ** 2
+    return power, (noise + others / power) / power
+
+
+@_jit
 def _separate(g, y, real, imaginary, spread, noise, method):
     """g [R, L, F], y [R, F] to unbiased estimates of the layers and their error variances [L, F]."""
     num_rx, num_layers, num_sc = g.shape
@@ -79,29 +109,14 @@ def _separate(g, y, real, imaginary, spread, noise, method):
                 gram[j, i] = np.conj(gram[i, j])
         if method == 0:
             for i in range(num_layers):
-                power, others = max(gram[i, i].real, LEAST_POWER), np.float32(0)
-                for j in range(num_layers):
-                    if j != i:
-                        others += gram[i, j].real ** 2 + gram[i, j].imag ** 2
+                power, error = alone(gram, i, noise)
                 real[i, f], imaginary[i, f] = matched[i].real / power, matched[i].imag / power
-                spread[i, f] = max((noise + others / power) / power, LEAST_NOISE)
+                spread[i, f] = max(error, LEAST_NOISE)
             continue
-        for i in range(num_layers):
-            if method == 2:
+        if method == 2:
+            for i in range(num_layers):
                 gram[i, i] += noise
-            for j in range(num_layers):
-                inverse[i, j] = 1 if i == j else 0
-        for i in range(num_layers):  # Gauss and Jordan without pivoting: the matrix is positive definite
-            pivot = np.float32(1) / max(gram[i, i].real, LEAST_POWER)
-            for j in range(num_layers):
-                gram[i, j] *= pivot
-                inverse[i, j] *= pivot
-            for k in range(num_layers):
-                if k != i:
-                    factor = gram[k, i]
-                    for j in range(num_layers):
-                        gram[k, j] -= factor * gram[i, j]
-                        inverse[k, j] -= factor * inverse[i, j]
+        invert(gram, inverse)
         for i in range(num_layers):
             x = np.complex64(0)
             for j in range(num_layers):

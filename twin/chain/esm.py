@@ -25,7 +25,7 @@ from scipy.special import ndtr
 from ..physical import LINEAR, Counts, Point
 from ..tables import BLER
 from ..transport import Segmentation
-from .detection import LEAST_NOISE, LEAST_POWER, METHODS
+from .detection import LEAST_NOISE, METHODS, alone, invert
 from .estimation import knowledge, noise_variance
 from .grid import data_symbols
 from .information import information, snr_for, stored
@@ -91,29 +91,15 @@ def _detected(h, g, variance, known, symbols, first, step, method, out):
                         for r in range(num_rx):
                             total += np.conj(g[s, r, i, at, f]) * g[s, r, j, at, f]
                         gram[i, j] = total * share * share
-                        inverse[i, j] = 1 if i == j else 0
+                        inverse[i, j] = 0
                     if method == 2:
                         gram[i, i] += noise
                 if method == 0:
                     for i in range(num_layers):
-                        power, others = max(gram[i, i].real, LEAST_POWER), np.float32(0)
-                        for j in range(num_layers):
-                            if j != i:
-                                others += gram[i, j].real ** 2 + gram[i, j].imag ** 2
+                        power, out[2, s, t, k, i] = alone(gram, i, noise)
                         inverse[i, i] = 1 / power
-                        out[2, s, t, k, i] = (noise + others / power) / power
                 else:
-                    for i in range(num_layers):
-                        pivot = np.float32(1) / max(gram[i, i].real, LEAST_POWER)
-                        for j in range(num_layers):
-                            gram[i, j] *= pivot
-                            inverse[i, j] *= pivot
-                        for m in range(num_layers):
-                            if m != i:
-                                factor = gram[m, i]
-                                for j in range(num_layers):
-                                    gram[m, j] -= factor * gram[i, j]
-                                    inverse[m, j] -= factor * inverse[i, j]
+                    invert(gram, inverse)
                 for i in range(num_layers):
                     scale = np.float32(1)
                     if method != 0:

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..transport import Segmentation
+from ..transport import REDUNDANCY_VERSIONS, Segmentation
 
 LLR_SCALE = 8  # steps of the decoder's integers in a nat
 MAX_LLR = 1023  # of one received bit, in steps
@@ -129,8 +129,6 @@ def rows_needed(code: Segmentation, num_transmissions: int) -> int:
 
     An extension row whose own bit was never sent tells nothing.
     """
-    from ..transport import REDUNDANCY_VERSIONS
-
     reach = 0
     for version in REDUNDANCY_VERSIONS[:num_transmissions]:
         end = code.start(version) + max(code.sent) + code.filler

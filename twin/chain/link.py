@@ -22,7 +22,7 @@ from ..memory import remember
 from ..physical import LINEAR, ChannelState, Counts, Point, Settings
 from ..spec import SUBCARRIERS_PER_PRB, SYMBOLS_PER_SLOT, slot_ms
 from ..toolbox import is_neural
-from ..transport import REDUNDANCY_VERSIONS
+from ..transport import REDUNDANCY_VERSIONS, coded_bits
 from . import esm, ldpc
 from .channel import realise
 from .detection import receive, transmit
@@ -30,6 +30,7 @@ from .estimation import knowledge, noise_variance, pilots_received
 from .grid import DMRS_SYMBOLS, data_symbols, frequencies_hz, symbol_times_s
 from .precoding import PAST_SLOTS, directions, sounded
 from .qam import map_symbols
+
 
 def seed_of(*what) -> int:
     """A 31-bit seed from the content of its arguments."""
@@ -48,7 +49,7 @@ class Blocks:
 def transport_blocks(point: Point, seed: int, num_slots: int, backend: str) -> Blocks:
     """Random bits, coded."""
     rng = np.random.default_rng(seed)
-    num_coded = len(data_symbols(point.num_dmrs)) * point.num_prb * SUBCARRIERS_PER_PRB * point.num_layers * point.bits_per_symbol
+    num_coded = coded_bits(point.workflow)
     if point.code == "ldpc":
         code = point.segmentation
         bits = rng.integers(0, 2, (num_slots * code.num_blocks, code.info), dtype=np.uint8)
