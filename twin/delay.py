@@ -33,13 +33,13 @@ from .transport import (
 
 __all__ = [
     "A100_GOPS", "CORE_GOPS", "CSI_SLOTS", "DEEPRX", "DEEPRX_FEATURES", "NUM_SURVIVORS", "POLAR_LIST_SIZE",
-    "TERMINAL_GOPS", "breakdown", "data_elements", "decoder_edges", "deeprx_operations", "delay_ms",
+    "TERMINAL_GOPS", "WIENER_TAPS", "breakdown", "data_elements", "decoder_edges", "deeprx_operations", "delay_ms",
     "dense_operations", "fft_size", "harq_round_trip_ms", "harq_round_trip_slots", "information_bits",
     "operations", "scheduling_slots", "separable_operations", "throughput_mbps",
 ]
 
 CORE_GOPS = {"sse": 16.0, "avx2": 32.0, "avx512": 64.0}
-TERMINAL_GOPS = 970.0
+TERMINAL_GOPS = 850.0
 A100_GOPS = 12_500.0
 
 CMAC = 8  # operations of a complex multiply-accumulate
@@ -48,7 +48,7 @@ POLAR_LIST_SIZE = 8
 NUM_SURVIVORS = 16  # of K-Best
 NUM_EP_ITERATIONS = 5
 WIENER_SUBCARRIERS = 48  # the Wiener filter's window, 4 PRB
-ROBUST_TAPS = 8  # in frequency
+WIENER_TAPS = 24  # of the robust filter, in frequency
 SOUNDED = 12  # subcarriers that are sounded in every 4 PRB
 CSI_SLOTS = 6  # past estimates that deeptx predicts from
 NUM_DEEPTX_WEIGHTS = 2 * (CSI_SLOTS - 1) * 64 + 64**2 + 64 * 2 * CSI_SLOTS
@@ -117,9 +117,9 @@ def _code_operations(workflow: Workflow) -> tuple[float, float]:
 def _estimator_cmacs(estimator: str, num_layers: int, num_dmrs: int) -> float:
     """Complex multiply-accumulates of estimation per layer, receive antenna and resource element.
 
-    ls-nearest: 1, the nearest pilot; ls: 4, linear interpolation in two dimensions
-    lmmse: separable Wiener filter for a broad class of channels, ROBUST_TAPS in frequency and one per DM-RS
-      symbol in time, and 2 per pilot to learn the noise from residuals and the Doppler spread from the pilots
+    ls-nearest: 1, the nearest pilot
+    ls, lmmse: 2 pilots, or WIENER_TAPS, in the DM-RS symbols, then one per DM-RS symbol over time; lmmse also 2 per
+      pilot to learn the noise from residuals and the Doppler spread from the pilots
     genie: one per pilot of the 4-PRB window of a Wiener filter; its matrix changes only with the
       statistics and is not counted
     """
@@ -127,8 +127,8 @@ def _estimator_cmacs(estimator: str, num_layers: int, num_dmrs: int) -> float:
     return {
         "perfect": 0,
         "ls-nearest": 1,
-        "ls": 4,
-        "lmmse": ROBUST_TAPS + num_dmrs + 2 * pilots / (WIENER_SUBCARRIERS * SYMBOLS_PER_SLOT),
+        "ls": (2 / SYMBOLS_PER_SLOT + 1) * num_dmrs,
+        "lmmse": (WIENER_TAPS / SYMBOLS_PER_SLOT + 1) * num_dmrs + 2 * pilots / (WIENER_SUBCARRIERS * SYMBOLS_PER_SLOT),
         "genie": pilots,
     }[estimator]
 

@@ -1,9 +1,9 @@
 """Channel estimation from DM-RS: a filter over frequency in every pilot symbol, then one over time. One pair a layer.
 
 ls-nearest, ls: the nearest pilot, or linear interpolation; outside the outermost pilots the estimate is held.
-lmmse: the Wiener filter for the worst statistics that a receiver has to expect, which it need not measure: a flat power delay profile over the
-  cyclic prefix (Edfors et al., 1998) and a flat Doppler spectrum up to the edge of the terminal's speed class; its noise
-  variance is measured on every slot, from what the filter takes away from the pilots.
+lmmse: the Wiener filter for the worst statistics that a receiver has to expect, which it need not measure: a flat power delay profile as long as the
+  cyclic prefix (Edfors et al., 1998), which begins an eighth of it before the first tap, and a flat Doppler spectrum up to the edge of
+  the terminal's speed class; its noise variance is measured on every slot, from what the filter takes away from the pilots.
 genie: the Wiener filter for the channel's own correlations, which no receiver is told.
 
 Every method tells the detector how large it takes its error to be: least squares knows of the noise, not of speed.
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..delay import WIENER_TAPS
 from ..memory import remember
 from ..physical import ChannelState, Point
 from ..spec import SUBCARRIERS_PER_PRB, SYMBOLS_PER_SLOT, slot_ms
@@ -23,7 +24,8 @@ from .grid import DMRS_SYMBOLS, comb, pilot_carriers
 
 CYCLIC_PREFIX_S = 144 / 2048 * 1e-3  # at 1 kHz: divide by the subcarrier spacing in kHz (TS 38.211 5.3.1)
 DOPPLER_CLASSES_HZ = (10.0, 40.0, 160.0, 640.0, 2560.0, 30_000.0)  # upper edges
-TAPS = {"lmmse": 8, "genie": 24}  # pilots of a DM-RS symbol that a subcarrier's estimate is made of
+EARLY = 1 / 8  # of the cyclic prefix: a first tap on the edge of the profile would lose half of its power to the filter
+WIENER = ("lmmse", "genie")
 CLASS_DB = 3.0  # step of the noise variances that an lmmse filter is made for
 
 
@@ -53,7 +55,7 @@ def statistics(method: str, state: ChannelState, scs_khz: int, lags_s, lags_hz) 
         return correlation(state, lags_s, lags_hz)
     edge_hz = next(edge for edge in DOPPLER_CLASSES_HZ if edge >= state.doppler_hz or edge == DOPPLER_CLASSES_HZ[-1])
     x = np.asarray(lags_hz) * CYCLIC_PREFIX_S / scs_khz
-    return np.sinc(2 * edge_hz * np.asarray(lags_s))[None], (np.sinc(x) * np.exp(-1j * np.pi * x))[None]
+    return np.sinc(2 * edge_hz * np.asarray(lags_s))[None], (np.sinc(x) * np.exp(-2j * np.pi * (1 / 2 - EARLY) * x))[None]
 
 
 def _wiener(method, state, scs_khz, pilots, num_sc, symbols, noise):
@@ -63,7 +65,7 @@ def _wiener(method, state, scs_khz, pilots, num_sc, symbols, noise):
     lag_s = np.subtract.outer(ends, symbols) * slot_ms(scs_khz) * 1e-3 / SYMBOLS_PER_SLOT
     in_time, in_frequency = statistics(method, state, scs_khz, lag_s.ravel(), lags * scs_khz * 1e3)
     in_time, among = np.split(in_time.reshape(-1, *lag_s.shape), [SYMBOLS_PER_SLOT], axis=1)
-    taps = min(TAPS[method], len(pilots))
+    taps = min(WIENER_TAPS, len(pilots))  # that a subcarrier's estimate is made of
     window = pilots[:taps] - pilots[0]
     terms = [r[np.subtract.outer(window, window) + num_sc - 1] for r in in_frequency]  # R(p - p')
     still = among[:, 0, 0]  # correlation over time at no lag, by term
@@ -102,7 +104,7 @@ def quantised_noise(noise: float) -> float:
 def _made(method, state, scs_khz, num_prb, layer, num_layers, num_dmrs, noise):
     pilots, num_sc = pilot_carriers(layer, num_layers, num_prb), num_prb * SUBCARRIERS_PER_PRB
     symbols = np.array(DMRS_SYMBOLS[num_dmrs])
-    if method in TAPS:
+    if method in WIENER:
         frequency, time, error, residual = _wiener(method, state, scs_khz, pilots, num_sc, symbols, noise)
     else:
         nearest = method == "ls-nearest"
@@ -119,9 +121,9 @@ def estimator(method: str, state: ChannelState, scs_khz: int, num_prb: int, laye
     a mean power `gain` of the layer's channel."""
     noise = noise * num_layers / comb(num_layers)
     relative = quantised_noise(noise / gain) if method == "lmmse" else noise / gain if method == "genie" else 1.0
-    statistics_of = state if method in TAPS else None
+    statistics_of = state if method in WIENER else None
     frequency, time, error, residual = _made(method, statistics_of, scs_khz, num_prb, layer, num_layers, num_dmrs, relative)
-    return Filter(frequency, time, error * np.float32(gain if method in TAPS else noise), float(residual))
+    return Filter(frequency, time, error * np.float32(gain if method in WIENER else noise), float(residual))
 
 
 def pilots_received(h: np.ndarray, noise: np.ndarray, sigma: float, num_dmrs: int) -> np.ndarray:
