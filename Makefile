@@ -12,10 +12,10 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .PHONY: quickstart smoke test check clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python -m experiments.pipeline $(ARGS)
+	$(BIN)/python -m experiments.stages.pipeline $(ARGS)
 
 smoke: $(VENV)/.installed
-	$(BIN)/python -m experiments.pipeline preset=smoke $(ARGS)
+	$(BIN)/python -m experiments.stages.pipeline preset=smoke $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)

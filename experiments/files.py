@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON lines."""
 
 import contextlib
+import json
 import os
 from typing import IO, Iterator
 
@@ -11,3 +12,8 @@ def whole(path: str, mode: str = "w") -> Iterator[IO]:
     with open(f"{path}.partial", mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
     os.replace(f"{path}.partial", path)
+
+
+def json_lines(path: str) -> list[dict]:
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

@@ -23,10 +23,12 @@ from safetensors.numpy import load_file
 
 from rldtf_jax import metrics
 
-from experiments import ablate, stages
 from experiments import config as configs
-from experiments.ablate import SweepConfig
 from experiments.files import whole
+from experiments.stages.reject import reject
+from experiments.stages.rldtf import train_critic
+from experiments.studies import ablate
+from experiments.studies.grid import SweepConfig, cells
 
 AXES = {"alpha": (0.5, 1.0, 2.0, 4.0), "threshold": (0.05, 0.2)}
 OVERRIDES = ["preset=quickstart", "run_dir=runs/ablate_speed", "tasks.validation=50", "tasks.test=50", "evaluate.batch_size=50",
@@ -34,14 +36,14 @@ OVERRIDES = ["preset=quickstart", "run_dir=runs/ablate_speed", "tasks.validation
 
 
 def command(name: str, values: dict, arguments: list[str], directory: str) -> float:
-    """Runs experiments.ablate in a process of its own, from an empty cache; seconds."""
+    """Runs experiments.studies.ablate in a process of its own, from an empty cache; seconds."""
     shutil.rmtree(os.path.join(directory, "sweeps", name), ignore_errors=True)
     cache = os.path.join(directory, f"{name}.sqlite")
     for path in (cache, f"{cache}-wal", f"{cache}-shm"):
         if os.path.exists(path):
             os.remove(path)
     start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "experiments.ablate", *(f"{k}={','.join(map(str, v))}" for k, v in values.items()),
+    subprocess.run([sys.executable, "-m", "experiments.studies.ablate", *(f"{k}={','.join(map(str, v))}" for k, v in values.items()),
                     *arguments, f"sweep={name}", f"twin.cache={cache}"], check=True)
     return time.monotonic() - start
 
@@ -67,9 +69,9 @@ def spent(config: SweepConfig, names: list[str], seconds: float) -> dict[str, fl
 def main(arguments: list[str]) -> dict:
     arguments = OVERRIDES + arguments
     config = configs.load(arguments, SweepConfig)
-    with ablate.opened(config) as run:
-        stages.train_critic(run, stages.reject(run))
-    grid = ablate.cells(config, AXES)
+    with ablate.run_of(config) as run:
+        train_critic(run, reject(run))
+    grid = cells(config, AXES)
     alone, names = 0.0, [f"alone_{i}" for i in range(len(grid))]
     for name, cell in zip(names, grid):
         alone += command(name, {key: (value,) for key, value in cell.values.items()}, arguments, config.run_dir)

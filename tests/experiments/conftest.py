@@ -6,7 +6,7 @@ import signal
 import pytest
 from running import finish, start, wait_for
 
-from experiments import tasks
+from experiments.world import tasks
 from twin import Twin
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 
 
-def start(*arguments, module="experiments.pipeline", env=None):
+def start(*arguments, module="experiments.stages.pipeline", env=None):
     return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True, env=os.environ | (env or {}))
 

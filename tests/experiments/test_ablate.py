@@ -11,9 +11,9 @@ import pytest
 from running import finish, start, wait_for
 from safetensors.numpy import load_file
 
-from experiments import ablate, ablate_report
-from experiments.ablate import SweepConfig
 from experiments.statistics import nested_interval
+from experiments.studies import ablate, ablate_report
+from experiments.studies.grid import SweepConfig, arm_path, cells
 from rldtf_jax import arms as training
 from rldtf_jax.arms import Plan
 from rldtf_jax.config import ConfigError
@@ -25,14 +25,14 @@ NAMES = ("alpha=0,seed=0", "alpha=4,threshold=0.05,seed=0", "alpha=4,threshold=1
 
 
 def sweep(run_dir, *arguments, **kwargs):
-    return finish(*SMOKE, f"run_dir={run_dir}", *arguments, module="experiments.ablate", **kwargs)
+    return finish(*SMOKE, f"run_dir={run_dir}", *arguments, module="experiments.studies.ablate", **kwargs)
 
 
 @pytest.fixture(scope="module")
 def swept(finished):
     """A sweep of three arms on the smoke run, killed after two of six steps and gone on with."""
     run_dir = finished[0]
-    process = start(*SMOKE, f"run_dir={run_dir}", *AXES, module="experiments.ablate")
+    process = start(*SMOKE, f"run_dir={run_dir}", *AXES, module="experiments.studies.ablate")
     rounds = os.path.join(run_dir, "sweeps", "ablate", "rounds")
     wait_for(rounds, process)
     wait_for(os.path.join(rounds, os.listdir(rounds)[0], "checkpoints", "2"), process)
@@ -103,12 +103,12 @@ def test_a_hydra_job_is_an_arm(swept):
     run_dir, _ = swept
     before = set(os.listdir(os.path.join(run_dir, "sweeps", "ablate", "arms")))
     keys = [f"+{key}" for key in (*SMOKE, f"run_dir={run_dir}", "first_seed=7", "alpha=2")]
-    code, _, err = finish(*keys, f"hydra.run.dir={run_dir}/hydra", module="experiments.multirun")
+    code, _, err = finish(*keys, f"hydra.run.dir={run_dir}/hydra", module="experiments.studies.multirun")
     assert code == 0, err
     assert set(os.listdir(os.path.join(run_dir, "sweeps", "ablate", "arms"))) - before == {"alpha=2,seed=7"}
     with open(arm(run_dir, "alpha=2,seed=7", "evaluation.json"), encoding="utf-8") as file:
         assert json.load(file)["cost"]["arms_together"] == 1
-    code, _, err = finish(*keys, f"hydra.run.dir={run_dir}/hydra", "+translator=model", module="experiments.multirun")
+    code, _, err = finish(*keys, f"hydra.run.dir={run_dir}/hydra", "+translator=model", module="experiments.studies.multirun")
     assert code != 0 and "expected 'grammar' in a sweep" in err
 
 
@@ -131,11 +131,11 @@ def test_wrong_arguments_are_one_line(arguments, words, capsys, tmp_path):
 
 def test_an_arm_of_another_config_is_refused_and_nothing_is_touched(tmp_path):
     config = SweepConfig(run_dir=str(tmp_path))
-    grid = ablate.cells(config, {"alpha": (0.0, 1.0)})
+    grid = cells(config, {"alpha": (0.0, 1.0)})
     plan = lambda number: Plan(2, 1, None, 0)  # noqa: E731
     first = ablate.rounds(config, grid, plan)
-    other = ablate.cells(SweepConfig(run_dir=str(tmp_path), rldtf=training.RLDTFConfig(steps=7)), {"alpha": (1.0,)})
-    other += ablate.cells(config, {"alpha": (3.0,)})
+    other = cells(SweepConfig(run_dir=str(tmp_path), rldtf=training.RLDTFConfig(steps=7)), {"alpha": (1.0,)})
+    other += cells(config, {"alpha": (3.0,)})
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match="rldtf.steps is 100 there and 7 here; choose another sweep=NAME"):
         ablate.rounds(config, other, plan)
@@ -145,16 +145,16 @@ def test_an_arm_of_another_config_is_refused_and_nothing_is_touched(tmp_path):
 
 def test_rounds_begun_go_on_as_they_were_and_new_arms_get_their_own(tmp_path):
     config = SweepConfig(run_dir=str(tmp_path), seeds=2)
-    grid = ablate.cells(config, {"alpha": (0.0, 1.0, 2.0)})
+    grid = cells(config, {"alpha": (0.0, 1.0, 2.0)})
     made = ablate.rounds(config, grid, lambda number: Plan(4, 3, None, 0))
     assert [(len(r.arms), r.width) for r in made] == [(3, 3), (3, 3)]
-    with open(ablate.arm_path(config, made[0].arms[1], "evaluation.json"), "w", encoding="utf-8") as file:
+    with open(arm_path(config, made[0].arms[1], "evaluation.json"), "w", encoding="utf-8") as file:
         file.write("{}")  # killed between two evaluations
-    wider = ablate.cells(config, {"alpha": (0.0, 1.0, 2.0, 4.0)})
+    wider = cells(config, {"alpha": (0.0, 1.0, 2.0, 4.0)})
     again = ablate.rounds(config, wider, lambda number: Plan(number, 1, None, 0))
     assert sorted(again[:2], key=str) == sorted(made, key=str) and again[2].arms == ("alpha=4,seed=0", "alpha=4,seed=1")
     for name in made[0].arms:
-        with open(ablate.arm_path(config, name, "evaluation.json"), "w", encoding="utf-8") as file:
+        with open(arm_path(config, name, "evaluation.json"), "w", encoding="utf-8") as file:
             file.write("{}")
     os.mkdir(os.path.join(config.directory, "rounds", "killed"))  # before its round.json was there
     assert ablate.rounds(config, grid, lambda number: Plan(4, 3, None, 0)) == made[1:]
@@ -162,7 +162,7 @@ def test_rounds_begun_go_on_as_they_were_and_new_arms_get_their_own(tmp_path):
 
 def test_the_grid_has_every_distinct_arm_once():
     config = SweepConfig(seeds=3, first_seed=5)
-    grid = ablate.cells(config, {"alpha": (0, 1), "threshold": (0.1, 0.2), "policy.lr": (1e-4, 1e-3)})
+    grid = cells(config, {"alpha": (0, 1), "threshold": (0.1, 0.2), "policy.lr": (1e-4, 1e-3)})
     assert len(grid) == 3 * (2 + 4) and len({cell.name for cell in grid}) == len(grid)
     assert {cell.seed for cell in grid} == {5, 6, 7}
     (cell,) = (c for c in grid if c.name == "alpha=1,threshold=0.2,policy.lr=0.001,seed=6")
@@ -175,7 +175,7 @@ def results(tmp_path):
     """A sweep with known truth: alpha = 1 fulfils 20 % more of 400 tasks than alpha = 0, alpha = 2 as many, alpha = 4 diverged.
     On the test tasks alone, alpha = 0.5 is better still."""
     config, rng = SweepConfig(run_dir=str(tmp_path), seeds=3), np.random.default_rng(0)
-    grid = ablate.cells(config, {"alpha": ALPHAS})
+    grid = cells(config, {"alpha": ALPHAS})
     hard = rng.uniform(size=400)
     for cell in grid:
         alpha, result = cell.values["alpha"], {"diverged": cell.values["alpha"] == 4}
@@ -184,10 +184,10 @@ def results(tmp_path):
             summary = {"fulfilment": float(good.mean()), "fulfilment_interval": (0.0, 1.0), "score": 0.6, "reward": 0.1, "unusable": 0.0}
             if alpha != 4:
                 result[split] = summary | {"task_fulfilled": good.tolist(), "task_reward": np.where(good, 0.6, -0.5).tolist()}
-        os.makedirs(ablate.arm_path(config, cell.name))
-        with open(ablate.arm_path(config, cell.name, "evaluation.json"), "w", encoding="utf-8") as file:
+        os.makedirs(arm_path(config, cell.name))
+        with open(arm_path(config, cell.name, "evaluation.json"), "w", encoding="utf-8") as file:
             json.dump(result | {"cost": {"seconds": 60.0, "simulated": 5.0, "arms_together": 12}}, file)
-        with open(ablate.arm_path(config, cell.name, "metrics.jsonl"), "w", encoding="utf-8") as file:
+        with open(arm_path(config, cell.name, "metrics.jsonl"), "w", encoding="utf-8") as file:
             for step in range(20):
                 file.write(json.dumps({"step": step, "diverged": True} if alpha == 4 else
                                       {"step": step, "reward": 0.1, "fulfilled": 0.5, "weight/mean": 1 + alpha}) + "\n")

@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from experiments import baselines, tasks
-from experiments.baselines import CODE_RATES, QAM_BITS
+from experiments.world import baselines, tasks
+from experiments.world.baselines import CODE_RATES, QAM_BITS
 from rldtf_jax.reward import RewardConfig, reward
 from twin import Scenario, check
 

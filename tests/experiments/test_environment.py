@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from experiments import tasks
-from experiments.environment import TwinEnvironment, score
+from experiments.world import tasks
+from experiments.world.environment import TwinEnvironment, score
 from rldtf_jax.reward import RewardConfig, fulfilled, reward
 from rldtf_jax.tokenizer import train_bpe
 

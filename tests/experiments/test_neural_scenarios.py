@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from experiments import baselines
-from experiments.neural_scenarios import REQUESTS, scenarios, throughput
+from experiments.networks.neural_scenarios import REQUESTS, scenarios, throughput
+from experiments.world import baselines
 from twin import Twin, Workflow
 from twin.toolbox import is_neural
 

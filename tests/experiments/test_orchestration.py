@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from experiments import tasks
-from experiments.orchestration import THINK, describe_tools, describe_workflow, quantity, think, translate
+from experiments.world import tasks
+from experiments.world.orchestration import THINK, describe_tools, describe_workflow, quantity, think, translate
 from twin import Scenario, Workflow, WorkflowError, check, parse
 from twin.delay import throughput_mbps
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from running import finish, start
 
-from experiments.evaluate import METHODS
+from experiments.stages.evaluate import METHODS
 
 
 def test_the_run_ends_with_the_path_of_its_report(finished):
@@ -23,7 +23,7 @@ def test_eight_devices_take_the_same_steps_as_one(finished, tmp_path):
     shutil.copytree(finished[0], run_dir)
     shutil.rmtree(os.path.join(run_dir, "rldtf"))
     process = start("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6", "mesh.data=2", "mesh.fsdp=4",
-                    module="experiments.rldtf", env={"JAX_NUM_CPU_DEVICES": "8"})
+                    module="experiments.stages.rldtf", env={"JAX_NUM_CPU_DEVICES": "8"})
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     for step, (one, eight) in enumerate(zip(*(
@@ -97,6 +97,6 @@ def test_a_wrong_config_is_one_line_and_exit_status_2(tmp_path, arguments, words
 
 def test_a_run_directory_is_not_mixed_with_another_config(finished):
     run_dir, _ = finished
-    code, _, err = finish("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6", "rldtf.alpha=3", module="experiments.rldtf")
+    code, _, err = finish("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6", "rldtf.alpha=3", module="experiments.stages.rldtf")
     assert code == 2 and len(err.strip().splitlines()) == 1
     assert "rldtf.alpha is 4.0 there and 3.0 here" in err

@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from experiments import plan
+from experiments.benchmarks import plan
 from experiments.config import CONFIGS, load
 from rldtf_jax import mesh
 from rldtf_jax.mesh import RULES
@@ -19,7 +19,7 @@ from rldtf_jax.qwen2 import Qwen2Config, param_table
 
 def command(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "experiments.plan", *arguments],
+        [sys.executable, "-m", "experiments.benchmarks.plan", *arguments],
         cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from experiments import tasks
-from experiments.orchestration import quantity
-from experiments.tasks import MAX_DELAY_MS, Task
+from experiments.world import tasks
+from experiments.world.orchestration import quantity
+from experiments.world.tasks import MAX_DELAY_MS, Task
 from twin import QoS
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import tasks
-from experiments.environment import TwinEnvironment
-from experiments.orchestration import translate
-from experiments.stages import sequences, value_model
-from experiments.translator import REQUEST, ModelTranslator, lessons
+from experiments.stages.rldtf import value_model
+from experiments.stages.run import sequences
+from experiments.world import tasks
+from experiments.world.environment import TwinEnvironment
+from experiments.world.orchestration import translate
+from experiments.world.translator import REQUEST, ModelTranslator, lessons
 from rldtf_jax import rldtf, sft
 from rldtf_jax.config import OptimConfig, RLDTFConfig, SampleConfig, SFTConfig
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config

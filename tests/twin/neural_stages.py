@@ -8,7 +8,7 @@ import tensorflow as tf
 from checking import check, complex_gaussian
 from sionna.phy.mapping import Demapper
 
-from experiments import train_deeprx
+from experiments.networks import train_deeprx
 from twin import Scenario, Workflow
 from twin.chain import deeprx, detection, estimation, precoding, traces
 from twin.chain.channel import realise

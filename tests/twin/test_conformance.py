@@ -1,4 +1,4 @@
-"""The chain against Sionna's phy.nr PUSCH chain (experiments/conformance.py says what was made equal) and TS 38.104."""
+"""The chain against Sionna's phy.nr PUSCH chain (experiments/truth/conformance.py says what was made equal) and TS 38.104."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from twin.physical import SPEED_OF_LIGHT_MPS, physical
 def rows(tmp_path_factory):
     """In a process of its own: TensorFlow."""
     out = tmp_path_factory.mktemp("conformance") / "rows.json"
-    command = [sys.executable, "-m", "experiments.conformance", "--slots", "200", "--out", str(out)]
+    command = [sys.executable, "-m", "experiments.truth.conformance", "--slots", "200", "--out", str(out)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(out.read_text())["links"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.deeprx_curves import RECEIVERS, curves, gains
+from experiments.networks.deeprx_curves import RECEIVERS, curves, gains
 from twin import Scenario, Twin, Workflow
 from twin.statistics import block_limits
 

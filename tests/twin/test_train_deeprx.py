@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from experiments import train_deeprx
+from experiments.networks import train_deeprx
 
 # Two slots a batch, so that a step takes a fraction of a second; one thread, so that sums have one order
 SMALL = """
@@ -16,7 +16,7 @@ import sys
 import tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
-from experiments import train_deeprx
+from experiments.networks import train_deeprx
 train_deeprx.CONFIG.update(groups=1, slots_per_group=2, warmup_steps=1)
 train_deeprx.HELD_OUT_BATCHES = 1
 train_deeprx.main(sys.argv[1:])

@@ -2,7 +2,7 @@
 the probability that each code block fails (an effective-SINR mapping by mutual information, MIESM).
 
 What is drawn is what decides: the channel, and the noise on the pilots. The noise on the data and the code are averaged over, by tables of the
-twin's own code in Gaussian noise (twin/tables/bler.csv, made by experiments.bler_tables). So a slot costs a fraction of the link's and says more:
+twin's own code in Gaussian noise (twin/tables/bler.csv, made by experiments.truth.bler_tables). So a slot costs a fraction of the link's and says more:
 a probability, not a yes or no. Only for LDPC and linear detection.
 
 The detector works with an estimate: a symbol comes out with a gain of its own, with interference, and with a noise variance that the demapper
@@ -32,7 +32,7 @@ from .information import information, snr_for, stored
 
 MAX_CARRIERS = 48
 # What the tables, which are of antipodal signals, leave out: the interleaver sends a higher order's information bits in its more reliable places.
-# dB by bits per symbol at code rates CALIBRATED_RATES, measured in AWGN at a BLER of 10 % (experiments.twin_truth)
+# dB by bits per symbol at code rates CALIBRATED_RATES, measured in AWGN at a BLER of 10 % (experiments.truth.twin_truth)
 CALIBRATED_RATES = (0.33, 0.5, 0.67, 0.83)
 CALIBRATION_DB = {2: (0.0, 0.0, 0.05, 0.0), 4: (0.18, 0.22, 0.12, 0.05), 6: (0.53, 0.47, 0.26, 0.08), 8: (0.75, 0.69, 0.57, 0.16)}
 DEEP, DEEP_WIDTH = 1.2, 0.8  # widths beyond the threshold at which a decoder's errors become the channel's

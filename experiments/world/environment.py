@@ -17,9 +17,9 @@ from rldtf_jax.sft import batch_rows
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Twin, Workflow, WorkflowError, check
 
-from experiments.orchestration import read
-from experiments.tasks import Task
-from experiments.translator import ModelTranslator
+from experiments.world.orchestration import read
+from experiments.world.tasks import Task
+from experiments.world.translator import ModelTranslator
 
 
 SCORED = 512  # rows of a block of `score`

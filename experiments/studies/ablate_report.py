@@ -17,10 +17,10 @@ from scipy import stats
 
 from rldtf_jax import metrics
 
-from experiments.ablate import Cell, SweepConfig, arm_path
 from experiments.files import whole
-from experiments.report import STYLE, image, png
+from experiments.stages.report import STYLE, image, png
 from experiments.statistics import nested_interval
+from experiments.studies.grid import Cell, SweepConfig, arm_path
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen

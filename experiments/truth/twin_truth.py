@@ -1,4 +1,4 @@
-"""python -m experiments.twin_truth [--out DIR]: what the twin says, held against what is known; a few minutes on two cores.
+"""python -m experiments.truth.twin_truth [--out DIR]: what the twin says, held against what is known; a few minutes on two cores.
 
 residuals.csv: the effective-SINR method against the link, in dB, at block error rates of 10 % and 1 %, on links of every kind. findings.json: how often
 an interval excludes the truth where channels fade, what the width of a grant is worth, what one DM-RS symbol costs a late code block, and what HARQ is worth
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.deeprx_curves import crossing_db
 from experiments.files import whole
+from experiments.networks.deeprx_curves import crossing_db
 from twin import Scenario, Settings, Workflow
 from twin.physical import Counts, physical
 from twin.pool import QUIET_AND_SINGLE_THREADED, Pool

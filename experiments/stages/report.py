@@ -1,6 +1,6 @@
 """The one-page HTML report of a run, and its figures.
 
-    python -m experiments.report preset=quickstart
+    python -m experiments.stages.report preset=quickstart
 """
 
 import base64
@@ -15,11 +15,10 @@ import numpy as np
 
 from rldtf_jax import metrics
 
-from experiments import stages
 from experiments.config import ExperimentConfig, command
-from experiments.evaluate import METHODS, evaluate, shaded_responses
 from experiments.files import whole
-from experiments.stages import Run
+from experiments.stages.evaluate import METHODS, evaluate, shaded_responses
+from experiments.stages.run import Run, opened
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen
@@ -160,7 +159,7 @@ def image(png: bytes, alt: str) -> str:
 
 
 def main(config: ExperimentConfig) -> None:
-    with stages.opened(config) as run:
+    with opened(config) as run:
         print(f"report: {write(run, evaluate(run))}")
 
 

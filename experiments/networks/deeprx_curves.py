@@ -1,4 +1,4 @@
-"""python -m experiments.deeprx_curves [--out DIR]: block error rates of the neural and the classical receivers over SNR.
+"""python -m experiments.networks.deeprx_curves [--out DIR]: block error rates of the neural and the classical receivers over SNR.
 
 On channel profiles that the networks were not trained on, for one and two DM-RS symbols, at a speed that one symbol still follows
 and at one where it hardly does. Writes curves.csv, gains.csv (SNR at BLER 10 % and what is gained over LS + LMMSE, with 95 %
@@ -121,7 +121,7 @@ def write(path: Path, table: list[dict]) -> None:
 
 
 def main(argv=None) -> None:
-    from experiments.environment import TwinBar
+    from experiments.world.environment import TwinBar
 
     parser = argparse.ArgumentParser(description="Block error rates of the neural and the classical receivers over SNR.")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/deeprx"))

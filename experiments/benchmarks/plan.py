@@ -1,8 +1,8 @@
 """Does an RLDTF run fit? Compiles its update and its sampler for virtual devices, from shapes alone.
 
-python -m experiments.plan                                          Qwen2.5 7B on 16 x 80 GB
-python -m experiments.plan model=qwen2.5-1.5b mesh.fsdp=4 batch=64  any key of configs/plan/*.yaml
-python -m experiments.plan preset=qwen2.5-0.5b                      another file of configs/plan
+python -m experiments.benchmarks.plan                                          Qwen2.5 7B on 16 x 80 GB
+python -m experiments.benchmarks.plan model=qwen2.5-1.5b mesh.fsdp=4 batch=64  any key of configs/plan/*.yaml
+python -m experiments.benchmarks.plan preset=qwen2.5-0.5b                      another file of configs/plan
 
 Nothing is allocated: the programs are compiled for a mesh of CPU devices and XLA's own memory analysis is read. Its
 figure for activations is that of the CPU compiler, which computes bfloat16 in float32 and fuses less than a GPU's; it

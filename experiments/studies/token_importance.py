@@ -1,4 +1,4 @@
-"""What token weights cost: python -m experiments.benchmarks.token_importance [key=value ...]
+"""What token weights cost: python -m experiments.studies.token_importance [key=value ...]
 
 On the tiny preset with 64 responses and N = 2, after rejection sampling and 50 steps of RLDTF (trained first in run_dir, if
 they have not been):
@@ -25,8 +25,10 @@ from rldtf_jax import rldtf
 from twin import Twin
 
 from experiments import config as configs
-from experiments import stages
 from experiments.files import whole
+from experiments.stages.reject import reject
+from experiments.stages.rldtf import train_rldtf, value_model
+from experiments.stages.run import Run, opened, say
 from experiments.statistics import mean_interval
 
 STEPS, UNMEASURED = 20, 4  # after those trained before; the twin's workers compile in the first of them
@@ -71,7 +73,7 @@ class Timeline:
 class Training:
     """One training, step by step."""
 
-    def __init__(self, run: stages.Run, twin: Twin, policy, critic, alpha: float):
+    def __init__(self, run: Run, twin: Twin, policy, critic, alpha: float):
         self.config = dataclasses.replace(run.config.rldtf, alpha=alpha)
         self.env = dataclasses.replace(run, twin=twin).environment("train")
         self.static, self.state = rldtf.initial(policy, critic, self.config, run.config.seed)[:2]
@@ -115,27 +117,27 @@ def timeline(training: Training, number: int, path: str) -> dict[str, float]:
             for label in dict.fromkeys(span[1] for span in spans)}
 
 
-def cold_start(run: stages.Run) -> dict[str, float]:
+def cold_start(run: Run) -> dict[str, float]:
     """The twin's figures for the first step, from an empty cache."""
-    policy = stages.reject(run)
+    policy = reject(run)
     with Twin(**dataclasses.asdict(run.config.twin) | {"cache": None}) as twin:
-        training = Training(run, twin, policy, stages.value_model(policy, run.config.seed), run.config.rldtf.alpha)
+        training = Training(run, twin, policy, value_model(policy, run.config.seed), run.config.rldtf.alpha)
         training.step(0)
     return training.stats[0] | {"simulated share": training.stats[0]["simulated"] / training.stats[0]["sequences"]}
 
 
-def go_on(run: stages.Run, policy, alpha: float, name: str, stack: contextlib.ExitStack) -> Training:
+def go_on(run: Run, policy, alpha: float, name: str, stack: contextlib.ExitStack) -> Training:
     """A training that goes on, with a twin of its own that starts with what the steps before have cached."""
     cache = run.path(f"{name}.sqlite")
     with sqlite3.connect(run.config.twin.cache or run.path("twin.sqlite")) as source, sqlite3.connect(cache) as copy:
         source.backup(copy)
     twin = stack.enter_context(Twin(**dataclasses.asdict(run.config.twin) | {"cache": cache}))
-    return Training(run, twin, policy, stages.value_model(policy, run.config.seed), alpha)
+    return Training(run, twin, policy, value_model(policy, run.config.seed), alpha)
 
 
 def main(config: configs.ExperimentConfig) -> None:
-    with stages.opened(config) as run, contextlib.ExitStack() as stack:
-        policy, path = stages.train_rldtf(run), run.path("token_importance.json")
+    with opened(config) as run, contextlib.ExitStack() as stack:
+        policy, path = train_rldtf(run), run.path("token_importance.json")
         result = {"cold": cold_start(run)}
         trainings = {name: go_on(run, policy, alpha, name, stack)
                      for name, alpha in (("weighted", config.rldtf.alpha), ("unweighted", 0.0))}
@@ -143,7 +145,7 @@ def main(config: configs.ExperimentConfig) -> None:
         for number in range(config.rldtf.steps, end):
             for training in trainings.values():
                 training.step(number)
-            stages.say(f"step {number}: " + ", ".join(f"{name} {t.seconds[-1]:.2f} s" for name, t in trainings.items()))
+            say(f"step {number}: " + ", ".join(f"{name} {t.seconds[-1]:.2f} s" for name, t in trainings.items()))
         result["timeline, seconds"] = timeline(trainings["weighted"], end, run.path("timeline.png"))
     measured = {name: np.array(training.seconds[UNMEASURED:STEPS]) for name, training in trainings.items()}
     ratio = measured["weighted"] / measured["unweighted"]

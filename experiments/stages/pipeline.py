@@ -1,19 +1,21 @@
 """The main job: all stages, the evaluation on held-out tasks and the report. Stopped at any moment, it goes on from there.
 
-    python -m experiments.pipeline preset=quickstart [key=value ...]
+    python -m experiments.stages.pipeline preset=quickstart [key=value ...]
 """
 
 import time
 
-from experiments import report, stages
 from experiments.config import ExperimentConfig, command
-from experiments.evaluate import evaluate, table
+from experiments.stages import report
+from experiments.stages.evaluate import evaluate, table
+from experiments.stages.rldtf import train_rldtf
+from experiments.stages.run import opened
 
 
 def main(config: ExperimentConfig) -> None:
     start = time.monotonic()
-    with stages.opened(config) as run:
-        stages.train_rldtf(run)
+    with opened(config) as run:
+        train_rldtf(run)
         result = evaluate(run)
         path = report.write(run, result)
         print(table(result))

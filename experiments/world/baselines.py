@@ -18,8 +18,8 @@ from twin.spec import slot_ms
 from twin.toolbox import is_neural
 from twin.transport import data_elements, transport_block_bits
 
-from experiments.environment import TwinBar, score
-from experiments.tasks import Task
+from experiments.world.environment import TwinBar, score
+from experiments.world.tasks import Task
 
 QAM_BITS = (2, 4, 6, 8)
 CODE_RATES = (0.2, 0.33, 0.5, 0.67, 0.83)

@@ -21,8 +21,8 @@ from twin import COMPUTE_TIERS_GFLOPS, TOOLS, QoS, Scenario, Workflow
 from twin.toolbox import is_neural
 from twin.transport import MAX_POLAR_BLOCKS, num_polar_blocks
 
-from experiments import orchestration
 from experiments.files import whole
+from experiments.world import orchestration
 
 MAX_DELAY_MS = 4.0
 RELIABILITY = 0.99  # share of the delivered blocks that a delay target is about

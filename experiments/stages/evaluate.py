@@ -1,6 +1,6 @@
 """Held-out tasks: every stage's model, the rule and the oracle, judged by the same twin.
 
-    python -m experiments.evaluate preset=quickstart
+    python -m experiments.stages.evaluate preset=quickstart
 """
 
 import json
@@ -12,11 +12,11 @@ from flax import nnx
 from rldtf_jax.token_weight import token_weights
 from rldtf_jax.rldtf import Policy, Verdict, judge_with_perturbations
 
-from experiments import baselines, stages
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
-from experiments.stages import Run
+from experiments.stages.run import Run, opened, respond, say, stage_model
 from experiments.statistics import mean_interval, paired_difference, wilson
+from experiments.world import baselines
 
 METHODS = {
     "instruct": "phase 1 (instruct)",
@@ -36,12 +36,12 @@ def evaluate(run: Run) -> dict:
         environment = run.environment("test")
         verdicts = {}
         for stage in MODELS:
-            model = stages.stage_model(run, stage)
+            model = stage_model(run, stage)
             if model is not None:
-                stages.say(f"evaluate: {METHODS[stage]}")
-                verdicts[stage] = stages.respond(run, model, environment, range(len(tasks)), salt=2,
+                say(f"evaluate: {METHODS[stage]}")
+                verdicts[stage] = respond(run, model, environment, range(len(tasks)), salt=2,
                                                  temperature=run.config.evaluate.temperature).verdict
-        stages.say("evaluate: rule and oracle")
+        say("evaluate: rule and oracle")
         rule = baselines.tuned_rule(run.tasks["validation"], run.twin)
         verdicts["rule"] = _judge(environment, tasks, [rule(task) for task in tasks])
         verdicts["oracle"] = _judge(environment, tasks, baselines.oracle(tasks, run.twin, run.config.rldtf.reward))
@@ -104,8 +104,8 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
         return []
     environment, config = run.environment("test"), run.config.rldtf
     rows = range(min(count, len(environment.tasks)))
-    model = stages.stage_model(run, stage)
-    tasks, _, responses, _ = stages.respond(run, model, environment, rows, salt=2,
+    model = stage_model(run, stage)
+    tasks, _, responses, _ = respond(run, model, environment, rows, salt=2,
                                             temperature=run.config.evaluate.temperature)
     lengths = np.array([len(ids) for ids in responses])
     tokens = np.zeros((len(rows), lengths.max()), np.int32)
@@ -122,7 +122,7 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
 
 
 def main(config: ExperimentConfig) -> None:
-    with stages.opened(config) as run:
+    with opened(config) as run:
         print(table(evaluate(run)))
 
 

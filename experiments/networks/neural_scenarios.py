@@ -1,4 +1,4 @@
-"""python -m experiments.neural_scenarios [--out DIR]: what the neural modules are worth to a network, and where they are not.
+"""python -m experiments.networks.neural_scenarios [--out DIR]: what the neural modules are worth to a network, and where they are not.
 
 scenarios.csv: for some requests the oracle's workflow where the platform has the neural modules and where it lacks them.
 beams.csv and needs.csv: block error rates of the precoders over SNR and speed, and the SNR that 10 % takes. throughput.csv and throughput.png:
@@ -20,9 +20,9 @@ from twin import Scenario, Twin, Workflow
 from twin.delay import throughput_mbps
 from twin.toolbox import is_neural
 
-from experiments.baselines import CODE_RATES, PRECODERS, meets, oracle, worth
-from experiments.deeprx_curves import MODE, RECEIVERS, crossing_db, write
-from experiments.tasks import Task
+from experiments.networks.deeprx_curves import MODE, RECEIVERS, crossing_db, write
+from experiments.world.baselines import CODE_RATES, PRECODERS, meets, oracle, worth
+from experiments.world.tasks import Task
 
 SNRS_DB = tuple(range(0, 22, 3))
 SPEEDS_MPS = (10.0, 30.0)
@@ -159,7 +159,7 @@ def show(row: dict) -> str:
 
 
 def main(argv=None) -> None:
-    from experiments.environment import TwinBar
+    from experiments.world.environment import TwinBar
 
     parser = argparse.ArgumentParser(description="What the neural modules are worth to a network, and where they are not.")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/deeprx"))

@@ -1,13 +1,13 @@
 """A sweep over the token weights' alpha and threshold, or any other traced hyper-parameter, and its report.
 
-    python -m experiments.ablate alpha=0,0.5,1,2,4 threshold=0,0.05,0.1,0.2 seeds=5 [policy.lr=1e-4,4e-4 ...] [key=value ...]
+    python -m experiments.studies.ablate alpha=0,0.5,1,2,4 threshold=0,0.05,0.1,0.2 seeds=5 [policy.lr=1e-4,4e-4 ...] [key=value ...]
 
 All arms (axis x axis x seed) start from the run directory's model after rejection sampling, which is made first if it is not
 there, and train together: see rldtf_jax/arms.py. Arms that are done are not repeated; a killed sweep goes on. Leaves
 <run_dir>/sweeps/<sweep>/report.html, arms.csv, arms.parquet, curves.parquet, figures/ and a directory per arm.
 
 A sweep in parts, on many machines with one file system: `ray=ADDRESS rounds=N` makes N parts, each a Ray task;
-experiments.multirun makes every arm a Hydra job.
+experiments.studies.multirun makes every arm a Hydra job.
 """
 
 import contextlib
@@ -15,12 +15,11 @@ import dataclasses
 import fcntl
 import glob
 import hashlib
-import itertools
 import json
 import os
 import sys
 import time
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -29,117 +28,21 @@ from flax import nnx
 from rldtf_jax import arms as training
 from rldtf_jax import hf, lora, metrics
 from rldtf_jax.arms import Arm
-from rldtf_jax.config import ConfigError, RLDTFConfig, build, differences, flat
+from rldtf_jax.config import ConfigError, differences, flat
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, Diverged, run as run_loop
 
 from experiments import config as configs
-from experiments import stages
-from experiments.config import ExperimentConfig, MeshConfig
-from experiments.environment import TwinEnvironment
-from experiments.evaluate import summarise
+from experiments.config import ExperimentConfig
 from experiments.files import whole
-
-ONLY_WEIGHTS = ("threshold", "lam", "num_perturb", "delete_prob")  # nothing of these is felt where alpha = 0
+from experiments.stages.evaluate import summarise
+from experiments.stages.reject import reject
+from experiments.stages.rldtf import train_critic
+from experiments.stages.run import Run, opened, respond, say
+from experiments.studies import ablate_report
+from experiments.studies.grid import Cell, SweepConfig, arm_path, cells, is_done, split_axes
+from experiments.world.environment import TwinEnvironment
 
 EVALUATED = {"validation": 1, "test": 2}  # split: salt of its sampling keys
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepConfig(ExperimentConfig):
-    """A run and what a sweep adds to it."""
-
-    sweep: str = "ablate"
-    seeds: int = 1  # of RLDTF: order of the tasks, sampling, perturbations; the stages before are shared
-    first_seed: int = 0
-    width: int | None = None  # arms side by side in one program; None: planned from its memory
-    rounds: int | None = None  # parts that train one after the other, or one on each machine; None: by memory
-    ray: str | None = None  # address of a Ray cluster ("local" starts one here) whose tasks are the rounds
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("seeds", "width", "rounds"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected an integer >= 1")
-        if self.translator != "grammar":
-            raise ConfigError(f"translator = {self.translator!r}: expected 'grammar' in a sweep, whose arms share the judge")
-        if self.mesh != MeshConfig():
-            raise ConfigError("mesh: expected no axes in a sweep; arms are split over all devices")
-
-    @property
-    def experiment(self) -> ExperimentConfig:
-        """What the stages before RLDTF are: those of a run that is part of no sweep."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(ExperimentConfig)}
-        return ExperimentConfig(**fields | {"sweep": None})
-
-    @property
-    def directory(self) -> str:
-        return os.path.join(self.run_dir, "sweeps", self.sweep)
-
-
-class Cell(NamedTuple):
-    """An arm by name: the values on the axes, and the seed."""
-
-    name: str
-    values: dict[str, float]
-    config: RLDTFConfig
-    seed: int
-
-
-def split_axes(arguments: Sequence[str]) -> tuple[dict[str, tuple], list[str]]:
-    """({hyper-parameter: values}, the other arguments) of `alpha=0,1 policy.lr=1e-4,2e-4 rldtf.clip=0.1,0.2 run_dir=x`."""
-    axes, others = {}, []
-    for argument in arguments:
-        key, _, values = argument.partition("=")
-        name = key.removeprefix("rldtf.")
-        if name not in training.TRACED or (key != name and "," not in values):
-            if "," in values and key.startswith("rldtf."):
-                raise ConfigError(f"{key} = {values}: this cannot be swept in one program; expected one of "
-                                  f"{', '.join(training.TRACED)} (others: experiments.multirun)")
-            others.append(argument)
-            continue
-        try:
-            axes[name] = tuple(dict.fromkeys(map(_number, values.split(","))))
-        except ValueError:
-            raise ConfigError(f"{key} = {values}: expected numbers separated by commas") from None
-    return axes, others
-
-
-def _number(text: str) -> int | float:
-    value = json.loads(text)
-    if type(value) not in (int, float):
-        raise ValueError(text)
-    return value
-
-
-def cells(config: SweepConfig, axes: dict[str, tuple]) -> list[Cell]:
-    """The distinct arms of the grid: with alpha = 0 the other parameters of the weights change nothing."""
-    found = {}
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values))
-        if chosen.get("alpha", config.rldtf.alpha) == 0:
-            chosen = {name: value for name, value in chosen.items() if name not in ONLY_WEIGHTS}
-        tree = dataclasses.asdict(config.rldtf)
-        for name, value in chosen.items():
-            *path, last = name.split(".")
-            node = tree
-            for key in path:
-                node = node[key]
-            node[last] = value
-        rldtf_config = build(RLDTFConfig, tree, "rldtf")
-        for seed in range(config.first_seed, config.first_seed + config.seeds):
-            name = f"{','.join(f'{key}={value:g}' for key, value in chosen.items())},seed={seed}".removeprefix(",")
-            if name in found and found[name].values != chosen:
-                raise ConfigError(f"{name}: two values of an axis read the same; expected at most six digits")
-            found[name] = Cell(name, chosen, rldtf_config, seed)
-    return list(found.values())
-
-
-def arm_path(config: SweepConfig, name: str, *parts: str) -> str:
-    return os.path.join(config.directory, "arms", name, *parts)
-
-
-def is_done(config: SweepConfig, name: str) -> bool:
-    return os.path.exists(arm_path(config, name, "evaluation.json"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +76,7 @@ def rounds(config: SweepConfig, grid: Sequence[Cell], plan) -> list[Round]:
     if fresh:
         planned = plan(len(fresh))
         number = max(config.rounds or 1, -(-len(fresh) // planned.together))
-        stages.say(f"sweep: {len(fresh)} arms in {number} round{'s' * (number > 1)}, {planned.width} side by side")
+        say(f"sweep: {len(fresh)} arms in {number} round{'s' * (number > 1)}, {planned.width} side by side")
         for part in np.array_split(fresh, min(number, len(fresh))):
             names = part.tolist()
             digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
@@ -196,7 +99,7 @@ def _read_round(path: str) -> Round:
     return Round(path, tuple(record["arms"]), record["width"])
 
 
-def trained_arms(run: stages.Run, grid: Sequence[Cell]) -> list[Arm]:
+def trained_arms(run: Run, grid: Sequence[Cell]) -> list[Arm]:
     """Arms share tasks, tokenizer and twin; each seed has an order of the tasks of its own."""
     by_seed = {seed: run.environment("train", seed) for seed in {cell.seed for cell in grid}}
     return [Arm(cell.config, cell.seed, by_seed[cell.seed]) for cell in grid]
@@ -210,31 +113,31 @@ def alone(path: str) -> Iterator[None]:
         yield
 
 
-def prepare(run: stages.Run, config: SweepConfig, grid: Sequence[Cell]) -> list[Round]:
+def prepare(run: Run, config: SweepConfig, grid: Sequence[Cell]) -> list[Round]:
     """What is still to do, after the stages that all arms start from."""
     with alone(run.path("sweep.lock")):
-        policy = stages.reject(run)
-        critic = stages.train_critic(run, policy)
+        policy = reject(run)
+        critic = train_critic(run, policy)
         return rounds(config, grid, lambda number: training.plan(
             policy, critic, trained_arms(run, grid[:1])[0], number, training.arm_mesh()))
 
 
-def train_round(run: stages.Run, config: SweepConfig, grid: Sequence[Cell], one: Round) -> None:
+def train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round) -> None:
     """Trains the arms of a round, from its last step if it was begun, and evaluates them."""
     with alone(os.path.join(one.path, "lock")):
         if not all(is_done(config, name) for name in one.arms):
             _train_round(run, config, grid, one)
 
 
-def _train_round(run: stages.Run, config: SweepConfig, grid: Sequence[Cell], one: Round) -> None:
+def _train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round) -> None:
     by_name = {cell.name: cell for cell in grid}
     if gone := sorted(set(one.arms) - set(by_name)):
         raise ConfigError(f"{one.path}: begun with the arm {gone[0]}, which is not asked for; ask for it as well, or choose "
                           "another sweep=NAME")
     chosen = [by_name[name] for name in one.arms]
     arms, mesh = trained_arms(run, chosen), training.arm_mesh(one.width)
-    policy = stages.reject(run)
-    static, groups, frozen = training.initial(policy, stages.train_critic(run, policy), arms, one.width, mesh)
+    policy = reject(run)
+    static, groups, frozen = training.initial(policy, train_critic(run, policy), arms, one.width, mesh)
     first = arms[0].config
     try:
         groups = run_loop(
@@ -244,7 +147,7 @@ def _train_round(run: stages.Run, config: SweepConfig, grid: Sequence[Cell], one
             position=lambda step: {"data": step * first.prompts_per_step}, show=("reward", "fulfilled", "running", "twin/simulated"),
             **run.config.loop_options | {"sweep": config.sweep})
     except Diverged as error:
-        stages.say(str(error).partition(";")[0])
+        say(str(error).partition(";")[0])
         groups = None
     environments = {split: run.environment(split) for split in EVALUATED}
     rows = metrics.read(one.path)
@@ -270,11 +173,11 @@ def _train_round(run: stages.Run, config: SweepConfig, grid: Sequence[Cell], one
             json.dump(result | {"values": cell.values, "seed": cell.seed, "cost": cost}, file)
 
 
-def evaluate(run: stages.Run, environments: dict[str, TwinEnvironment], model) -> dict[str, Any]:
+def evaluate(run: Run, environments: dict[str, TwinEnvironment], model) -> dict[str, Any]:
     """One response to every validation and test task: summary and each task's verdict. All arms draw with the same keys."""
     result = {"diverged": False}
     for split, environment in environments.items():
-        verdict = stages.respond(run, model, environment, range(len(environment.tasks)), salt=EVALUATED[split],
+        verdict = respond(run, model, environment, range(len(environment.tasks)), salt=EVALUATED[split],
                                  temperature=run.config.evaluate.temperature).verdict
         result[split] = summarise(verdict) | {"task_fulfilled": verdict.fulfilled_M.tolist(),
                                               "task_reward": verdict.reward_M.tolist()}
@@ -289,8 +192,6 @@ def not_read_before(config: ExperimentConfig) -> tuple[str, ...]:
 
 def sweep(config: SweepConfig, axes: dict[str, tuple]) -> None:
     """Trains what is missing and writes the report."""
-    from experiments import ablate_report
-
     for line in ablate_report.write(config, axes, train(config, axes)):
         print(line)
 
@@ -307,23 +208,23 @@ def train(config: SweepConfig, axes: dict[str, tuple], own_cache: bool = False) 
     if config.ray is not None:
         on_ray(config, grid)
         return grid
-    with opened(config) as run:
+    with run_of(config) as run:
         todo = prepare(run, config, grid)
         for one in () if own_cache else todo:
             train_round(run, config, grid, one)
     for one in todo if own_cache else ():
-        with opened(config, one) as run:
+        with run_of(config, one) as run:
             train_round(run, config, grid, one)
     return grid
 
 
-def opened(config: SweepConfig, one: Round | None = None) -> contextlib.AbstractContextManager[stages.Run]:
+def run_of(config: SweepConfig, one: Round | None = None) -> contextlib.AbstractContextManager[Run]:
     """The run that the sweep starts from; with the round's own cache of the twin, if one is named."""
     experiment = config.experiment
     if one is not None:
         twin = dataclasses.replace(experiment.twin, cache=os.path.join(one.path, "twin.sqlite"))
         experiment = dataclasses.replace(experiment, twin=twin)
-    return stages.opened(experiment, may_differ=not_read_before(experiment))
+    return opened(experiment, may_differ=not_read_before(experiment))
 
 
 def on_ray(config: SweepConfig, grid: Sequence[Cell]) -> None:
@@ -344,7 +245,7 @@ def on_ray(config: SweepConfig, grid: Sequence[Cell]) -> None:
 
 def _on_ray(directory: str, config: SweepConfig, grid: Sequence[Cell], one: Round | None) -> list[Round] | None:
     os.chdir(directory)
-    with opened(config, one) as run:
+    with run_of(config, one) as run:
         return prepare(run, config, grid) if one is None else train_round(run, config, grid, one)
 
 

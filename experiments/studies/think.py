@@ -1,6 +1,6 @@
 """Does the think line help? The whole chain with it and without it, judged on the same held-out tasks.
 
-    python -m experiments.think preset=quickstart run_dir=runs/think
+    python -m experiments.studies.think preset=quickstart run_dir=runs/think
 
 Both arms share tasks, tokenizer, seeds and the twin's results; they live in <run_dir>/with and <run_dir>/without. Leaves
 <run_dir>/think.json and think.png.
@@ -14,24 +14,25 @@ from matplotlib import pyplot as plt
 
 from rldtf_jax import metrics
 
-from experiments import stages
 from experiments.config import ExperimentConfig, command
-from experiments.evaluate import MODELS, gain, summarise, table
 from experiments.files import whole
+from experiments.stages.evaluate import MODELS, gain, summarise, table
+from experiments.stages.rldtf import train_rldtf
+from experiments.stages.run import opened, respond, stage_model
 
 ARMS = {"with": True, "without": False}
 
 
 def train(config: ExperimentConfig) -> None:
-    with stages.opened(config) as run:
-        stages.train_rldtf(run)
+    with opened(config) as run:
+        train_rldtf(run)
 
 
 def verdicts(config: ExperimentConfig) -> dict:
     """The held-out verdict of every stage's model of one arm."""
-    with stages.opened(config) as run:
+    with opened(config) as run:
         test = run.environment("test")
-        return {stage: stages.respond(run, stages.stage_model(run, stage), test, range(len(test.tasks)), salt=2,
+        return {stage: respond(run, stage_model(run, stage), test, range(len(test.tasks)), salt=2,
                                       temperature=config.evaluate.temperature).verdict for stage in MODELS}
 
 

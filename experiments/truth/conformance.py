@@ -1,4 +1,4 @@
-"""python -m experiments.conformance [--slots N] [--out FILE]: Sionna's PUSCH chain and the twin's on the same links, on one core.
+"""python -m experiments.truth.conformance [--slots N] [--out FILE]: Sionna's PUSCH chain and the twin's on the same links, on one core.
 
 Prints for every link both transport block error rates with 95 % intervals and the probability of as large a difference where there is none (Fisher's
 exact test), both bit error rates, and milliseconds per slot of both, compiled and warm. The link is the same one and the channels are others.

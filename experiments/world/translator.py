@@ -15,7 +15,7 @@ from rldtf_jax.sample import bucket, pad_prompts, row_keys, sample_on_host
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Workflow, WorkflowError
 
-from experiments.orchestration import answer, describe_workflow, read_program, translate
+from experiments.world.orchestration import answer, describe_workflow, read_program, translate
 
 REQUEST = "Write the program: "
 LONGEST = Workflow(num_prb=273, scs_khz=120, bits_per_symbol=8, estimator="ls-nearest", detector="lmmse", precoder="svd",

@@ -1,4 +1,4 @@
-"""python -m experiments.bler_tables [--out FILE] [--workers N]: block error rates of the twin's own LDPC chain in Gaussian noise.
+"""python -m experiments.truth.bler_tables [--out FILE] [--workers N]: block error rates of the twin's own LDPC chain in Gaussian noise.
 
 For a grid of code rates, code block lengths and decoder iterations: the mutual information per coded bit at which a block fails half of the
 time, and the width of the transition: BLER = Q((I - threshold) / width), fitted by maximum likelihood to counts around it. Also the share of
@@ -29,10 +29,10 @@ UNREACHABLE = 0.9995  # mutual information beyond which a cell is given up
 def measure(cell: tuple[float, int]) -> list[dict]:
     """Rows of all iterations of a (rate, info bits)."""
     from scipy.optimize import minimize
-    from scipy.special import log_ndtr, ndtr
+    from scipy.special import log_ndtr
 
     from twin.chain import ldpc
-    from twin.chain.information import information, snr_for
+    from twin.chain.information import snr_for
     from twin.transport import LIFTING_SIZES, Segmentation
 
     rate, info = cell

@@ -1,4 +1,4 @@
-"""python -m experiments.train_deeptx --run-dir DIR: train the channel predictor of the deeptx precoder, in a few minutes.
+"""python -m experiments.networks.train_deeptx --run-dir DIR: train the channel predictor of the deeptx precoder, in a few minutes.
 
 Histories of channels of random profile, Doppler, delay spread and antennas; the loss is the squared error of the predicted channel
 relative to its power, on average over links. Judged on held-out profiles against the latest estimate as it is.

@@ -1,4 +1,4 @@
-"""python -m experiments.train_deeprx --run-dir DIR [--size deeprx-small] [--steps N]: train the neural receiver on the twin's own chain.
+"""python -m experiments.networks.train_deeprx --run-dir DIR [--size deeprx-small] [--steps N]: train the neural receiver on the twin's own chain.
 
 Slots with mixed modulations, SNR, receive antennas, pilots, numerologies, delay spreads and speeds, drawn anew in every step from
 the channel profiles TRAINED; judged on slots of HELD_OUT. Grants of NUM_PRB, for speed: the network is convolutional and serves any

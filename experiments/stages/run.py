@@ -1,10 +1,7 @@
-"""The stages of a run: prepare -> instruct -> reject -> rldtf. Each leaves `<run_dir>/<stage>/model` when it is done, so
-that asking for it again returns at once, and goes on from its checkpoints when it is not."""
+"""A run directory: its config, twin, tasks, tokenizer and models, and how a model responds to tasks."""
 
 import contextlib
 import dataclasses
-import glob
-import json
 import math
 import os
 import random
@@ -17,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rldtf_jax import critic, hf, mesh, rldtf, sft, tokenizer
+from rldtf_jax import hf, mesh, sft, tokenizer
 from rldtf_jax.config import ConfigError, differences, flat
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
 from rldtf_jax.rldtf import Policy, Verdict
@@ -26,13 +23,13 @@ from rldtf_jax.tokenizer import Tokenizer
 from twin import Twin
 
 from experiments import config as configs
-from experiments import tasks as task_files
-from experiments.baselines import witnesses
 from experiments.config import ExperimentConfig
-from experiments.environment import TwinEnvironment
 from experiments.files import whole
-from experiments.tasks import Task
-from experiments.translator import ModelTranslator, lessons
+from experiments.world import tasks as task_files
+from experiments.world.baselines import witnesses
+from experiments.world.environment import TwinEnvironment
+from experiments.world.tasks import Task
+from experiments.world.translator import ModelTranslator, lessons
 
 
 @dataclasses.dataclass
@@ -153,15 +150,6 @@ def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokeni
     return tokenizer.load(path)
 
 
-def first_model(run: Run) -> Qwen2:
-    """The model that instruction tuning starts from."""
-    config = run.config.model
-    if config.hf_dir:
-        return hf.load(config.hf_dir, dtype=config.dtype, mesh=run.mesh)
-    shape = Qwen2Config.preset(config.preset, vocab_size=run.tokenizer.vocab_size, dtype=config.dtype)
-    return fresh_model(shape, "lm", run.config.seed, run.mesh)
-
-
 def fresh_model(shape: Qwen2Config, head: str, seed: int, device_mesh: Mesh | None) -> Qwen2:
     """A random model, born on its shards."""
     def make():
@@ -177,26 +165,6 @@ def stage_model(run: Run, stage: str) -> Qwen2 | None:
     """The model that a finished stage left, or None."""
     path = run.path(stage, "model")
     return hf.load(path, mesh=run.mesh) if os.path.isdir(path) else None
-
-
-def instruct(run: Run) -> Qwen2:
-    """Phase 1: valid but random workflows teach the format, nothing about quality."""
-    done = stage_model(run, "instruct")
-    if done is not None:
-        return done
-    rng = random.Random(f"instruct {run.config.seed}")
-    tasks = run.tasks["train"]
-    pairs = [(task.prompt(), task.response(task_files.random_workflow(rng, task.scenario), run.config.instruct.think))
-             for task in (tasks[i % len(tasks)] for i in range(run.config.instruct.pairs))]
-    rows, budget = sequences(run.tokenizer, curriculum(run, pairs)), run.config.rldtf.sample.max_new_tokens
-    longest = int((rows.lengths - rows.prompt_lengths)[:len(pairs)].max())
-    if longest > budget:
-        raise ConfigError(f"rldtf.sample.max_new_tokens = {budget}: expected at least {longest}, the longest response "
-                          "of the instruction data in tokens")
-    model = sft.train(first_model(run), rows, run.config.instruct.sft, seed=run.config.seed, directory=run.path("instruct"),
-                      title="instruct", **run.config.loop_options)
-    hf.save(model, run.path("instruct", "model"))
-    return model
 
 
 def sequences(tok: Tokenizer, pairs: Sequence[tuple[str, str]]) -> sft.Sequences:
@@ -240,108 +208,3 @@ def respond(run: Run, model: Qwen2, environment: TwinEnvironment, indices: Seque
     verdict = environment.judge_text(tasks, [text if end else "" for text, end in zip(texts, ended)],
                                      Policy(graphdef, params))
     return Responses(tasks, texts, tokens, verdict)
-
-
-def reject(run: Run) -> Qwen2:
-    """Rejection sampling (III.B): sample, run the twin, keep what fulfils, train on it, until that stops helping."""
-    done = stage_model(run, "reject")
-    if done is not None:
-        return done
-    config = run.config.reject
-    model = instruct(run)
-    train, validation = run.environment("train"), run.environment("validation")
-
-    def success(model):
-        return respond(run, model, validation, range(len(validation.tasks)), salt=1,
-                       temperature=1.0).verdict.fulfilled_M.mean()
-
-    rate, sampled = success(model), []
-    say(f"reject: {rate:.1%} of the validation tasks before the first round")
-    for number in range(1, config.max_rounds + 1):
-        directory = run.path("reject", f"round_{number}")
-        sampled = sample_round(run, model, train, number) + sampled
-        kept = keep(sampled, config.keep_per_task)
-        if not kept:
-            say("reject: no sampled response fulfils its task; going on with the model of phase 1")
-            break
-        pairs = [(train.tasks[row["task"]].prompt(), row["response"]) for row in kept]
-        refined = sft.train(model, sequences(run.tokenizer, curriculum(run, pairs)), config.sft,
-                            seed=run.config.seed + number, directory=directory, title=f"reject {number}",
-                            **run.config.loop_options)
-        new_rate = success(refined)
-        say(f"reject: {new_rate:.1%} after round {number}, trained on {len(kept)} kept responses")
-        if new_rate >= rate:
-            model = refined
-        if new_rate < rate + config.min_gain:
-            break
-        rate = new_rate
-    hf.save(model, run.path("reject", "model"))
-    return model
-
-
-def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: int) -> list[dict]:
-    """A round's responses to all training tasks: rows of task (index), response, reward, fulfilled."""
-    path = run.path("reject", f"round_{number}", "sampled.jsonl")
-    if not os.path.exists(path):
-        indices = np.repeat(np.arange(len(environment.tasks)), run.config.reject.samples_per_task)
-        responses = respond(run, model, environment, indices, salt=100 + number, temperature=1.0)
-        say(f"reject: round {number} sampled {len(indices)} responses, {responses.verdict.fulfilled_M.sum()} fulfil")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with whole(path) as file:
-            for i, text, R, good in zip(indices, responses.texts, responses.verdict.reward_M, responses.verdict.fulfilled_M):
-                file.write(json.dumps({"task": int(i), "response": text, "reward": float(R), "fulfilled": bool(good)}) + "\n")
-    return _json_lines(path)
-
-
-def _json_lines(path: str) -> list[dict]:
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def keep(sampled: Sequence[dict], keep_per_task: int) -> list[dict]:
-    """The distinct responses that fulfil, at most keep_per_task a task, the first (newest) ones."""
-    kept: dict[int, dict[str, dict]] = {}
-    for row in sampled:
-        good = kept.setdefault(row["task"], {})
-        if row["fulfilled"] and len(good) < keep_per_task:
-            good.setdefault(row["response"], row)
-    return [row for good in kept.values() for row in good.values()]
-
-
-def train_rldtf(run: Run) -> Qwen2:
-    """RLDTF (III.C) from the model after rejection sampling."""
-    done = stage_model(run, "rldtf")
-    if done is not None:
-        return done
-    policy = reject(run)
-    model = rldtf.train(policy, train_critic(run, policy), run.environment("train"), run.config.rldtf,
-                        seed=run.config.seed, directory=run.path("rldtf"), **run.config.loop_options)
-    hf.save(model, run.path("rldtf", "model"))
-    return model
-
-
-def train_critic(run: Run, policy: Qwen2) -> Qwen2:
-    """The critic before the first step: the policy's backbone and a value head, fitted (Eq. 7) to the rewards that the
-    rounds of rejection sampling have already paid for."""
-    path = run.path("critic", "rows.npz")
-    if not os.path.exists(path):  # encoded once: a resumed RLDTF stage comes by here too
-        tasks = run.tasks["train"]
-        rows = [row for sampled in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl")))
-                for row in _json_lines(sampled)]
-        texts = sequences(run.tokenizer, [(tasks[row["task"]].prompt(), row["response"]) for row in rows])
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with whole(path, "wb") as file:
-            np.savez(file, **texts._asdict(), rewards=np.array([row["reward"] for row in rows], np.float32))
-    with np.load(path) as saved:
-        rewarded = critic.Rewarded(**saved)
-    return critic.train(value_model(policy, run.config.seed, run.mesh), rewarded, run.config.critic, seed=run.config.seed,
-                        directory=run.path("critic"), **run.config.loop_options)
-
-
-def value_model(policy: Qwen2, seed: int, device_mesh: Mesh | None = None) -> Qwen2:
-    """A critic with the policy's backbone and a fresh value head."""
-    model = fresh_model(policy.config, "value", seed, device_mesh)
-    backbone = dict(nnx.to_flat_state(nnx.state(policy)))
-    merged = [(path, backbone.get(path, leaf)) for path, leaf in nnx.to_flat_state(nnx.state(model))]
-    nnx.update(model, nnx.from_flat_state(merged))
-    return model

@@ -1,0 +1,1 @@
+"""The twin's neural modules: their training and what they are worth."""

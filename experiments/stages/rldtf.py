@@ -1,0 +1,67 @@
+"""RLDTF (III.C), after rejection sampling.
+
+    python -m experiments.stages.rldtf preset=quickstart rldtf.alpha=2
+"""
+
+import glob
+import os
+
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from rldtf_jax import critic, hf, rldtf
+from rldtf_jax.qwen2 import Qwen2
+
+from experiments.config import ExperimentConfig, command
+from experiments.files import json_lines, whole
+from experiments.stages.reject import reject
+from experiments.stages.run import Run, fresh_model, opened, sequences, stage_model
+
+
+def train_rldtf(run: Run) -> Qwen2:
+    """RLDTF (III.C) from the model after rejection sampling."""
+    done = stage_model(run, "rldtf")
+    if done is not None:
+        return done
+    policy = reject(run)
+    model = rldtf.train(policy, train_critic(run, policy), run.environment("train"), run.config.rldtf,
+                        seed=run.config.seed, directory=run.path("rldtf"), **run.config.loop_options)
+    hf.save(model, run.path("rldtf", "model"))
+    return model
+
+
+def train_critic(run: Run, policy: Qwen2) -> Qwen2:
+    """The critic before the first step: the policy's backbone and a value head, fitted (Eq. 7) to the rewards that the
+    rounds of rejection sampling have already paid for."""
+    path = run.path("critic", "rows.npz")
+    if not os.path.exists(path):  # encoded once: a resumed RLDTF stage comes by here too
+        tasks = run.tasks["train"]
+        rows = [row for sampled in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl")))
+                for row in json_lines(sampled)]
+        texts = sequences(run.tokenizer, [(tasks[row["task"]].prompt(), row["response"]) for row in rows])
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with whole(path, "wb") as file:
+            np.savez(file, **texts._asdict(), rewards=np.array([row["reward"] for row in rows], np.float32))
+    with np.load(path) as saved:
+        rewarded = critic.Rewarded(**saved)
+    return critic.train(value_model(policy, run.config.seed, run.mesh), rewarded, run.config.critic, seed=run.config.seed,
+                        directory=run.path("critic"), **run.config.loop_options)
+
+
+def value_model(policy: Qwen2, seed: int, device_mesh: Mesh | None = None) -> Qwen2:
+    """A critic with the policy's backbone and a fresh value head."""
+    model = fresh_model(policy.config, "value", seed, device_mesh)
+    backbone = dict(nnx.to_flat_state(nnx.state(policy)))
+    merged = [(path, backbone.get(path, leaf)) for path, leaf in nnx.to_flat_state(nnx.state(model))]
+    nnx.update(model, nnx.from_flat_state(merged))
+    return model
+
+
+def main(config: ExperimentConfig) -> None:
+    with opened(config) as run:
+        train_rldtf(run)
+
+
+if __name__ == "__main__":
+    command(main)

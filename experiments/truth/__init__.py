@@ -1,0 +1,1 @@
+"""What the twin says, held against what is known."""
