@@ -1,15 +1,18 @@
 """Eq. 2: what a measured quality of service is worth against a required one.
 
-Quality-of-service arrays hold (delay_ms, throughput_mbps, ber) on their last axis, the order of q in the paper.
+Quality-of-service arrays hold (delay_ms, throughput_mbps, ber) on their last axis, the order of q in the paper. The functions
+compute in the library of what they are given: NumPy's arrays in, NumPy's arrays out, without JAX; traced and differentiated in JAX.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
+import numpy as np
+
+Array = Any  # numpy.ndarray or jax.Array
 
 NO_SERVICE = -1.0  # R of a response that does not parse or asks for what the scenario lacks
+MORE_IS_WORSE = (1, -1, 1)  # of delay, throughput and BER
 NOTHING = 1e-9  # ms or Mbit/s: a target below it counts as this much, so that a margin relative to 0 is capped, not NaN
 
 
@@ -36,28 +39,27 @@ class RewardConfig:
             raise ValueError(f"margin = {self.margin!r}: expected 'relative' or 'absolute'")
 
 
-def margins(measured, required, config: RewardConfig = RewardConfig()) -> jax.Array:
+def margins(measured, required, config: RewardConfig = RewardConfig()) -> Array:
     """How much better than required: (..., 3), positive when better, 0 when exactly met.
 
     relative: delay and throughput as a share of the target, BER in decades, each within +-margin_cap. Of a target of 0
       anything better or worse is the cap, and meeting it exactly is 0.
     absolute: the literal differences of Eq. 2 in ms, Mbit/s and BER, without a cap.
     """
-    measured, required = _triple("measured", measured), _triple("required", required)
-    better = required - measured
-    better = better.at[..., 1].multiply(-1)  # more throughput is better, less delay and BER are
+    xp, measured, required = _triples(measured, required)
+    better = (required - measured) * xp.asarray(MORE_IS_WORSE, dtype=measured.dtype)
     if config.margin == "absolute":
         return better
-    tiny = jnp.finfo(better.dtype).tiny
-    decades = jnp.log10(jnp.maximum(required[..., 2:], tiny)) - jnp.log10(jnp.maximum(measured[..., 2:], tiny))
-    cap = jnp.asarray(config.margin_cap, better.dtype)
-    share = better[..., :2] / jnp.maximum(required[..., :2], NOTHING)
-    return jnp.clip(jnp.concatenate([share, decades], axis=-1), -cap, cap)
+    tiny = xp.finfo(better.dtype).tiny
+    decades = xp.log10(xp.maximum(required[..., 2:], tiny)) - xp.log10(xp.maximum(measured[..., 2:], tiny))
+    cap = xp.asarray(config.margin_cap, dtype=better.dtype)
+    share = better[..., :2] / xp.maximum(required[..., :2], NOTHING)
+    return xp.clip(xp.concatenate([share, decades], axis=-1), -cap, cap)
 
 
-def fulfilled(measured, required) -> jax.Array:
+def fulfilled(measured, required) -> Array:
     """Whether all three targets are met: (...,) bool."""
-    measured, required = _triple("measured", measured), _triple("required", required)
+    _, measured, required = _triples(measured, required)
     return (
         (measured[..., 0] <= required[..., 0])
         & (measured[..., 1] >= required[..., 1])
@@ -65,7 +67,7 @@ def fulfilled(measured, required) -> jax.Array:
     )
 
 
-def reward(measured, required, config: RewardConfig = RewardConfig()) -> jax.Array:
+def reward(measured, required, config: RewardConfig = RewardConfig()) -> Array:
     """Eq. 2.
 
     Args:
@@ -75,23 +77,32 @@ def reward(measured, required, config: RewardConfig = RewardConfig()) -> jax.Arr
       (B,) 1 - sum_i w+_i m_i where all targets are met, else -1 + sum_i w-_i sigmoid(1 / |m_i|).
     """
     m = margins(measured, required, config)
-    waste = jnp.asarray(config.weight_satisfied, m.dtype) * m
-    closeness = jnp.asarray(config.weight_violated, m.dtype) * _sigmoid_of_inverse(jnp.abs(m))
-    return jnp.where(
+    xp = m.__array_namespace__()
+    waste = xp.asarray(config.weight_satisfied, dtype=m.dtype) * m
+    closeness = xp.asarray(config.weight_violated, dtype=m.dtype) * _sigmoid_of_inverse(xp.abs(m))
+    return xp.where(
         fulfilled(measured, required),
-        config.base_satisfied - jnp.sum(waste, -1),
-        config.base_violated + jnp.sum(closeness, -1),
+        config.base_satisfied - xp.sum(waste, axis=-1),
+        config.base_violated + xp.sum(closeness, axis=-1),
     )
 
 
-def _sigmoid_of_inverse(distance: jax.Array) -> jax.Array:
+def _sigmoid_of_inverse(distance: Array) -> Array:
     """sigmoid(1 / d) for d >= 0, with its limit 1 at d = 0."""
-    safe = jnp.where(distance > 0, distance, 1.0)
-    return jnp.where(distance > 0, jax.nn.sigmoid(1.0 / safe), 1.0)
+    xp = distance.__array_namespace__()
+    safe = xp.where(distance > 0, distance, 1.0)
+    return xp.where(distance > 0, 1 / (1 + xp.exp(-1 / safe)), 1.0)
 
 
-def _triple(name: str, array) -> jax.Array:
-    array = jnp.asarray(array, jnp.result_type(float))
-    if array.ndim < 1 or array.shape[-1] != 3:
-        raise ValueError(f"{name} has shape {array.shape}: expected (..., 3) = delay_ms, throughput_mbps, ber")
-    return array
+def _triples(measured, required) -> tuple[Any, Array, Array]:
+    """(library, measured, required) of one floating dtype; the library is NumPy unless one of them is another's."""
+    xp = next((a.__array_namespace__() for a in (measured, required)
+               if hasattr(a, "__array_namespace__") and not isinstance(a, (np.ndarray, np.generic))), np)
+    arrays = []
+    for name, array in (("measured", measured), ("required", required)):
+        array = xp.asarray(array)
+        if array.ndim < 1 or array.shape[-1] != 3:
+            raise ValueError(f"{name} has shape {array.shape}: expected (..., 3) = delay_ms, throughput_mbps, ber")
+        arrays.append(array)
+    dtype = xp.result_type(*arrays, *(() if any(np.issubdtype(a.dtype, np.floating) for a in arrays) else (float,)))
+    return xp, *(a.astype(dtype) for a in arrays)

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from typing import Sequence
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -20,9 +19,6 @@ from twin import Twin, Workflow, WorkflowError, check
 from experiments.world.orchestration import read
 from experiments.world.tasks import Task
 from experiments.world.translator import ModelTranslator
-
-
-SCORED = 512  # rows of a block of `score`
 
 
 class TwinBar:
@@ -128,15 +124,6 @@ def refused(scenario, workflow: Workflow) -> str | None:
 
 
 def score(measured: np.ndarray, required: np.ndarray, config: RewardConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(R, fulfilled) of n rows of (delay_ms, throughput_mbps, error rate), in blocks of one size: one program, so that a row's R is
-    the same to the bit whatever is judged beside it."""
-    n = len(measured)
-    pad = ((0, -n % SCORED), (0, 0))
-    measured, required = (np.pad(x, pad, "edge").reshape(-1, SCORED, 3) for x in (measured, required))
-    R, good = zip(*(_score(m, r, config) for m, r in zip(measured, required)))
-    return np.concatenate(R)[:n], np.concatenate(good)[:n]
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _score(measured, required, config: RewardConfig):
+    """(R, fulfilled) of n rows of (delay_ms, throughput_mbps, error rate), in NumPy: a row's R is the same to the bit whatever is
+    judged beside it."""
     return reward(measured, required, config), fulfilled(measured, required)

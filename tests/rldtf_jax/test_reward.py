@@ -127,3 +127,11 @@ def test_the_wrong_shape_is_refused_by_name():
 def test_a_config_that_means_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RewardConfig(**wrong)
+
+
+@given(QOS, QOS, CONFIGS)
+def test_numpy_and_jax_say_the_same(measured, required, config):
+    ours, theirs = np.float32([measured]), jnp.float32([required])
+    plain_R, traced_R = reward(ours, np.asarray(theirs), config), jax.jit(reward, static_argnames="config")(ours, theirs, config)
+    assert isinstance(plain_R, np.ndarray) and isinstance(traced_R, jax.Array)
+    np.testing.assert_allclose(plain_R, traced_R, rtol=1e-5, atol=1e-5)
