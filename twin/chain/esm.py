@@ -84,7 +84,7 @@ def _detected(h, g, variance, known, symbols, first, step, method, out):
             at = symbols[t]
             noise = max(known[s, at], LEAST_NOISE)
             for k in range(out.shape[3]):
-                f = first + k * step
+                f = first + k * step + t % step
                 for i in range(num_layers):
                     for j in range(num_layers):
                         total = np.complex64(0)
@@ -155,10 +155,15 @@ def _informed(detected, shares, table, out):
 
 
 def _carriers(num_sc: int) -> tuple[int, int, int]:
-    """First, step and number of the subcarriers that are looked at."""
+    """First, step and number of the subcarriers that are looked at, on data symbol t moved on by t % step.
+
+    So a slot's symbols together look at every subcarrier. An estimate is worse at a pilot than between two: always the same
+    subcarriers, in even steps, would be all pilots or none. And the error of a subcarrier stays for the slot, so that a few of
+    them say too little of their mean.
+    """
     step = -(-num_sc // MAX_CARRIERS)
     number = num_sc // step
-    return (num_sc - (number - 1) * step) // 2, step, number
+    return num_sc % step // 2, step, number
 
 
 def detected(point: Point, h: np.ndarray, gains, noise: np.ndarray) -> np.ndarray:
