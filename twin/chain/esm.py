@@ -7,7 +7,9 @@ a probability, not a yes or no. Only for LDPC and linear detection.
 
 The detector works with an estimate: a symbol comes out with a gain of its own, with interference, and with a noise variance that the demapper
 takes for another. What its LLRs are then worth is the generalised mutual information of twin.chain.information. A gain's imaginary part
-counts as noise.
+counts as noise. A min-sum decoder hardly sees a scale that all LLRs of a block have in common. So a
+block's information is that at the best such scale (Martinez et al., 2009, define it so): where the
+estimate is worse than the detector knows, as by least squares under mobility, LLRs are too large.
 
 Letters: S slots, T data symbols, F subcarriers looked at (at most MAX_CARRIERS, evenly spaced), L layers, C code blocks.
 """
@@ -15,7 +17,6 @@ Letters: S slots, T data symbols, F subcarriers looked at (at most MAX_CARRIERS,
 from __future__ import annotations
 
 import csv
-import math
 from functools import cache, lru_cache
 
 import numba
@@ -36,6 +37,8 @@ MAX_CARRIERS = 48
 CALIBRATED_RATES = (0.33, 0.5, 0.67, 0.83)
 CALIBRATION_DB = {2: (0.0, 0.0, 0.05, 0.0), 4: (0.18, 0.22, 0.12, 0.05), 6: (0.53, 0.47, 0.26, 0.08), 8: (0.75, 0.69, 0.57, 0.16)}
 DEEP, DEEP_WIDTH = 1.2, 0.8  # widths beyond the threshold at which a decoder's errors become the channel's
+# Scales of the LLRs to try, in steps of MISMATCH_DB; mostly smaller: not all errors are known
+LEAST_SCALE, NUM_SCALES = -7, 9
 _jit = numba.njit(cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "contract", "reassoc", "arcp"})
 
 
@@ -130,36 +133,67 @@ def _detected(h, g, variance, known, symbols, first, step, method, out):
 
 
 @_jit
-def _informed(detected, shares, table, out):
-    """Add to out [S, C] the mean information of every code block's bits: detected [3, S, T F, L], shares [C, T F]."""
-    num_layers = detected.shape[3]
-    num_gains, num_noises, num_mismatches = table.shape
-    for s in range(detected.shape[1]):
-        for e in range(detected.shape[2]):
-            value = np.float32(0)
+def _informed(gains, noises_db, mismatches_db, shares, table, out):
+    """Add to out [S, C, scales] the mean information of the blocks' bits, of symbols [S, T F, L].
+
+    shares [C, T F]; table [gain, noise, mismatch] as of `_padded`. Linear over gain and noise; over
+    the mismatch by parabolas through three neighbours, as lines would cut off the curves' peak.
+    """
+    num_layers, flat = gains.shape[2], table.ravel()
+    num_gains, num_noises, num_padded = table.shape
+    near, value = np.empty(NUM_SCALES + 2, np.float32), np.empty(NUM_SCALES, np.float32)
+    zero, half, unit = np.float32(0), np.float32(0.5), np.float32(1)
+    num_mismatches = num_padded - NUM_SCALES - 1
+    ends = np.array((num_gains - 1.001, num_noises - 1.001, num_mismatches - 1), np.float32)
+    for s in range(gains.shape[0]):
+        for e in range(gains.shape[1]):
+            value[:] = 0
             for i in range(num_layers):
-                gain, noise, assumed = detected[0, s, e, i], detected[1, s, e, i], detected[2, s, e, i]
-                noise_db = np.float32(-10) * math.log10(noise)
-                x = min(max((gain + np.float32(1)) * np.float32(20), np.float32(0)), np.float32(num_gains - 1.001))
-                y = min(max(noise_db + np.float32(15), np.float32(0)), np.float32(num_noises - 1.001))
-                mismatch_db = -noise_db - np.float32(10) * math.log10(assumed)
-                z = min(max((mismatch_db + np.float32(20)) / np.float32(2), np.float32(0)), np.float32(num_mismatches - 1.001))
-                a, b, c = int(x), int(y), int(z)
-                u, v, w = x - a, y - b, z - c
-                for k in range(2):
-                    near = (1 - u) * ((1 - v) * table[a, b, c + k] + v * table[a, b + 1, c + k])
-                    near += u * ((1 - v) * table[a + 1, b, c + k] + v * table[a + 1, b + 1, c + k])
-                    value += near * (w if k else 1 - w)
+                x = min(max((gains[s, e, i] + unit) * np.float32(20), zero), ends[0])
+                y = min(max(np.float32(15) - noises_db[s, e, i], zero), ends[1])
+                z = min(max((mismatches_db[s, e, i] + np.float32(20)) * half, zero), ends[2])
+                a, b, c = int(x), int(y), int(z + half)
+                u, v, w = x - np.float32(a), y - np.float32(b), z - np.float32(c)
+                p, q = (unit - u) * (unit - v), (unit - u) * v
+                left, right = u * (unit - v), u * v
+                low = (a * num_noises + b) * num_padded + c
+                high = low + num_noises * num_padded
+                one, two = flat[low:], flat[low + num_padded :]
+                three, four = flat[high:], flat[high + num_padded :]
+                for k in range(NUM_SCALES + 2):
+                    near[k] = p * one[k] + q * two[k] + left * three[k] + right * four[k]
+                before, at, after = half * w * (w - unit), unit - w * w, half * w * (w + unit)
+                for k in range(NUM_SCALES):
+                    value[k] += before * near[k] + at * near[k + 1] + after * near[k + 2]
             for r in range(shares.shape[0]):
-                out[s, r] += shares[r, e] * value / num_layers
+                if shares[r, e] > 0:
+                    share = shares[r, e] / np.float32(num_layers)
+                    for k in range(NUM_SCALES):
+                        out[s, r, k] += share * value[k]
+
+
+@cache
+def _padded(bits_per_symbol: int) -> np.ndarray:
+    """The stored table of information [gain, noise, mismatch], its ends repeated for all scales."""
+    ends = 1 - LEAST_SCALE, NUM_SCALES + LEAST_SCALE
+    return np.pad(stored(bits_per_symbol), ((0, 0), (0, 0), ends), "edge")
+
+
+def _greatest(value: np.ndarray) -> np.ndarray:
+    """The greatest over the last axis, by the parabola through the three values about it."""
+    top = np.clip(value.argmax(-1), 1, value.shape[-1] - 2)[..., None] + np.arange(-1, 2)
+    before, at, after = np.moveaxis(np.take_along_axis(value, top, axis=-1), -1, 0)
+    slope, bend = (after - before) / 2, np.maximum(2 * at - before - after, 1e-9)
+    shift = np.clip(slope / bend, -1, 1)
+    return at + shift * (slope - shift * bend / 2)
 
 
 def _carriers(num_sc: int) -> tuple[int, int, int]:
-    """First, step and number of the subcarriers that are looked at, on data symbol t moved on by t % step.
+    """First, step and number of the subcarriers looked at; data symbol t looks t % step further on.
 
-    So a slot's symbols together look at every subcarrier. An estimate is worse at a pilot than between two: always the same
-    subcarriers, in even steps, would be all pilots or none. And the error of a subcarrier stays for the slot, so that a few of
-    them say too little of their mean.
+    So a slot's symbols together look at every subcarrier. The same ones on all, in even steps,
+    would be pilots only, or none, and an estimate is worse at a pilot than between two. Nor would so few
+    say the mean of all: a subcarrier's error stays for the slot.
     """
     step = -(-num_sc // MAX_CARRIERS)
     number = num_sc // step
@@ -187,36 +221,44 @@ def _shares(code: Segmentation, num_symbols: int, number: int) -> np.ndarray:
 
 
 def block_information(point: Point, symbols: np.ndarray) -> np.ndarray:
-    """Mutual information per coded bit of the code blocks [S, C], from symbols after detection [3, S, T, F, L]."""
+    """Mutual information per coded bit of the code blocks, by scale of their LLRs [S, C, scales],
+    from symbols after detection [3, S, T, F, L]."""
     _, num_slots, num_symbols, number, num_layers = symbols.shape
     shares = _shares(point.segmentation, num_symbols, number)
-    out = np.zeros((num_slots, len(shares)), np.float32)
-    _informed(symbols.reshape(3, num_slots, -1, num_layers), shares, stored(point.bits_per_symbol), out)
-    mean = np.clip(out.astype(float), 0, 1)
-    better_db = np.interp(point.code_rate, CALIBRATED_RATES, CALIBRATION_DB[point.bits_per_symbol])
-    return information(snr_for(mean, point.bits_per_symbol) * 10 ** (better_db / 10), point.bits_per_symbol) if better_db else mean
+    out = np.zeros((num_slots, len(shares), NUM_SCALES), np.float32)
+    gain, noise, assumed = symbols.reshape(3, num_slots, -1, num_layers)
+    noise_db = 10 * np.log10(noise)
+    mismatch_db = noise_db - 10 * np.log10(assumed)
+    _informed(gain, noise_db, mismatch_db, shares, _padded(point.bits_per_symbol), out)
+    return out.astype(float)
+
+
+def _best(point: Point, info: np.ndarray) -> np.ndarray:
+    """Information [S, C] at the best scale, from that at all [S, C, scales], as tables take it."""
+    mean, m = np.clip(_greatest(info), 0, 1), point.bits_per_symbol
+    better_db = np.interp(point.code_rate, CALIBRATED_RATES, CALIBRATION_DB[m])
+    return information(snr_for(mean, m) * 10 ** (better_db / 10), m) if better_db else mean
 
 
 def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Probability that the transport block fails after 1, 2, ... transmissions with these symbols, [transmissions, S]; and the expected
     share of wrong bits after the last one [S].
 
-    Chase: signal-to-noise ratios add. Incremental redundancy: mutual information adds over new coded bits; once the circular buffer is
-    sent, bits are repeated, and signal-to-noise ratios add instead.
+    Chase: signal-to-noise ratios add. Incremental redundancy: mutual information adds over new coded
+    bits; once the circular buffer is sent, bits are repeated, and signal-to-noise ratios add instead.
+    All transmissions' LLRs have one scale in common.
     """
-    code, m = point.segmentation, point.bits_per_symbol
-    num_slots = symbols[0].shape[1]
+    code, num_slots = point.segmentation, symbols[0].shape[1]
     room, sent = code.mother_length - code.filler, np.array(code.sent, float)
     before, out, share = np.ones(num_slots), [], np.zeros(num_slots)
-    collected = np.zeros((num_slots, code.num_blocks))
+    collected = np.zeros((num_slots, code.num_blocks, NUM_SCALES))
     for k, new in enumerate(symbols, 1):
-        info = block_information(point, new)
         if point.combining == "chase":
-            collected += snr_for(info, m)
-            mean, length = information(collected, m), sent
+            collected += snr_for(block_information(point, new), point.bits_per_symbol)
+            mean, length = _best(point, information(collected, point.bits_per_symbol)), sent
         else:
-            collected += info
-            mean, length = collected / k, sent * k
+            collected += block_information(point, new)
+            mean, length = _best(point, collected / k), sent * k
         repeats = np.maximum(length / room, 1.0)
         mean = np.where(repeats > 1, information(snr_for(mean, 1) * repeats, 1), mean)
         limit, width, typical = np.array([threshold(code.info / min(e, room), code.info, point.decoder_iterations) for e in length]).T
