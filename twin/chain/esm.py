@@ -192,8 +192,8 @@ def _carriers(num_sc: int) -> tuple[int, int, int]:
     """First, step and number of the subcarriers looked at; data symbol t looks t % step further on.
 
     So a slot's symbols together look at every subcarrier. The same ones on all, in even steps,
-    would be pilots only, or none, and an estimate is worse at a pilot than between two. Nor would so few
-    say the mean of all: a subcarrier's error stays for the slot.
+    would be pilots only, or none, and an estimate is worse at a pilot than between two. Nor would
+    so few say the mean of all: a subcarrier's error stays for the slot.
     """
     step = -(-num_sc // MAX_CARRIERS)
     number = num_sc // step
@@ -220,6 +220,15 @@ def _shares(code: Segmentation, num_symbols: int, number: int) -> np.ndarray:
     return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
+def _combined(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Two transmissions of the same bits, after detection [3, S, T, F, L], as one: to add LLRs is
+    to weigh symbols by the inverse of the noise variance that the demapper assumes."""
+    weight = other[2] / (one[2] + other[2])
+    rest = 1 - weight
+    gain = weight * one[0] + rest * other[0]
+    return np.stack([gain, weight**2 * one[1] + rest**2 * other[1], weight * one[2]])
+
+
 def block_information(point: Point, symbols: np.ndarray) -> np.ndarray:
     """Mutual information per coded bit of the code blocks, by scale of their LLRs [S, C, scales],
     from symbols after detection [3, S, T, F, L]."""
@@ -244,9 +253,10 @@ def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.nd
     """Probability that the transport block fails after 1, 2, ... transmissions with these symbols, [transmissions, S]; and the expected
     share of wrong bits after the last one [S].
 
-    Chase: signal-to-noise ratios add. Incremental redundancy: mutual information adds over new coded
-    bits; once the circular buffer is sent, bits are repeated, and signal-to-noise ratios add instead.
-    All transmissions' LLRs have one scale in common.
+    Chase: LLRs add, which is to combine symbols, exactly so for QPSK; for higher orders bits lose
+    tenths of a dB that symbols would not, which are not counted. Incremental redundancy: mutual
+    information adds over new coded bits; once the circular buffer is sent, bits are repeated, and
+    signal-to-noise ratios add instead. All transmissions' LLRs have one scale in common.
     """
     code, num_slots = point.segmentation, symbols[0].shape[1]
     room, sent = code.mother_length - code.filler, np.array(code.sent, float)
@@ -254,8 +264,8 @@ def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.nd
     collected = np.zeros((num_slots, code.num_blocks, NUM_SCALES))
     for k, new in enumerate(symbols, 1):
         if point.combining == "chase":
-            collected += snr_for(block_information(point, new), point.bits_per_symbol)
-            mean, length = _best(point, information(collected, point.bits_per_symbol)), sent
+            together = _combined(together, new) if k > 1 else new
+            mean, length = _best(point, block_information(point, together)), sent
         else:
             collected += block_information(point, new)
             mean, length = _best(point, collected / k), sent * k
