@@ -87,7 +87,7 @@ def _detected(h, g, variance, known, symbols, first, step, method, out):
             at = symbols[t]
             noise = max(known[s, at], LEAST_NOISE)
             for k in range(out.shape[3]):
-                f = first + k * step + t % step
+                f = first + k * step + (k + t) % step
                 for i in range(num_layers):
                     for j in range(num_layers):
                         total = np.complex64(0)
@@ -189,11 +189,11 @@ def _greatest(value: np.ndarray) -> np.ndarray:
 
 
 def _carriers(num_sc: int) -> tuple[int, int, int]:
-    """First, step and number of the subcarriers looked at; data symbol t looks t % step further on.
+    """First, step and number of the subcarriers looked at; symbol t looks (k + t) % step beyond number k.
 
-    So a slot's symbols together look at every subcarrier. The same ones on all, in even steps,
-    would be pilots only, or none, and an estimate is worse at a pilot than between two. Nor would
-    so few say the mean of all: a subcarrier's error stays for the slot.
+    So a symbol looks at pilots' subcarriers and at those between, where estimates are better, in equal
+    parts; even steps alone would see one kind only. And all symbols together look at every
+    subcarrier: an estimate's error stays for the slot, so that few say too little of the mean.
     """
     step = -(-num_sc // MAX_CARRIERS)
     number = num_sc // step
