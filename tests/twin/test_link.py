@@ -346,6 +346,9 @@ CALIBRATED = {  # scenario, workflow, SNRs from above a BLER of 10 % to below 1 
         num_prb=8, bits_per_symbol=4, num_layers=2, estimator="lmmse"), np.arange(8, 16.1, 2)),
     "TDL-A, QPSK, ls, Chase": (A, Workflow(
         num_prb=8, estimator="ls", num_transmissions=2, combining="chase"), np.arange(1, 11.1, 2)),
+    "AWGN, 64QAM, Chase": (AWGN, Workflow(
+        num_prb=6, bits_per_symbol=6, code_rate=0.67, estimator="perfect", num_transmissions=2,
+        combining="chase"), np.arange(11, 12.3, 0.3)),
 }
 
 
@@ -373,7 +376,7 @@ def test_the_effective_sinr_method_lies_on_the_link(simulate, name):
         num_prb=8, bits_per_symbol=4, num_layers=2, estimator="ls", detector="zf")),
 ])
 def test_the_effective_sinr_method_says_what_the_links_llrs_tell(scenario, workflow):
-    """Information per bit at the best scale of a slot's LLRs, for the same channels and pilot noise."""
+    """Information per bit at a slot's best scale of LLRs, for the same channels and pilot noise."""
     from twin.chain import esm
     from twin.chain import link as chain
     from twin.chain.grid import DMRS_SYMBOLS
@@ -391,6 +394,29 @@ def test_the_effective_sinr_method_says_what_the_links_llrs_tell(scenario, workf
     pilots = noise[:, :, list(DMRS_SYMBOLS[point.num_dmrs])]
     said = esm.block_information(point, esm.detected(point, h, around.gains, pilots))
     assert np.mean(esm._greatest(said)[:, 0] - told) == pytest.approx(0, abs=0.006)
+
+
+@pytest.mark.parametrize("m, copies", [(4, 2), (4, 4), (6, 3), (8, 2), (8, 4)])
+def test_what_chase_combining_of_bits_loses(m, copies):
+    """The LLRs of copies, each demapped exactly, added, against one copy with all of the power."""
+    from twin.chain import esm
+    from twin.chain.information import information, snr_for
+    from twin.chain.qam import pam
+
+    rng, (amplitude, bits) = np.random.default_rng(m), pam(m)
+    for whole in (0.4, 0.5, 0.6):
+        snr, sent = snr_for(np.array(whole), m) / copies, rng.integers(0, len(amplitude), 50_000)
+        llr = 0
+        for _ in range(copies):
+            y = amplitude[sent] + rng.standard_normal(len(sent)) * math.sqrt(0.5 / snr)
+            each = np.exp(-snr * (y[:, None] - amplitude) ** 2)
+            zero, one = (np.array([each[:, row == b].sum(1) for row in bits]) for b in (0, 1))
+            llr = llr + np.log(zero / one)
+        right = (1 - 2.0 * bits[:, sent]) * llr
+        lost = [np.logaddexp(0, -s * right).mean() / math.log(2) for s in np.arange(0.6, 1.1, 0.1)]
+        lost_db = 10 * math.log10(snr_for(np.array(whole), m) / snr_for(np.array(1 - min(lost)), m))
+        assert lost_db == pytest.approx(esm.CHASE_LOSS_DB[m][copies - 1], abs=0.2)
+        assert information(snr * copies, m) == pytest.approx(whole, abs=1e-3)
 
 
 def test_the_effective_sinr_method_resolves_rare_errors():

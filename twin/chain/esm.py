@@ -36,6 +36,11 @@ MAX_CARRIERS = 48
 # dB by bits per symbol at code rates CALIBRATED_RATES, measured in AWGN at a BLER of 10 % (experiments.truth.twin_truth)
 CALIBRATED_RATES = (0.33, 0.5, 0.67, 0.83)
 CALIBRATION_DB = {2: (0.0, 0.0, 0.05, 0.0), 4: (0.18, 0.22, 0.12, 0.05), 6: (0.53, 0.47, 0.26, 0.08), 8: (0.75, 0.69, 0.57, 0.16)}
+# What LLRs, added bit by bit, lose against symbols combined: dB for 1 to 4 equal copies by bits per
+# symbol, up to LOSS_FADES[0] of information per bit; then less, down to none at LOSS_FADES[1]
+CHASE_LOSS_DB = {2: (0.0, 0.0, 0.0, 0.0), 4: (0.0, 0.4, 0.7, 0.95),
+                 6: (0.0, 0.6, 1.1, 1.4), 8: (0.0, 0.7, 1.15, 1.55)}
+LOSS_FADES = (0.6, 0.95)
 DEEP, DEEP_WIDTH = 1.2, 0.8  # widths beyond the threshold at which a decoder's errors become the channel's
 # Scales of the LLRs to try, in steps of MISMATCH_DB; mostly smaller: not all errors are known
 LEAST_SCALE, NUM_SCALES = -7, 9
@@ -189,10 +194,10 @@ def _greatest(value: np.ndarray) -> np.ndarray:
 
 
 def _carriers(num_sc: int) -> tuple[int, int, int]:
-    """First, step and number of the subcarriers looked at; symbol t looks (k + t) % step beyond number k.
+    """First, step and number of subcarriers looked at; number k of symbol t lies (k + t) % step further.
 
-    So a symbol looks at pilots' subcarriers and at those between, where estimates are better, in equal
-    parts; even steps alone would see one kind only. And all symbols together look at every
+    So a symbol looks at pilots' subcarriers and at those between, where estimates are better, in
+    equal parts; even steps alone would see one kind only. And all symbols together look at every
     subcarrier: an estimate's error stays for the slot, so that few say too little of the mean.
     """
     step = -(-num_sc // MAX_CARRIERS)
@@ -242,19 +247,20 @@ def block_information(point: Point, symbols: np.ndarray) -> np.ndarray:
     return out.astype(float)
 
 
-def _best(point: Point, info: np.ndarray) -> np.ndarray:
-    """Information [S, C] at the best scale, from that at all [S, C, scales], as tables take it."""
+def _best(point: Point, info: np.ndarray, copies: int = 1) -> np.ndarray:
+    """Information [S, C] at the best scale, as tables take it, from that at all [S, C, scales] of so
+    many Chase-combined copies."""
     mean, m = np.clip(_greatest(info), 0, 1), point.bits_per_symbol
     better_db = np.interp(point.code_rate, CALIBRATED_RATES, CALIBRATION_DB[m])
-    return information(snr_for(mean, m) * 10 ** (better_db / 10), m) if better_db else mean
+    better_db = better_db - CHASE_LOSS_DB[m][copies - 1] * np.interp(mean, LOSS_FADES, (1, 0))
+    return information(snr_for(mean, m) * 10 ** (better_db / 10), m) if np.any(better_db) else mean
 
 
 def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Probability that the transport block fails after 1, 2, ... transmissions with these symbols, [transmissions, S]; and the expected
     share of wrong bits after the last one [S].
 
-    Chase: LLRs add, which is to combine symbols, exactly so for QPSK; for higher orders bits lose
-    tenths of a dB that symbols would not, which are not counted. Incremental redundancy: mutual
+    Chase: LLRs add, which is to combine symbols, less CHASE_LOSS_DB. Incremental redundancy: mutual
     information adds over new coded bits; once the circular buffer is sent, bits are repeated, and
     signal-to-noise ratios add instead. All transmissions' LLRs have one scale in common.
     """
@@ -265,7 +271,7 @@ def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.nd
     for k, new in enumerate(symbols, 1):
         if point.combining == "chase":
             together = _combined(together, new) if k > 1 else new
-            mean, length = _best(point, block_information(point, together)), sent
+            mean, length = _best(point, block_information(point, together), copies=k), sent
         else:
             collected += block_information(point, new)
             mean, length = _best(point, collected / k), sent * k
