@@ -194,7 +194,7 @@ def _greatest(value: np.ndarray) -> np.ndarray:
 
 
 def _carriers(num_sc: int) -> tuple[int, int, int]:
-    """First, step and number of subcarriers looked at; number k of symbol t lies (k + t) % step further.
+    """First, step, number of subcarriers looked at; number k of symbol t is (k + t) % step further on.
 
     So a symbol looks at pilots' subcarriers and at those between, where estimates are better, in
     equal parts; even steps alone would see one kind only. And all symbols together look at every
@@ -248,8 +248,8 @@ def block_information(point: Point, symbols: np.ndarray) -> np.ndarray:
 
 
 def _best(point: Point, info: np.ndarray, copies: int = 1) -> np.ndarray:
-    """Information [S, C] at the best scale, as tables take it, from that at all [S, C, scales] of so
-    many Chase-combined copies."""
+    """Information [S, C] at the best scale, as tables take it, from that at all [S, C, scales]; of
+    so many copies, Chase combined."""
     mean, m = np.clip(_greatest(info), 0, 1), point.bits_per_symbol
     better_db = np.interp(point.code_rate, CALIBRATED_RATES, CALIBRATION_DB[m])
     better_db = better_db - CHASE_LOSS_DB[m][copies - 1] * np.interp(mean, LOSS_FADES, (1, 0))
