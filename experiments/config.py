@@ -60,15 +60,20 @@ class TwinConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TasksConfig:
-    """How many tasks of each split; or one's own, from a directory of train.jsonl, validation.jsonl and test.jsonl."""
+    """Which world, and how many tasks of each split; or one's own, all tasks of a directory with at least train.jsonl,
+    validation.jsonl and test.jsonl."""
 
-    train: int = 1600
-    validation: int = 100
-    test: int = 400
+    family: str = "link-native"  # of configs/world; those under experiments/world/data are drawn already
+    train: int = 1500
+    validation: int = 150
+    test: int = 200
+    elsewhere: int = 100  # of each of new-links, new-platforms and new-words
     directory: str | None = None
+    prompt: Literal["short", "long"] = "short"  # long: for pretrained models
 
     def __post_init__(self):
         _at_least(1, self, "train", "validation", "test")
+        _at_least(0, self, "elsewhere")
         if self.directory is not None and not os.path.isdir(self.directory):
             raise ConfigError(f"directory = {self.directory!r}: no such directory")
 

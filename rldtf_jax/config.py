@@ -197,6 +197,9 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         inner = args[:1] * len(value) if args[-1] is Ellipsis else args
         _expect(len(value) == len(inner), path, value, f"a list of {len(inner)} values")
         return tuple(_coerce(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(inner, value)))
+    if origin is dict:
+        _expect(isinstance(value, dict), path, value, "a group of keys")
+        return {_coerce(args[0], key, path): _coerce(args[1], item, f"{path}.{key}") for key, item in value.items()}
     if hint is float:
         _expect(isinstance(value, (int, float)) and not isinstance(value, bool), path, value, "a number")
         return float(value)

@@ -3,7 +3,7 @@ accepts follows from it (see spec.WORKFLOW_RULES)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .transport import MAX_POLAR_BLOCKS, POLAR_LENGTH, num_polar_blocks
 
@@ -86,11 +86,13 @@ def is_neural(detector: str) -> bool:
     return detector.startswith("deeprx")
 
 
-def describe(tools: tuple[Tool, ...] = TOOLS) -> str:
-    """The toolbox as a prompt shows it: one line per tool."""
-    return "\n".join(
-        f"{t.name}({', '.join(map(str, t.arguments))})  # {'(optional) ' if t.optional else ''}{t.description}" for t in tools
-    )
+def describe(tools: tuple[Tool, ...] = TOOLS, absent: tuple[str, ...] = ()) -> str:
+    """The toolbox as a prompt shows it, without the modules `absent`: one line per tool."""
+    lines = []
+    for t in tools:
+        arguments = (replace(a, choices=tuple(v for v in a.choices if f"{t.name}.{v}" not in absent)) for a in t.arguments)
+        lines.append(f"{t.name}({', '.join(map(str, arguments))})  # {'(optional) ' if t.optional else ''}{t.description}")
+    return "\n".join(lines)
 
 
 def refusal(absent: tuple[str, ...], workflow, validation: bool = False) -> str | None:

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from rldtf_jax.reward import RewardConfig
+from rldtf_jax.reward import NO_SERVICE, RewardConfig
 from twin import Scenario, Twin, Workflow
 from twin.delay import throughput_mbps
 from twin.toolbox import is_neural
 
 from experiments.networks.deeprx_curves import MODE, RECEIVERS, crossing_db, write
-from experiments.world.baselines import CODE_RATES, PRECODERS, meets, oracle, worth
+from experiments.world.search import judged, search
 from experiments.world.tasks import Task
 
+CODE_RATES = (0.2, 0.33, 0.5, 0.67, 0.83)
+PRECODERS = ("none", "svd", "deeptx")
 SNRS_DB = tuple(range(0, 22, 3))
 SPEEDS_MPS = (10.0, 30.0)
 ESTIMATING = tuple(name for name in RECEIVERS if name not in ("genie + LMMSE", "perfect CSI"))
@@ -53,7 +55,7 @@ def scenarios(twin: Twin, requests: dict[str, Task] = REQUESTS, budget: int = 16
     DeepRx in the place of its receiver."""
     config, rows = RewardConfig(), []
     every = [*requests.values(), *map(without_neural, requests.values())]
-    found = oracle(every, twin, config, budget=budget)
+    found = [one.workflow for one in search(every, twin, config, budget=budget)]
     for i, (name, task) in enumerate(requests.items()):
         full, classical = found[i], found[i + len(requests)]
         choices = {"oracle, all modules": full, "oracle, classical modules": classical}
@@ -71,13 +73,13 @@ def described(twin: Twin, task: Task, w: Workflow | None, config: RewardConfig) 
         return asked | dict(meets=False) | dict.fromkeys(
             ("scs_khz", "bits_per_symbol", "code_rate", "iterations", "layers", "dmrs", "estimator", "detector", "precoder", "num_prb",
              "delay_ms", "throughput_mbps", "bler", "ber", "R"), "")
-    qos = twin.evaluate([(task.scenario, w)])[0]
+    R, met, qos = judged([(task, w)], twin, config)[0]
     return asked | dict(
-        meets=meets(task, qos), scs_khz=w.scs_khz, bits_per_symbol=w.bits_per_symbol, code_rate=w.code_rate,
+        meets=met, scs_khz=w.scs_khz, bits_per_symbol=w.bits_per_symbol, code_rate=w.code_rate,
         iterations=w.decoder_iterations, layers=w.num_layers, dmrs=w.num_dmrs,
         estimator="" if is_neural(w.detector) else w.estimator, detector=w.detector, precoder=w.precoder, num_prb=w.num_prb,
         delay_ms=qos.delay_ms, throughput_mbps=qos.throughput_mbps, bler=qos.bler, ber=qos.ber,
-        R=worth(task, twin, w, config))
+        R=R if met else NO_SERVICE)
 
 
 def throughput(twin: Twin, snrs_db=SNRS_DB, speeds_mps=SPEEDS_MPS, receivers=ESTIMATING, orders=(2, 4, 6), rates=CODE_RATES,

@@ -3,73 +3,132 @@
     python -m experiments.stages.evaluate preset=quickstart
 """
 
+import functools
 import json
 import os
+import random
+from typing import Callable, Sequence
 
 import numpy as np
 from flax import nnx
 
 from rldtf_jax.token_weight import token_weights
 from rldtf_jax.rldtf import Policy, Verdict, judge_with_perturbations
+from twin import Workflow
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
 from experiments.stages.run import Run, opened, respond, say, stage_model
 from experiments.statistics import mean_interval, paired_difference, wilson
-from experiments.world import baselines
+from experiments.world import baselines, wording
+from experiments.world.environment import refused
+from experiments.world.search import search
+from experiments.world.tasks import ELSEWHERE, Task, random_workflow
 
 METHODS = {
     "instruct": "phase 1 (instruct)",
     "reject": "+ rejection sampling",
     "rldtf": "+ RLDTF",
-    "rule": "rule-based link adaptation",
+    "random": "random valid",
+    "constant": "best constant",
+    "sturdiest": "sturdiest mode",
+    "rule": "rule, tuned",
+    "rule_2": "rule, one failed try's feedback",
+    "rule_4": "rule, 4 twin calls",
     "oracle": "oracle (search)",
 }
 MODELS = ("instruct", "reject", "rldtf")
+HELD_OUT = ("test", *ELSEWHERE)
+FEW = ("random", "constant")  # fulfil so few tasks that none would be common to all
+CONSTANT_TASKS = 200  # of training, for which the best constant is chosen
 
 
 def evaluate(run: Run) -> dict:
-    """The results of all methods, from <run_dir>/evaluation.json if they are there."""
+    """The results of all methods on every held-out split, from <run_dir>/evaluation.json if they are there."""
     path = run.path("evaluation.json")
     if not os.path.exists(path):
-        tasks = run.tasks["test"]
-        environment = run.environment("test")
-        verdicts = {}
-        for stage in MODELS:
-            model = stage_model(run, stage)
-            if model is not None:
-                say(f"evaluate: {METHODS[stage]}")
-                verdicts[stage] = respond(run, model, environment, range(len(tasks)), salt=2,
-                                                 temperature=run.config.evaluate.temperature).verdict
-        say("evaluate: rule and oracle")
-        rule = baselines.tuned_rule(run.tasks["validation"], run.twin)
-        verdicts["rule"] = _judge(environment, tasks, [rule(task) for task in tasks])
-        verdicts["oracle"] = _judge(environment, tasks, baselines.oracle(tasks, run.twin, run.config.rldtf.reward))
-        result = {"num_tasks": len(tasks), "temperature": run.config.evaluate.temperature,
-                  "methods": {name: summarise(verdict) for name, verdict in verdicts.items()},
-                  "gains": {f"{b} - {a}": gain(verdicts[b], verdicts[a])
-                            for a, b in zip(MODELS, MODELS[1:]) if a in verdicts and b in verdicts}}
+        asked = baselines_of(run)
+        splits = {split: compare(run, split, asked) for split in HELD_OUT if run.tasks.get(split)}
         with whole(path) as file:
-            json.dump(result, file, indent=1)
+            json.dump(splits.pop("test") | {"elsewhere": splits}, file, indent=1)
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
+def baselines_of(run: Run) -> dict[str, Callable[[Sequence[Task]], list[Workflow | None]]]:
+    """Methods that are no model: tasks -> workflows. What is tuned is tuned on validation tasks and their noise, the constant chosen on
+    training tasks, and twin calls meet training's noise."""
+    say("evaluate: tuning the rule, choosing the constant")
+    reward = run.config.rldtf.reward
+    rule = baselines.tuned_rule(run.tasks["validation"], run.twins("select"), reward)
+    constant = baselines.best_constant(run.tasks["train"][:CONSTANT_TASKS], run.twin, reward)
+
+    def random_valid(tasks):
+        rng = random.Random(f"random {run.config.seed}")
+        return [random_workflow(rng, task.scenario) for task in tasks]
+
+    def oracle(tasks):
+        known = [task.witness for task in tasks]
+        return known if all(known) else [one.workflow for one in search(tasks, run.twins("search"), reward)]
+
+    return {"random": random_valid, "constant": lambda tasks: [constant] * len(tasks),
+            "sturdiest": lambda tasks: list(map(baselines.sturdiest, tasks)), "rule": lambda tasks: list(map(rule, tasks)),
+            **{f"rule_{n}": functools.partial(baselines.outer_loop, tuned=rule, twin=run.twin, config=reward, tries=n) for n in (2, 4)},
+            "oracle": oracle}
+
+
+def compare(run: Run, split: str, asked: dict) -> dict:
+    """All methods on the tasks of a held-out split, on noise that no one has met."""
+    tasks, environment = run.tasks[split], run.environment(split)
+    verdicts, intents = {}, {}
+    for stage in MODELS:
+        model = stage_model(run, stage)
+        if model is not None:
+            say(f"evaluate: {METHODS[stage]}, {split}")
+            responses = respond(run, model, environment, range(len(tasks)), salt=2, temperature=run.config.evaluate.temperature)
+            verdicts[stage], intents[stage] = responses.verdict, intent(tasks, responses.texts)
+    say(f"evaluate: baselines, {split}")
+    for name, choose in asked.items():
+        verdicts[name] = _judge(environment, tasks, choose(tasks))
+    all_good = np.all([v.fulfilled_M for name, v in verdicts.items() if name not in FEW], axis=0)
+    return {"num_tasks": len(tasks), "temperature": run.config.evaluate.temperature, "all_fulfil": int(all_good.sum()),
+            "methods": {name: summarise(verdict, verdicts["oracle"], all_good) | intents.get(name, {})
+                        for name, verdict in verdicts.items()},
+            "gains": {f"{b} - {a}": gain(verdicts[b], verdicts[a])
+                      for a, b in zip(MODELS, MODELS[1:]) if a in verdicts and b in verdicts}}
+
+
+def intent(tasks: Sequence[Task], texts: Sequence[str]) -> dict:
+    """How well the quality of service is inferred where the request does not state it: error in decades, see wording.intent_error."""
+    errors = [wording.intent_error(wording.read_intent(text), (task.delay_ms, task.throughput_mbps, task.ber))
+              for task, text in zip(tasks, texts) if task.infers]
+    return {"intent_error": float(np.mean(errors)), "intent_error_interval": mean_interval(errors),
+            "intent_exact": float(np.mean(np.array(errors) < 1e-6))} if errors else {}
+
+
 def _judge(environment, tasks, workflows) -> Verdict:
-    return environment.judge_workflows(tasks, workflows, ["none found" if w is None else None for w in workflows])
+    return environment.judge_workflows(tasks, workflows, [
+        "none found" if w is None else refused(task.scenario, w) for task, w in zip(tasks, workflows)])
 
 
-def summarise(verdict: Verdict) -> dict:
-    """Fulfilment, mean R over the fulfilled ones, mean R over all: each with its 95 % interval."""
+def summarise(verdict: Verdict, oracle: Verdict | None = None, all_good: np.ndarray | None = None) -> dict:
+    """Fulfilment, mean R over the fulfilled ones, mean R over all, and with an oracle the regret to it and the mean R over the tasks that
+    all compared methods fulfil: each with its 95 % interval over tasks."""
     good = np.asarray(verdict.fulfilled_M)
     score, R = verdict.reward_M[good], verdict.reward_M
-    return {
+    row = {
         "fulfilment": float(good.mean()), "fulfilment_interval": wilson(int(good.sum()), len(good)),
         "score": float(score.mean()) if len(score) else None,
         "score_interval": mean_interval(score) if len(score) else None,
         "reward": float(R.mean()), "reward_interval": mean_interval(R),
         "unusable": sum(reason is not None for reason in verdict.failure_M) / len(good),
     }
+    if oracle is not None:
+        regret, interval = paired_difference(oracle.reward_M, R)
+        row |= {"regret": regret, "regret_interval": interval,
+                "common_score": float(R[all_good].mean()) if all_good.any() else None,
+                "common_score_interval": mean_interval(R[all_good]) if all_good.any() else None}
+    return row
 
 
 def gain(after: Verdict, before: Verdict) -> dict:
@@ -80,20 +139,31 @@ def gain(after: Verdict, before: Verdict) -> dict:
             "reward": reward, "reward_interval": reward_interval}
 
 
-def table(result: dict) -> str:
-    """The results for a terminal."""
+COLUMNS = {"fulfilment": "fulfilment", "score": "average score", "common_score": "score, common tasks", "reward": "mean reward",
+           "regret": "regret"}
+
+
+def cells(result: dict) -> list[list[str]]:
+    """The results' rows as text, title first: value and interval of each of COLUMNS."""
     def cell(row, name):
-        if row[name] is None:
+        if row.get(name) is None:
             return "-"
         low, high = row[f"{name}_interval"]
-        return f"{row[name]:6.3f}  [{low:.3f}, {high:.3f}]"
+        return f"{row[name]:.3f} [{low:.3f}, {high:.3f}]"
 
-    lines = [f"{result['num_tasks']} held-out tasks, 95 % intervals",
-             f"{'':28}{'fulfilment':27}{'average score':27}{'mean reward':27}"]
-    for name, title in METHODS.items():
-        if name in result["methods"]:
-            row = result["methods"][name]
-            lines.append(f"{title:28}" + "".join(f"{cell(row, c):27}" for c in ("fulfilment", "score", "reward")))
+    return [[title, *(cell(result["methods"][name], column) for column in COLUMNS)]
+            for name, title in METHODS.items() if name in result["methods"]]
+
+
+def table(result: dict) -> str:
+    """The results for a terminal."""
+    lines = []
+    for split, part in {"test": result, **result["elsewhere"]}.items():
+        lines += [f"{split}: {part['num_tasks']} tasks, 95 % intervals over them; all but random and constant fulfil {part['all_fulfil']}",
+                  f"{'':32}" + "".join(f"{title:23}" for title in COLUMNS.values())]
+        lines += [f"{title:32}" + "".join(f"{cell:23}" for cell in row) for title, *row in cells(part)]
+        lines += [f"{METHODS[name]}: infers the unstated targets with an error of {row['intent_error']:.2f} decades, {row['intent_exact']:.0%} exactly"
+                  for name, row in part["methods"].items() if "intent_error" in row]
     return "\n".join(lines)
 
 
@@ -115,7 +185,7 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
                                           Policy(*nnx.split(model)))
     mask = np.arange(tokens.shape[1]) < lengths[:, None]
     w = np.asarray(token_weights(S, mask, config.alpha, config.threshold, config.lam))
-    return [{"prompt": task.prompt(), "reward": float(verdict.reward_M[b]), "fulfilled": bool(verdict.fulfilled_M[b]),
+    return [{"prompt": task.prompt(run.config.tasks.prompt), "reward": float(verdict.reward_M[b]), "fulfilled": bool(verdict.fulfilled_M[b]),
              "tokens": [{"text": run.tokenizer.decode([token]), "S": float(S[b, t]), "w": float(w[b, t])}
                         for t, token in enumerate(tokens[b, :lengths[b]])]}
             for b, task in enumerate(tasks)]

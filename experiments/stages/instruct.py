@@ -33,7 +33,7 @@ def instruct(run: Run) -> Qwen2:
         return done
     rng = random.Random(f"instruct {run.config.seed}")
     tasks = run.tasks["train"]
-    pairs = [(task.prompt(), task.response(random_workflow(rng, task.scenario), run.config.instruct.think))
+    pairs = [(task.prompt(run.config.tasks.prompt), task.response(random_workflow(rng, task.scenario), run.config.instruct.think))
              for task in (tasks[i % len(tasks)] for i in range(run.config.instruct.pairs))]
     rows, budget = sequences(run.tokenizer, curriculum(run, pairs)), run.config.rldtf.sample.max_new_tokens
     longest = int((rows.lengths - rows.prompt_lengths)[:len(pairs)].max())

@@ -41,7 +41,7 @@ def reject(run: Run) -> Qwen2:
         if not kept:
             say("reject: no sampled response fulfils its task; going on with the model of phase 1")
             break
-        pairs = [(train.tasks[row["task"]].prompt(), row["response"]) for row in kept]
+        pairs = [(train.tasks[row["task"]].prompt(run.config.tasks.prompt), row["response"]) for row in kept]
         refined = sft.train(model, sequences(run.tokenizer, curriculum(run, pairs)), config.sft,
                             seed=run.config.seed + number, directory=directory, title=f"reject {number}",
                             **run.config.loop_options)

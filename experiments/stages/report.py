@@ -8,7 +8,6 @@ import glob
 import html
 import io
 import os
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,14 +16,16 @@ from rldtf_jax import metrics
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
-from experiments.stages.evaluate import METHODS, evaluate, shaded_responses
+from experiments.stages.evaluate import COLUMNS, METHODS, cells, evaluate, shaded_responses
 from experiments.stages.run import Run, opened
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen
 
-SHORT = {"instruct": "phase 1", "reject": "+ rejection", "rldtf": "+ RLDTF", "rule": "rule", "oracle": "oracle"}
-COLOURS = {"instruct": "#8da0cb", "reject": "#66c2a5", "rldtf": "#d95f02", "rule": "#999999", "oracle": "#444444"}
+SHORT = {"instruct": "phase 1", "reject": "+ rejection", "rldtf": "+ RLDTF", "random": "random", "constant": "constant",
+         "sturdiest": "sturdiest", "rule": "rule", "rule_2": "rule, 2", "rule_4": "rule, 4", "oracle": "oracle"}
+COLOURS = {"instruct": "#8da0cb", "reject": "#66c2a5", "rldtf": "#d95f02", "random": "#dddddd", "constant": "#cccccc", "sturdiest": "#bbbbbb",
+           "rule": "#999999", "rule_2": "#888888", "rule_4": "#777777", "oracle": "#444444"}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse } th, td { padding: .25rem .9rem; text-align: right; border-bottom: 1px solid #ddd }
@@ -65,31 +66,25 @@ def write(run: Run, result: dict) -> str:
 
 
 def results_table(result: dict) -> str:
-    def cell(row: dict[str, Any], name: str) -> str:
-        if row[name] is None:
-            return "<td>–</td>"
-        low, high = row[f"{name}_interval"]
-        return f"<td>{row[name]:.3f} <span class='note'>[{low:.3f}, {high:.3f}]</span></td>"
-
-    rows = "".join(
-        f"<tr><td>{html.escape(title)}</td>" + "".join(cell(result["methods"][name], c) for c in
-                                                       ("fulfilment", "score", "reward"))
-        + f"<td>{result['methods'][name]['unusable']:.1%}</td></tr>"
-        for name, title in METHODS.items() if name in result["methods"])
+    """Every held-out split's table, and the gains of the stages on the test tasks."""
+    parts = []
+    for split, part in {"test": result, **result["elsewhere"]}.items():
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in ("", *COLUMNS.values()))
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells(part))
+        parts.append(f"<h3>{split}: {part['num_tasks']} tasks</h3><table><tr>{head}</tr>{rows}</table>")
     gains = "".join(
         f"<li>{html.escape(name)}: fulfilment {g['fulfilment']:+.3f} "
         f"[{g['fulfilment_interval'][0]:+.3f}, {g['fulfilment_interval'][1]:+.3f}], mean reward {g['reward']:+.3f} "
         f"[{g['reward_interval'][0]:+.3f}, {g['reward_interval'][1]:+.3f}]</li>" for name, g in result["gains"].items())
-    return (f"<p>{result['num_tasks']} tasks that no stage has seen, one response each "
+    return ("<p>Tasks that no stage has seen, on noise that no one has met, one response each "
             f"(temperature {result['temperature']:g}), 95 % intervals. Score: mean R over the fulfilled ones.</p>"
-            "<table><tr><th></th><th>fulfilment</th><th>average score</th><th>mean reward</th><th>not usable</th></tr>"
-            f"{rows}</table><p>Paired differences on the same tasks:</p><ul>{gains}</ul>")
+            + "".join(parts) + f"<p>Paired differences on the test tasks:</p><ul>{gains}</ul>")
 
 
 def results_figure(result: dict) -> bytes:
     """Bars of fulfilment and average score with their intervals."""
     names = [name for name in METHODS if name in result["methods"]]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(13, 3.6), layout="constrained")
     for axis, key, title in zip(axes, ("fulfilment", "score"), ("Fulfilment", "Average score of the fulfilled")):
         for x, name in enumerate(names):
             row = result["methods"][name]

@@ -39,7 +39,7 @@ def train_critic(run: Run, policy: Qwen2) -> Qwen2:
         tasks = run.tasks["train"]
         rows = [row for sampled in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl")))
                 for row in json_lines(sampled)]
-        texts = sequences(run.tokenizer, [(tasks[row["task"]].prompt(), row["response"]) for row in rows])
+        texts = sequences(run.tokenizer, [(tasks[row["task"]].prompt(run.config.tasks.prompt), row["response"]) for row in rows])
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with whole(path, "wb") as file:
             np.savez(file, **texts._asdict(), rewards=np.array([row["reward"] for row in rows], np.float32))

@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import random
 import sys
-from typing import Iterator, NamedTuple, Sequence
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from experiments import config as configs
 from experiments.config import ExperimentConfig
 from experiments.files import whole
 from experiments.world import tasks as task_files
-from experiments.world.baselines import witnesses
+from experiments.world import worlds
 from experiments.world.environment import TwinEnvironment
 from experiments.world.tasks import Task
 from experiments.world.translator import ModelTranslator, lessons
@@ -34,23 +35,32 @@ from experiments.world.translator import ModelTranslator, lessons
 
 @dataclasses.dataclass
 class Run:
-    """A run directory, opened: its config, its twin, its tasks, its tokenizer."""
+    """A run directory, opened: its config, its twins, its tasks, its tokenizer.
+
+    twins: by what they are asked for, one of worlds.NOISE each with a noise of its own
+    """
 
     config: ExperimentConfig
-    twin: Twin
+    twins: Callable[[str], Twin]
     tasks: dict[str, list[Task]]
     tokenizer: Tokenizer
     mesh: Mesh | None = None  # where models live; None: one device
+
+    @property
+    def twin(self) -> Twin:
+        """The one that training asks."""
+        return self.twins("train")
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.config.run_dir, *parts)
 
     def environment(self, split: str, seed: int | None = None) -> TwinEnvironment:
-        """The tasks of a split; seed: of their order, default the run's."""
+        """The tasks of a split on its own noise; seed: of their order, default the run's."""
         translator = None if self.config.translator == "grammar" else ModelTranslator(
             self.tokenizer, self.config.rldtf.sample.max_new_tokens)
-        return TwinEnvironment(self.tasks[split], self.tokenizer, self.twin, self.config.rldtf.reward,
-                               seed=self.config.seed if seed is None else seed, translator=translator)
+        return TwinEnvironment(
+            self.tasks[split], self.tokenizer, self.twins(worlds.NOISE_OF_SPLIT.get(split, "evaluate")), self.config.rldtf.reward,
+            seed=self.config.seed if seed is None else seed, translator=translator, form=self.config.tasks.prompt)
 
 
 def say(text: str) -> None:
@@ -71,12 +81,25 @@ def opened(config: ExperimentConfig, may_differ: Sequence[str] = ()) -> Iterator
         _same_config(path, config, may_differ)
     else:
         configs.save(config, path)
+    with contextlib.ExitStack() as stack:
+        if device_mesh:
+            stack.enter_context(jax.set_mesh(device_mesh))
+        twins = open_twins(config, stack)
+        twins("train").start()
+        tasks = prepare_tasks(config, twins)
+        yield Run(config, twins, tasks, prepare_tokenizer(config, tasks["train"]), device_mesh)
+
+
+def open_twins(config: ExperimentConfig, stack: contextlib.ExitStack) -> Callable[[str], Twin]:
+    """The twin for one of worlds.NOISE, opened when it is first asked for; they share the cache file."""
     cache = config.twin.cache or os.path.join(config.run_dir, "twin.sqlite")
-    with (jax.set_mesh(device_mesh) if device_mesh else contextlib.nullcontext(),
-          Twin(**dataclasses.asdict(config.twin) | {"cache": cache}) as twin):
-        twin.start()
-        tasks = prepare_tasks(config, twin)
-        yield Run(config, twin, tasks, prepare_tokenizer(config, tasks["train"]), device_mesh)
+
+    @functools.cache
+    def twin(purpose: str) -> Twin:
+        seed = worlds.noise_seed(config.twin.seed, purpose)
+        return stack.enter_context(Twin(**dataclasses.asdict(config.twin) | {"cache": cache, "seed": seed}))
+
+    return twin
 
 
 def on_devices(config: ExperimentConfig) -> Mesh | None:
@@ -100,38 +123,28 @@ def _same_config(path: str, config: ExperimentConfig, may_differ: Sequence[str])
         raise ConfigError(f"{path}: made with another config, {different[0]}; choose another run_dir or remove that one")
 
 
-def prepare_tasks(config: ExperimentConfig, twin: Twin) -> dict[str, list[Task]]:
-    """The three splits: read if they are there, else drawn, each with a witness that the twin has shown to fulfil it."""
-    if config.tasks.directory:
-        return {split: task_files.load(os.path.join(config.tasks.directory, f"{split}.jsonl"))
-                for split in task_files.SPLITS}
-    paths = {split: os.path.join(config.run_dir, "tasks", f"{split}.jsonl") for split in task_files.SPLITS}
-    if not all(map(os.path.exists, paths.values())):
-        say("tasks: drawing requests, each with a workflow that the twin shows to fulfil it")
-        os.makedirs(os.path.join(config.run_dir, "tasks"), exist_ok=True)
-        for split, tasks in draw_tasks(config, twin).items():
-            task_files.save(tasks, paths[split])
-    return {split: task_files.load(path) for split, path in paths.items()}
-
-
-def draw_tasks(config: ExperimentConfig, twin: Twin) -> dict[str, list[Task]]:
-    """Feasible tasks, distinct problems, until every split is full."""
-    wanted = {split: getattr(config.tasks, split) for split in task_files.SPLITS}
-    drawn: dict[str, list[Task]] = {split: [] for split in wanted}
-    seen = set()
-    stream = task_files.candidates(config.seed)
-    while any(len(drawn[split]) < count for split, count in wanted.items()):
-        batch = []
-        while len(batch) < 512:
-            task = next(stream)
-            problem = (task.service, task.scenario, task.required)
-            if problem not in seen and len(drawn[task.split]) < wanted[task.split]:
-                seen.add(problem)
-                batch.append(task)
-        for task, witness in zip(batch, witnesses(batch, twin)):
-            if witness is not None and len(drawn[task.split]) < wanted[task.split]:
-                drawn[task.split].append(dataclasses.replace(task, witness=witness))
-    return drawn
+def prepare_tasks(config: ExperimentConfig, twins: Callable[[str], Twin]) -> dict[str, list[Task]]:
+    """The tasks of each split: one's own, or the first ones of those that come with the project, or drawn into the run's directory,
+    each with the workflow of a search."""
+    own = config.tasks
+    if own.directory:
+        return task_files.load_splits(own.directory)
+    wanted = {"train": own.train, "validation": own.validation, "test": own.test} | dict.fromkeys(
+        task_files.ELSEWHERE if own.elsewhere else (), own.elsewhere)
+    shipped = os.path.join(task_files.DATA, own.family)
+    if os.path.isdir(shipped):
+        there = task_files.load_splits(shipped)
+        if short := next((split for split, n in wanted.items() if len(there.get(split, ())) < n), None):
+            raise ConfigError(f"tasks.{short if short in own.__dict__ else 'elsewhere'} = {wanted[short]}: expected at most {len(there.get(short, ()))}, which come "
+                              f"with the world {own.family}; more: python -m experiments.world make, then tasks.directory")
+        return {split: there[split][:n] for split, n in wanted.items()}
+    directory = os.path.join(config.run_dir, "tasks")
+    if not os.path.isdir(directory):
+        say(f"tasks: drawing {own.family}, each task with the workflow of a search")
+        drawn, _ = worlds.draw(worlds.family(own.family), wanted, config.seed, twins("search"),
+                               [twins(name) for name in worlds.CONFIRMATIONS], config.rldtf.reward, say=say)
+        task_files.save_splits(drawn, directory)
+    return task_files.load_splits(directory)
 
 
 def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokenizer:
@@ -141,7 +154,7 @@ def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokeni
     path = os.path.join(config.run_dir, "tokenizer.json")
     if not os.path.exists(path):
         rng = random.Random(f"bpe {config.seed}")
-        texts = [f"user\n{task.prompt()}\nassistant\n{task.response(task_files.random_workflow(rng, task.scenario))}"
+        texts = [f"user\n{task.prompt(config.tasks.prompt)}\nassistant\n{task.response(task_files.random_workflow(rng, task.scenario))}"
                  for task in train]
         if config.translator == "model":
             texts += [program for _, program in lessons(texts)]

@@ -43,12 +43,12 @@ class TwinEnvironment:
     """Tasks in, verdicts out; satisfies `rldtf_jax.rldtf.Environment`."""
 
     def __init__(self, tasks: Sequence[Task], tokenizer: Tokenizer, twin: Twin, config: RewardConfig, *, seed: int = 0,
-                 translator: ModelTranslator | None = None):
-        """translator: f(a) of III.B; None is the grammar."""
+                 translator: ModelTranslator | None = None, form: str = "short"):
+        """translator: f(a) of III.B; None is the grammar. form: of the prompts, see Task.prompt."""
         self.translator = translator
         self.tasks, self.tokenizer, self.twin, self.config, self.seed = list(tasks), tokenizer, twin, config, seed
         self.eos_id = tokenizer.eos_id
-        self.prompts = [tokenizer.apply_chat(task.prompt()) for task in self.tasks]
+        self.prompts = [tokenizer.apply_chat(task.prompt(form)) for task in self.tasks]
         self.width = bucket(max(map(len, self.prompts)))
 
     def rows(self, indices: Sequence[int]) -> tuple[list[Task], np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ import re
 
 from twin import Scenario, Workflow, WorkflowError, parse
 from twin.delay import throughput_mbps as full_throughput_mbps
+from twin.toolbox import BY_FIELD
 
 RATES_MBPS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # the 1-2-5 series
 QAM = {2: "QPSK", 4: "16QAM", 6: "64QAM", 8: "256QAM"}
@@ -45,22 +46,41 @@ def quantity(value: float, unit: str, small_unit: str) -> str:
 
 
 def describe_link(scenario: Scenario) -> str:
-    """The state of link and platform, as the prompt shows it."""
-    channel = scenario.channel
-    if channel.startswith("tdl"):
-        channel += f" {scenario.delay_spread_ns:.0f} ns at {scenario.speed_mps:.0f} m/s"
-    return (f"Link: {channel}, SNR {scenario.snr_db:.0f} dB, {scenario.num_tx_ant}x{scenario.num_rx_ant} antennas, "
-            f"{scenario.max_prb} PRB, {scenario.compute_gflops:.0f} GFLOPS.")
+    """The state of link and platform, as the short prompt shows it."""
+    s = scenario
+    channel = s.channel + (f" {s.delay_spread_ns:.0f} ns at {s.speed_mps:g} m/s" if s.channel.startswith(("tdl", "cdl")) else "")
+    more = [f"{s.antenna_correlation} correlation"] * (s.antenna_correlation != "low") + (
+        [f"full power up to {s.full_power_mhz:g} MHz"] if s.full_power_mhz else []) + [f"{s.access} access"] * (s.access != "immediate")
+    return ", ".join([f"Link: {channel}", f"SNR {s.snr_db:.0f} dB", f"{s.num_tx_ant}x{s.num_rx_ant} antennas", f"{s.max_prb} PRB", *more,
+                      f"{s.compute_gflops:g} GFLOPS."])
+
+
+def describe_state(scenario: Scenario) -> str:
+    """The same in words, as the long prompt shows it."""
+    s = scenario
+    fading = (f"The channel is {s.channel.upper()} with a delay spread of {s.delay_spread_ns:.0f} ns; the terminal moves at "
+              f"{s.speed_mps:g} m/s." if s.channel.startswith(("tdl", "cdl")) else
+              "The channel is a line of sight." if s.channel == "awgn" else "The channel is flat and fades from slot to slot.")
+    power = f" The transmitter has full power up to {s.full_power_mhz:g} MHz; a wider grant shares it." if s.full_power_mhz else ""
+    access = {"immediate": "", "aligned": " A packet waits for the next slot.",
+              "scheduled": " A packet waits for the next slot and asks for its grant first."}[s.access]
+    return (f"State: {fading} The SNR is {s.snr_db:.0f} dB at each receive antenna; {s.num_tx_ant} transmit and {s.num_rx_ant} receive "
+            f"antennas, {s.antenna_correlation} correlation; carrier {s.carrier_ghz:g} GHz.{power}{access} The grant has at most {s.max_prb} "
+            f"resource blocks. The platform sustains {s.compute_gflops:g} GFLOPS.")
+
+
+SHOWN = (  # what the short prompt says of a platform, in this order: tool, its values, how they are written
+    ("grid", (15, 30, 60, 120), lambda v: f"{v}"), ("modulate", tuple(QAM), QAM.get), ("encode", ("ldpc", "polar"), str),
+    ("encode", BY_FIELD["code_rate"].choices, lambda v: f"{v:g}"), ("pilots", (1, 2), lambda v: f"{v} DMRS"),
+    ("precode", ("none", "svd", "deeptx"), str), ("harq", (1, 2, 3, 4), lambda v: f"x{v}"), ("harq", ("ir", "chase"), str),
+    ("estimate", ("ls-nearest", "ls", "lmmse"), str),
+    ("detect", ("mrc", "zf", "lmmse", "ep", "kbest", "deeprx-small", "deeprx"), str))
 
 
 def describe_tools(scenario: Scenario) -> str:
-    """The modules that differ between platforms, those present; `twin.toolbox.describe()` is the whole toolbox."""
-    def present(tool, values, show=str):
-        return " ".join(show(value) for value in values if f"{tool}.{value}" not in scenario.absent)
-
-    precoder = present("precode", ("deeptx",))
-    return (f"Tools: {present('modulate', QAM, QAM.get)}; {present('estimate', ('ls', 'lmmse'))}; "
-            f"{present('detect', ('zf', 'lmmse', 'deeprx-small', 'deeprx'))}{f'; {precoder}' if precoder else ''}.")
+    """The modules that are present, those of a kind together; `twin.toolbox.describe()` is the whole toolbox."""
+    present = [" ".join(show(value) for value in values if f"{tool}.{value}" not in scenario.absent) for tool, values, show in SHOWN]
+    return f"Tools: {'; '.join(present)}."
 
 
 def describe_targets(delay_ms: float, throughput_mbps: float, ber: float, errors: str = "bit") -> str:

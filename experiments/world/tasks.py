@@ -1,84 +1,32 @@
-"""Service requests with QoS targets and a link state: seeded, feasible by a witness, split by hash.
+"""A task: a service request, its targets, and the state of a link and a platform.
 
-A task's targets come from its service class (data/qos_classes.csv):
-  throughput  log-uniform over the class's range, the nearest figure of the 1-2-5 series;
-  delay       the physical layer's share, 5-20 % of the packet delay budget, at most 4 ms;
-  error rate  the class's packet error rate, which is held against the transport block error rate.
-Scenarios lie on a coarse grid, so that the twin's cache earns.
+Targets come from the request's service class (data/qos_classes.csv). Stated ones are drawn: throughput log-uniform over the class's range,
+the nearest figure of the 1-2-5 series; delay the physical layer's share, 5-20 % of the packet delay budget, at most 4 ms; error rate the
+class's packet error rate, which is held against the transport block error rate. Of a service that is named or described they are the
+class's own (`wording.nominal_targets`). `worlds` draws them, `families` says of which links.
 """
 
-import csv
 import dataclasses
-import functools
 import hashlib
 import json
 import math
 import os
 import random
-from typing import Any, Iterator
+from typing import Any
 
-from twin import COMPUTE_TIERS_GFLOPS, TOOLS, QoS, Scenario, Workflow
-from twin.toolbox import is_neural
+from twin import TOOLS, QoS, Scenario, Workflow
+from twin.toolbox import describe, is_neural
 from twin.transport import MAX_POLAR_BLOCKS, num_polar_blocks
 
 from experiments.files import whole
-from experiments.world import orchestration
+from experiments.world import orchestration, wording
 
-MAX_DELAY_MS = 4.0
 RELIABILITY = 0.99  # share of the delivered blocks that a delay target is about
-DELAYS_MS = (0.5, 1.0, 2.0, 4.0)
-RATES_MBPS = orchestration.RATES_MBPS[1:]
-ENVIRONMENTS = {  # channel, delay spread in ns, speed in m/s
-    "fixed line of sight": ("awgn", 0.0, 0.0),
-    "indoor": ("tdl-a", 30.0, 1.0),
-    "street": ("tdl-b", 100.0, 10.0),
-    "highway": ("tdl-c", 300.0, 30.0),
-}
-ANTENNAS = ((1, 1), (1, 2), (2, 2), (2, 4))  # transmit, receive
-SNRS_DB = tuple(range(0, 29, 4))
-GRANTS_PRB = (6, 12, 25, 50)
-YOUNGER = ("detect.deeprx-small", "detect.deeprx", "precode.deeptx", "harq.chase")  # than the splits, which do not depend on them
-ALWAYS_ABSENT = (  # the platforms of these tasks are plain ones, so that a small model learns them in minutes
-    "grid.120",  # not for data below 6 GHz (TS 38.101-1 5.3.5)
-    "encode.polar", "encode.0.89", "estimate.ls-nearest", "detect.mrc", "detect.ep", "detect.kbest", "precode.svd",
-    "harq.2", "harq.3", "harq.4", "harq.chase", *YOUNGER)
-ABSENT = {"modulate.8": 0.25, "estimate.lmmse": 0.25, "detect.lmmse": 0.15}  # module: share of platforms without it
-SPLITS = ("train", "validation", "test")
-
-SERVICES = {
-    "conversational voice": ("a voice call", "conversational voice", "a telephone conversation"),
-    "conversational video": ("a video call", "conversational video", "a video conference"),
-    "real-time gaming or V2X or process monitoring": ("real-time gaming", "process monitoring", "an online game"),
-    "buffered video": ("buffered video", "a film stream", "video on demand"),
-    "IMS signalling": ("IMS signalling", "call set-up signalling"),
-    "TCP web or progressive video": ("web browsing", "a file download", "progressive video"),
-    "live interactive streaming": ("live interactive streaming", "a live stream with chat"),
-    "live uplink streaming": ("a live uplink stream", "a reporter's camera", "live uplink streaming"),
-    "V2X messages": ("V2X messages", "warnings between vehicles"),
-    "low-latency eMBB or AR": ("augmented reality", "low-latency broadband"),
-    "discrete automation": ("discrete automation", "a robot cell", "a factory controller"),
-    "intelligent transport": ("intelligent transport", "traffic control"),
-    "remote driving or HV electricity": ("remote driving", "a teleoperated truck", "grid protection"),
-    "advanced V2X": ("advanced V2X", "cooperative driving"),
-    "interactive motion tracking": ("motion tracking", "interactive motion tracking"),
-    "split rendering": ("split rendering", "cloud-rendered AR"),
-    "AR/VR downlink": ("a VR headset", "an AR downlink", "virtual reality"),
-    "cloud gaming": ("cloud gaming", "a streamed game"),
-    "platooning": ("truck platooning", "a platoon of trucks"),
-    "telesurgery haptics": ("telesurgery haptics", "a surgeon's haptic link"),
-}
-OPENERS = (
-    "Please set up the radio link for {s}.", "We are about to start {s}.", "A user asks for {s}.", "Serve {s}.",
-    "Configure the network for {s}.", "The application is {s}.", "Our customer runs {s}.", "Find a workflow for {s}.",
-    "New session: {s}.", "The slice carries {s}.", "How should the link be run for {s}?", "Plan the link for {s}.",
-    "There is a request for {s}.", "{s} starts in a moment.", "Get the air interface ready for {s}.",
-    "What would you run for {s}?", "This site hosts {s} from now on.", "Take care of {s}.",
-)
-REMARKS = (
-    "Keep to the targets, no more.", "Do not waste resources.", "It has just started.", "The user is moving on.",
-    "Many users depend on it.", "Mind the delay.", "Errors are costly.", "Just meet what is asked.", "It is urgent.",
-    "The last plan failed.",
-)
+KINDS = (*wording.KINDS, "listed")  # listed: targets in a line of their own
+SPLITS = ("train", "validation", "test", "new-links", "new-platforms", "new-words")
+ELSEWHERE = SPLITS[3:]  # links, platforms and words that training has not seen
+SNR_CELL_DB = 4.0
+DATA = os.path.join(os.path.dirname(__file__), "data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +39,10 @@ class Task:
     delay_ms: float  # at most
     throughput_mbps: float  # at least
     ber: float  # at most
-    witness: Workflow | None = None  # a workflow that the twin has shown to meet all targets
+    witness: Workflow | None = None  # the best workflow that a search found; it meets all targets on noise that it was not found on
     errors: str = "bit"  # what `ber` is a rate of: "bit" errors, or "packet" errors
+    kind: str = "listed"  # of request, see KINDS
+    family: str = ""  # the family that it was drawn from
 
     def measured(self, qos: QoS) -> tuple[float, float, float]:
         """What the targets are held against, in their order: the delay within which a share RELIABILITY of the delivered blocks is
@@ -106,62 +56,51 @@ class Task:
 
     @property
     def split(self) -> str:
-        """train (80 %), validation (5 %) or test (15 %), by a hash of what is asked in which state of the link, not of
-        how it is phrased: no test problem is trained on in other words."""
-        scenario = dataclasses.asdict(self.scenario)
-        scenario["absent"] = [module for module in self.scenario.absent if module not in YOUNGER]
-        problem = json.dumps([self.service, scenario, self.required], sort_keys=True)
-        bucket = int.from_bytes(hashlib.sha256(problem.encode()).digest()[:4], "big") % 100
-        return "train" if bucket < 80 else "validation" if bucket < 85 else "test"
+        return split_of(self.scenario, self.required)
 
-    def prompt(self) -> str:
-        """u: the request, the tools that are present, the state of the link and the targets."""
-        return (f"{self.request} {orchestration.describe_tools(self.scenario)} "
-                f"{orchestration.describe_link(self.scenario)} "
-                f"{orchestration.describe_targets(self.delay_ms, self.throughput_mbps, self.ber, self.errors)}")
+    @property
+    def infers(self) -> bool:
+        """Whether the response begins with the quality of service that the writer infers."""
+        return self.kind in ("named", "described")
+
+    def prompt(self, form: str = "short") -> str:
+        """u: the request, the tools that are present, the state of the link and, of a listed request, the targets.
+
+        form: short, for small models; long, with every tool's description and arguments and the state in words, for pretrained ones.
+        """
+        parts = [self.request, *(
+            (orchestration.describe_tools(self.scenario), orchestration.describe_link(self.scenario)) if form == "short" else
+            (f"\nTools of this platform:\n{describe(absent=self.scenario.absent)}\n", orchestration.describe_state(self.scenario)))]
+        if self.kind == "listed":
+            parts.append(orchestration.describe_targets(self.delay_ms, self.throughput_mbps, self.ber, self.errors))
+        return " ".join(parts)
 
     def response(self, workflow: Workflow, think: bool = True) -> str:
-        """a: the think part, if wanted, then `workflow` in structured natural language."""
+        """a: the inferred quality of service if the request does not state it, the think part, if wanted, then `workflow` in
+        structured natural language."""
+        intent = wording.describe_intent(self.delay_ms, self.throughput_mbps, self.ber) if self.infers else ""
         thoughts = orchestration.think(self.scenario, self.throughput_mbps, self.delay_ms) if think else ""
-        return thoughts + orchestration.describe_workflow(workflow)
+        return intent + thoughts + orchestration.describe_workflow(workflow)
 
 
-@functools.cache
-def service_classes() -> tuple[dict[str, str], ...]:
-    """The rows of data/qos_classes.csv."""
-    with open(os.path.join(os.path.dirname(__file__), "data", "qos_classes.csv"), newline="", encoding="utf-8") as file:
-        return tuple(csv.DictReader(file))
+def split_of(scenario: Scenario, required: tuple[float, float, float]) -> str:
+    """The split of a problem, by hashes of what is asked in which state, not of the service or how it is phrased: no test problem is
+    trained on in other words.
+
+    new-links: cells of (channel, SNR within SNR_CELL_DB, antennas), 8 % of them; new-platforms: sets of modules with their compute, 8 %.
+    Of the other problems 80 % are train, 5 % validation, 8 % test and 7 % new-words.
+    """
+    s = scenario
+    if _percent("link", s.channel, math.floor(s.snr_db / SNR_CELL_DB), s.num_tx_ant, s.num_rx_ant) < 8:
+        return "new-links"
+    if _percent("platform", s.absent, s.compute_gflops) < 8:
+        return "new-platforms"
+    bucket = _percent("problem", dataclasses.asdict(scenario), required)
+    return "train" if bucket < 80 else "validation" if bucket < 85 else "test" if bucket < 93 else "new-words"
 
 
-def candidates(seed: int) -> Iterator[Task]:
-    """An endless stream of tasks, not yet known to be feasible."""
-    rng = random.Random(f"tasks {seed}")
-    while True:
-        row = rng.choice(service_classes())
-        low, high = float(row["rate_mbps_low"]), float(row["rate_mbps_high"])
-        throughput = _nearest(RATES_MBPS, low * (high / low) ** rng.random())
-        budget = float(row["packet_delay_budget_ms"]) * rng.uniform(0.05, 0.20)
-        delay = _nearest(DELAYS_MS, min(budget, MAX_DELAY_MS))
-        scenario = draw_scenario(rng)
-        request = phrase(rng, row["service"])
-        yield Task(row["service"], request, scenario, delay, throughput, float(row["error_rate"]), errors="packet")
-
-
-def draw_scenario(rng: random.Random) -> Scenario:
-    channel, delay_spread_ns, speed_mps = ENVIRONMENTS[rng.choice(list(ENVIRONMENTS))]
-    num_tx, num_rx = rng.choice(ANTENNAS)
-    return Scenario(
-        channel=channel, delay_spread_ns=delay_spread_ns, speed_mps=speed_mps, carrier_ghz=3.5,
-        snr_db=float(rng.choice(SNRS_DB)), num_tx_ant=num_tx, num_rx_ant=num_rx, max_prb=rng.choice(GRANTS_PRB),
-        compute_gflops=rng.choice(COMPUTE_TIERS_GFLOPS),
-        absent=ALWAYS_ABSENT + tuple(module for module, share in ABSENT.items() if rng.random() < share))
-
-
-def phrase(rng: random.Random, service: str) -> str:
-    """One of many ways to ask for a service."""
-    opener = rng.choice(OPENERS).format(s=rng.choice(SERVICES[service]))
-    remark = f" {rng.choice(REMARKS)}" if rng.random() < 0.5 else ""
-    return opener[0].upper() + opener[1:] + remark
+def _percent(*what) -> int:
+    return int.from_bytes(hashlib.sha256(json.dumps(what, sort_keys=True).encode()).digest()[:4], "big") % 100
 
 
 def random_workflow(rng: random.Random, scenario: Scenario) -> Workflow:
@@ -203,6 +142,20 @@ def load(path: str) -> list[Task]:
     return tasks
 
 
+def save_splits(tasks: dict[str, list[Task]], directory: str) -> None:
+    """<directory>/<split>.jsonl each; the directory is there when all are, or not at all."""
+    os.makedirs(partial := f"{directory}.partial", exist_ok=True)
+    for split, some in tasks.items():
+        save(some, os.path.join(partial, f"{split}.jsonl"))
+    os.replace(partial, directory)
+
+
+def load_splits(directory: str) -> dict[str, list[Task]]:
+    """What `save_splits` wrote, or one's own: train, validation and test, and the other SPLITS that are there."""
+    paths = {split: os.path.join(directory, f"{split}.jsonl") for split in SPLITS}
+    return {split: load(path) for split, path in paths.items() if split not in ELSEWHERE or os.path.exists(path)}
+
+
 def to_dict(task: Task) -> dict[str, Any]:
     return dataclasses.asdict(task)
 
@@ -216,10 +169,7 @@ def from_dict(row: dict[str, Any]) -> Task:
         value = getattr(task, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
             raise ValueError(f"{name} = {value!r}: expected a number > 0")
-    if task.errors not in ("bit", "packet"):
-        raise ValueError(f"errors = {task.errors!r}: expected 'bit' or 'packet'")
+    for name, expected in (("errors", ("bit", "packet")), ("kind", KINDS)):
+        if getattr(task, name) not in expected:
+            raise ValueError(f"{name} = {getattr(task, name)!r}: expected one of {', '.join(expected)}")
     return task
-
-
-def _nearest(grid: tuple[float, ...], value: float) -> float:
-    return min(grid, key=lambda g: abs(g - value))
