@@ -105,6 +105,8 @@ def refusal(absent: tuple[str, ...], workflow, validation: bool = False) -> str 
     for tool in TOOLS:
         for argument in tool.arguments:
             value = getattr(workflow, argument.field)
+            if argument.field == "combining" and workflow.num_transmissions == 1:
+                continue  # nothing to combine
             if argument.choices and f"{tool.name}.{value}" in absent:
                 return f"{tool.name}({argument.name}={value!r}): the platform lacks this module"
             if not validation and not argument.offers(value):

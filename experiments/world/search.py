@@ -145,7 +145,7 @@ def modes(task: Task) -> list[Workflow]:
             continue
         workflow = granted(task, Workflow(
             num_prb=1, code=code, decoder_iterations=10, estimator=receivers["estimator"][-1], detector=detectors[-1],
-            combining=offered(s, "combining")[0], **chosen))
+            combining=offered(s, "combining")[0] if chosen["num_transmissions"] > 1 else "ir", **chosen))
         for iterations in (10, 4, 2) if workflow else ():
             w = dataclasses.replace(workflow, decoder_iterations=iterations)
             if possible(task, w):
@@ -171,7 +171,10 @@ def steps(task: Task, workflow: Workflow) -> Iterator[Workflow]:
     for field in STEPPED:
         for value in offered(task.scenario, field):
             if value != getattr(workflow, field) and (field != "combining" or workflow.num_transmissions > 1):
-                found.append(granted(task, dataclasses.replace(workflow, **{field: value})))
+                changed = {field: value}
+                if field == "num_transmissions" and 1 in (value, workflow.num_transmissions):
+                    changed["combining"] = offered(task.scenario, "combining")[0] if value > 1 else "ir"
+                found.append(granted(task, dataclasses.replace(workflow, **changed)))
     for num_prb in (workflow.num_prb + 1, workflow.num_prb + 2, round(workflow.num_prb * 1.3) + 1):
         if num_prb <= task.scenario.max_prb:
             found.append(dataclasses.replace(workflow, num_prb=num_prb))

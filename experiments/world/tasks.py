@@ -114,8 +114,10 @@ def random_workflow(rng: random.Random, scenario: Scenario) -> Workflow:
         **{field: rng.choice(values) for field, values in choices.items()})
     if is_neural(workflow.detector):
         workflow = dataclasses.replace(workflow, num_layers=1)
-    if workflow.code == "polar" and not 1 <= num_polar_blocks(workflow) <= MAX_POLAR_BLOCKS:
-        workflow = dataclasses.replace(workflow, code="ldpc")
+    if workflow.num_transmissions == 1:
+        workflow = dataclasses.replace(workflow, combining="ir")  # as a text that says nothing of it reads
+    while workflow.code == "polar" and num_polar_blocks(workflow) > MAX_POLAR_BLOCKS:
+        workflow = dataclasses.replace(workflow, num_prb=workflow.num_prb // 2)
     return workflow
 
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 from running import finish, start, wait_for
 
-from experiments.world import tasks
+from experiments.world import worlds
 from twin import Twin
 
 
@@ -18,7 +18,7 @@ def twin():
 
 @pytest.fixture(scope="session")
 def drawn():
-    return list(itertools.islice(tasks.candidates(0), 24))
+    return list(itertools.islice(worlds.candidates(worlds.family("link-native"), 0), 24))
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from experiments.world import tasks
-from experiments.world.orchestration import THINK, describe_tools, describe_workflow, quantity, think, translate
+from experiments.world import tasks, worlds
+from experiments.world.orchestration import THINK, describe_link, describe_state, describe_tools, describe_workflow, quantity, think, translate
 from twin import Scenario, Workflow, WorkflowError, check, parse
 from twin.delay import throughput_mbps
+from twin.toolbox import MODULES
 
+LINK = worlds.family("link")
 workflows = st.builds(
     Workflow, num_prb=st.integers(1, 273), scs_khz=st.sampled_from((15, 30, 60, 120)), code=st.sampled_from(("ldpc", "polar")),
     code_rate=st.sampled_from((0.2, 0.33, 0.5, 0.67, 0.83)), decoder_iterations=st.integers(1, 20),
@@ -26,14 +28,13 @@ def test_a_described_workflow_translates_to_code_of_the_same_workflow(workflow):
 
 @given(workflows, st.integers(0, 2**32))
 def test_a_whole_response_of_a_drawn_task_reads_back(workflow, seed):
-    task = next(tasks.candidates(seed))
+    task = next(worlds.candidates(LINK, seed))
     assert parse(translate(task.response(workflow))) == workflow
 
 
 @given(st.integers(0, 2**32))
 def test_every_random_workflow_is_one_that_its_scenario_can_run(seed):
-    rng = random.Random(seed)
-    scenario = tasks.draw_scenario(rng)
+    rng, scenario = random.Random(seed), next(worlds.candidates(LINK, seed)).scenario
     workflow = tasks.random_workflow(rng, scenario)
     check(scenario, workflow)
     assert parse(translate(describe_workflow(workflow))) == workflow
@@ -88,7 +89,7 @@ def test_the_words_of_the_think_part_are_not_part_of_the_workflow():
 
 
 def test_the_think_line_adds_the_array_gain_to_the_snr():
-    scenario = next(t.scenario for t in tasks.candidates(0) if t.scenario.num_rx_ant == 4)
+    scenario = next(t.scenario for t in worlds.candidates(LINK, 0) if t.scenario.num_rx_ant == 4)
     line = think(scenario, 12.0, 0.5)
     assert line == f"<think> {scenario.snr_db:.0f} + 6 = {scenario.snr_db + 6:.0f} dB, 12 Mbps, {scenario.max_prb} PRB, 500 us</think> "
 
@@ -104,9 +105,32 @@ def test_quantities_are_whole_numbers_of_a_unit(value, text):
     assert quantity(value, "Mbps", "kbps") == text
 
 
-def test_a_platforms_neural_modules_are_shown_and_can_be_asked_for():
+def test_what_a_platform_has_is_shown_and_can_be_asked_for():
     full = Scenario(num_tx_ant=4, num_rx_ant=2)
-    assert describe_tools(full).endswith("zf lmmse deeprx-small deeprx; deeptx.")
-    assert describe_tools(replace(full, absent=tasks.ALWAYS_ABSENT)).endswith("zf lmmse.")
+    assert describe_tools(full) == ("Tools: 15 30 60 120; QPSK 16QAM 64QAM 256QAM; ldpc polar; 0.2 0.33 0.5 0.67 0.83 0.89; 1 DMRS 2 DMRS; "
+                                    "none svd deeptx; x1 x2 x3 x4; ir chase; ls-nearest ls lmmse; mrc zf lmmse ep kbest deeprx-small deeprx.")
+    for module in MODULES:
+        assert describe_tools(replace(full, absent=(module,))) != describe_tools(full), module
     workflow = Workflow(detector="deeprx-small", precoder="deeptx")
     assert parse(translate(describe_workflow(workflow))) == workflow
+
+
+def test_both_prompts_say_all_that_the_twin_reads_of_a_scenario():
+    """Any change of a field that matters changes both descriptions."""
+    base = Scenario(channel="tdl-b", snr_db=3.0, num_tx_ant=2, num_rx_ant=4, delay_spread_ns=120.0, speed_mps=4.5, max_prb=7,
+                    compute_gflops=5.0)
+    changes = dict(channel="cdl-c", snr_db=4.0, num_tx_ant=1, num_rx_ant=2, delay_spread_ns=125.0, speed_mps=5.0, max_prb=8,
+                   compute_gflops=10.0, antenna_correlation="high", full_power_mhz=0.72, access="aligned")
+    for describe in (describe_link, describe_state):
+        for field, value in changes.items():
+            assert describe(replace(base, **{field: value})) != describe(base), (describe, field)
+
+
+def test_the_long_prompt_lists_the_tools_that_are_present_with_their_arguments():
+    task = next(t for t in worlds.candidates(LINK, 0) if "detect.zf" in t.scenario.absent and "grid.15" in t.scenario.absent)
+    prompt = task.prompt("long")
+    line = next(line for line in prompt.splitlines() if line.startswith("grid("))
+    assert "15" not in line.partition("scs_khz=")[2].partition(")")[0] and "num_prb=1..273" in line
+    assert task.request in prompt and describe_state(task.scenario) in prompt
+    detect = next(line for line in prompt.splitlines() if line.startswith("detect(method="))
+    assert "zf" not in detect.partition("method=")[2].partition(")")[0].split("|")

@@ -3,62 +3,157 @@
 import dataclasses
 import itertools
 import json
+import math
 import random
+from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from experiments.world import tasks
+from experiments.world import families, tasks, wording, worlds
 from experiments.world.orchestration import quantity
-from experiments.world.tasks import MAX_DELAY_MS, Task
-from twin import QoS
+from experiments.world.tasks import Task
+from twin import TOOLS, QoS
+from twin.toolbox import MODULES
 
 
-def draw(seed, count):
-    return list(itertools.islice(tasks.candidates(seed), count))
+FAMILIES = {name: worlds.family(name) for name in ("link", "link-native", "plain")}
 
 
-def test_the_same_seed_gives_the_same_tasks_and_another_seed_others():
-    assert draw(3, 50) == draw(3, 50)
-    assert draw(3, 50) != draw(4, 50)
+def draw(seed, count, family="link"):
+    return list(itertools.islice(worlds.candidates(FAMILIES[family], seed), count))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_seed_gives_the_same_tasks_and_another_seed_others(family):
+    assert draw(3, 50, family) == draw(3, 50, family)
+    assert draw(3, 50, family) != draw(4, 50, family)
 
 
 def test_targets_lie_within_their_service_class():
-    rows = {row["service"]: row for row in tasks.service_classes()}
+    rows = {row["service"]: row for row in wording.service_classes()}
     seen = set()
-    for task in draw(0, 2000):
+    for task in draw(0, 3000):
         row = rows[task.service]
         assert task.ber == float(row["error_rate"]) and task.errors == "packet"
-        assert task.delay_ms <= MAX_DELAY_MS
-        assert task.delay_ms <= max(0.3 * float(row["packet_delay_budget_ms"]), min(tasks.DELAYS_MS))
+        assert task.delay_ms <= worlds.MAX_DELAY_MS
         low, high = float(row["rate_mbps_low"]), float(row["rate_mbps_high"])
-        assert min(tasks.RATES_MBPS) <= task.throughput_mbps <= max(high * 1.3, min(tasks.RATES_MBPS))
-        assert task.throughput_mbps >= low / 1.5
-        seen.add(task.service)
-    assert seen == set(rows)
+        assert task.throughput_mbps <= max(high * 1.5, 0.05) and task.throughput_mbps >= low / 1.6
+        if task.infers:
+            assert task.required == wording.nominal_targets(task.service)
+        seen.add((task.service, task.kind))
+    assert seen == set(itertools.product(rows, wording.KINDS))
 
 
-def test_requests_are_phrased_in_many_ways_and_prompts_say_the_targets():
-    drawn = draw(1, 500)
-    assert len({task.request for task in drawn}) > 300
-    for task in drawn:
-        assert task.prompt().startswith(task.request)
-        assert f"PER {task.ber:.0e}".replace("e-0", "e-") in task.prompt()
-        assert quantity(task.delay_ms, "ms", "us") in task.prompt()
+def test_a_stated_request_says_its_targets_and_the_others_do_not():
+    for task in draw(1, 600):
+        assert task.prompt().startswith(task.request) and "Targets:" not in task.prompt().removeprefix(task.request)
+    for task in draw(1, 100, "plain"):
+        assert f"PER {task.ber:.0e}".replace("e-0", "e-") in task.prompt() and quantity(task.delay_ms, "ms", "us") in task.prompt()
 
 
-def test_splits_are_a_function_of_the_problem_and_not_of_its_words():
-    rng = random.Random(0)
+def test_a_response_to_an_unstated_request_begins_with_the_inferred_targets():
     for task in draw(2, 200):
-        words = tasks.phrase(rng, task.service)
-        assert dataclasses.replace(task, request=words).split == task.split
-    shares = [sum(task.split == split for task in draw(2, 2000)) / 2000 for split in tasks.SPLITS]
-    assert abs(shares[0] - 0.80) < 0.04 and abs(shares[1] - 0.05) < 0.02 and abs(shares[2] - 0.15) < 0.03
+        text = task.response(tasks.random_workflow(random.Random(0), task.scenario))
+        inferred = wording.read_intent(text)
+        assert (inferred is not None) == task.infers
+        if inferred:
+            assert wording.intent_error(inferred, task.required) == 0
 
 
-def test_modules_that_joined_the_toolbox_later_change_neither_prompts_nor_splits():
+# Splits
+
+
+def test_splits_are_a_function_of_scenario_and_targets_alone():
     for task in draw(2, 200):
-        before = dataclasses.replace(task.scenario, absent=tuple(m for m in task.scenario.absent if m not in tasks.YOUNGER))
-        assert dataclasses.replace(task, scenario=before).split == task.split and "deep" not in task.prompt()
+        again = dataclasses.replace(task, request="other words", service="V2X messages", kind="named", witness=None)
+        assert again.split == task.split
+
+
+def test_splits_have_their_shares():
+    counts = Counter(task.split for task in draw(2, 4000))
+    shares = {split: counts[split] / 4000 for split in tasks.SPLITS}
+    assert set(counts) == set(tasks.SPLITS) and 0.6 < shares["train"] < 0.75
+    assert all(0.03 < shares[split] < 0.12 for split in tasks.SPLITS if split != "train"), shares
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_split_leaks(family):
+    """No problem of two splits; no cell of links of new-links and no platform of new-platforms elsewhere; words of new-words nowhere
+    else."""
+    by_split = {split: [] for split in tasks.SPLITS}
+    for task in draw(6, 3000, family):
+        by_split[task.split].append(task)
+
+    def of(split, what):
+        return {what(task) for task in by_split[split]}
+
+    def cell(task):
+        s = task.scenario
+        return s.channel, math.floor(s.snr_db / tasks.SNR_CELL_DB), s.num_tx_ant, s.num_rx_ant
+
+    def platform(task):
+        return task.scenario.absent, task.scenario.compute_gflops
+
+    for split in tasks.SPLITS:
+        others = [s for s in tasks.SPLITS if s != split]
+        assert not of(split, lambda t: (t.scenario, t.required)) & set().union(*(of(s, lambda t: (t.scenario, t.required)) for s in others))
+        if split != "new-links":
+            assert not of(split, cell) & of("new-links", cell)
+        if split not in ("new-platforms", "new-links"):
+            assert not of(split, platform) & of("new-platforms", platform)
+        if split != "new-words":
+            assert not of(split, lambda t: t.request) & of("new-words", lambda t: t.request)
+
+
+# Families
+
+
+def test_every_module_is_present_on_some_platforms_and_absent_from_others():
+    platforms = [set(task.scenario.absent) for task in draw(7, 1500)]
+    always = {"modulate.2", "precode.none", "harq.1"}
+    for module in MODULES:
+        absent = sum(module in platform for platform in platforms) / len(platforms)
+        assert absent < 0.95 and (absent > 0.02 or module in always), (module, absent)
+    for task in draw(7, 300, "link-native"):
+        assert set(families.ON_SIONNA) <= set(task.scenario.absent)
+
+
+def test_some_method_of_every_stage_stays():
+    for task in draw(8, 1500):
+        for tool in TOOLS:
+            for argument in tool.arguments:
+                names = {f"{tool.name}.{value}" for value in argument.choices}
+                assert not names or names - set(task.scenario.absent)
+
+
+@given(st.sampled_from(wording.RATES_MBPS), st.floats(0.1, 0.9), st.integers(1, 50), st.sampled_from([(1, 1), (2, 2), (4, 1), (2, 4)]))
+def test_the_load_is_what_the_snr_makes_it(throughput, load, num_prb, antennas):
+    """At the SNR that follows from a load Shannon's bound carries throughput / load, within half a dB of rounding."""
+    tx, rx = antennas
+    snr_db = families.loaded_snr_db(throughput, load, num_prb, tx, rx)
+
+    def carried(snr_db):
+        snr, layers = 10 ** (snr_db / 10), min(tx, rx)
+        bits = max(math.log2(1 + snr * rx * tx), layers * math.log2(1 + snr * rx / layers))
+        return bits * num_prb * 12 * 14 / 0.5 * 1e-3  # Mbit/s: resource elements of a slot of 0.5 ms
+
+    if snr_db < 100:
+        assert carried(snr_db - 0.51) <= throughput / load <= carried(snr_db + 0.51)
+
+
+def test_a_drifting_site_changes_little_from_step_to_step():
+    steps = list(itertools.islice(worlds.drift(FAMILIES["link"], 0), 400))
+    assert steps == list(itertools.islice(worlds.drift(FAMILIES["link"], 0), 400))
+    assert steps != list(itertools.islice(worlds.drift(FAMILIES["link"], 1), 400))
+    changes = 0
+    for a, b in zip(steps, steps[1:]):
+        before, after = a.scenario, b.scenario
+        assert (before.channel, before.num_tx_ant, before.num_rx_ant) == (after.channel, after.num_tx_ant, after.num_rx_ant)
+        assert abs(before.snr_db - after.snr_db) <= 1 and abs(before.speed_mps - after.speed_mps) <= 0.5
+        changes += before.absent != after.absent
+    assert 5 < changes < 60 and len({task.service for task in steps}) == 20
 
 
 def test_tasks_read_back_as_written(tmp_path):
@@ -86,7 +181,8 @@ def test_packet_errors_are_held_against_blocks_and_bit_errors_against_bits():
     packet = draw(0, 1)[0]
     bit = dataclasses.replace(packet, errors="bit")
     assert packet.measured(qos) == (3.0, 9.0, 1e-2) and bit.measured(qos) == (3.0, 9.0, 1e-4)
-    assert "BER" in bit.prompt() and "BER" not in packet.prompt()
+    listed = dataclasses.replace(bit, kind="listed")
+    assert "BER" in listed.prompt() and "BER" not in dataclasses.replace(packet, kind="listed").prompt()
 
 
 def test_one_s_own_task_needs_no_witness():
@@ -96,7 +192,7 @@ def test_one_s_own_task_needs_no_witness():
 
 
 def test_a_response_is_the_workflow_with_or_without_thoughts_before_it():
-    task = draw(0, 1)[0]
+    task = next(task for task in draw(0, 20) if not task.infers)
     workflow = tasks.random_workflow(random.Random(0), task.scenario)
     assert task.response(workflow).endswith(f"</think> {task.response(workflow, think=False)}")
     assert task.response(workflow, think=False).startswith("Use ")
