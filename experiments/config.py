@@ -64,10 +64,10 @@ class TasksConfig:
     validation.jsonl and test.jsonl."""
 
     family: str = "link-native"  # of configs/world; those under experiments/world/data are drawn already
-    train: int = 1500
-    validation: int = 150
-    test: int = 200
-    elsewhere: int = 100  # of each of new-links, new-platforms and new-words
+    train: int = 800
+    validation: int = 80
+    test: int = 150
+    elsewhere: int = 80  # of each of new-links, new-platforms and new-words
     directory: str | None = None
     prompt: Literal["short", "long"] = "short"  # long: for pretrained models
 

@@ -8,10 +8,16 @@ from typing import IO, Iterator
 
 @contextlib.contextmanager
 def whole(path: str, mode: str = "w") -> Iterator[IO]:
-    """Opens a file to write; what it replaces stays until the block ends well."""
-    with open(f"{path}.partial", mode, encoding=None if "b" in mode else "utf-8") as file:
-        yield file
-    os.replace(f"{path}.partial", path)
+    """Opens a file to write; what it replaces stays until the block ends well, and nothing else stays if it does not."""
+    partial = f"{path}.partial"
+    try:
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+        raise
 
 
 def json_lines(path: str) -> list[dict]:

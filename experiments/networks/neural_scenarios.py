@@ -31,7 +31,8 @@ SPEEDS_MPS = (10.0, 30.0)
 ESTIMATING = tuple(name for name in RECEIVERS if name not in ("genie + LMMSE", "perfect CSI"))
 SETTINGS = dict(max_blocks=256, enough_block_errors=30, method="link")
 NEURAL = ("detect.deeprx-small", "detect.deeprx", "precode.deeptx")
-PLAIN = ("grid.15", "grid.60", "grid.120", "modulate.8")  # a cell of 30 kHz, terminals without 256QAM
+PLAIN = ("grid.15", "grid.60", "grid.120", "modulate.8",  # a cell of 30 kHz, terminals without 256QAM
+         "encode.polar", "detect.ep", "detect.kbest", "harq.2", "harq.3", "harq.4")
 CAR = Scenario(channel="tdl-b", delay_spread_ns=100, speed_mps=10, num_tx_ant=1, num_rx_ant=2, snr_db=9, max_prb=10,
                compute_gflops=50, absent=PLAIN)
 UPLINK = Task("live uplink streaming", "A live uplink stream from a car.", CAR, delay_ms=4.0, throughput_mbps=5.0, ber=0.1, errors="packet")

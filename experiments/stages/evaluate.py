@@ -3,78 +3,45 @@
     python -m experiments.stages.evaluate preset=quickstart
 """
 
-import functools
 import json
 import os
-import random
-from typing import Callable, Sequence
+from typing import Sequence
 
 import numpy as np
 from flax import nnx
 
 from rldtf_jax.token_weight import token_weights
 from rldtf_jax.rldtf import Policy, Verdict, judge_with_perturbations
-from twin import Workflow
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
 from experiments.stages.run import Run, opened, respond, say, stage_model
 from experiments.statistics import mean_interval, paired_difference, wilson
 from experiments.world import baselines, wording
-from experiments.world.environment import refused
-from experiments.world.search import search
-from experiments.world.tasks import ELSEWHERE, Task, random_workflow
+from experiments.world.tasks import ELSEWHERE, Task
 
 METHODS = {
     "instruct": "phase 1 (instruct)",
     "reject": "+ rejection sampling",
     "rldtf": "+ RLDTF",
-    "random": "random valid",
-    "constant": "best constant",
-    "sturdiest": "sturdiest mode",
-    "rule": "rule, tuned",
-    "rule_2": "rule, one failed try's feedback",
-    "rule_4": "rule, 4 twin calls",
-    "oracle": "oracle (search)",
+    **baselines.NAMES,
 }
 MODELS = ("instruct", "reject", "rldtf")
 HELD_OUT = ("test", *ELSEWHERE)
 FEW = ("random", "constant")  # fulfil so few tasks that none would be common to all
-CONSTANT_TASKS = 200  # of training, for which the best constant is chosen
 
 
 def evaluate(run: Run) -> dict:
     """The results of all methods on every held-out split, from <run_dir>/evaluation.json if they are there."""
     path = run.path("evaluation.json")
     if not os.path.exists(path):
-        asked = baselines_of(run)
+        say("evaluate: tuning the rule, choosing the constant")
+        asked = baselines.methods(run.tasks["train"], run.tasks["validation"], run.twins, run.config.rldtf.reward, run.config.seed)
         splits = {split: compare(run, split, asked) for split in HELD_OUT if run.tasks.get(split)}
         with whole(path) as file:
             json.dump(splits.pop("test") | {"elsewhere": splits}, file, indent=1)
     with open(path, encoding="utf-8") as file:
         return json.load(file)
-
-
-def baselines_of(run: Run) -> dict[str, Callable[[Sequence[Task]], list[Workflow | None]]]:
-    """Methods that are no model: tasks -> workflows. What is tuned is tuned on validation tasks and their noise, the constant chosen on
-    training tasks, and twin calls meet training's noise."""
-    say("evaluate: tuning the rule, choosing the constant")
-    reward = run.config.rldtf.reward
-    rule = baselines.tuned_rule(run.tasks["validation"], run.twins("select"), reward)
-    constant = baselines.best_constant(run.tasks["train"][:CONSTANT_TASKS], run.twin, reward)
-
-    def random_valid(tasks):
-        rng = random.Random(f"random {run.config.seed}")
-        return [random_workflow(rng, task.scenario) for task in tasks]
-
-    def oracle(tasks):
-        known = [task.witness for task in tasks]
-        return known if all(known) else [one.workflow for one in search(tasks, run.twins("search"), reward)]
-
-    return {"random": random_valid, "constant": lambda tasks: [constant] * len(tasks),
-            "sturdiest": lambda tasks: list(map(baselines.sturdiest, tasks)), "rule": lambda tasks: list(map(rule, tasks)),
-            **{f"rule_{n}": functools.partial(baselines.outer_loop, tuned=rule, twin=run.twin, config=reward, tries=n) for n in (2, 4)},
-            "oracle": oracle}
 
 
 def compare(run: Run, split: str, asked: dict) -> dict:
@@ -107,8 +74,7 @@ def intent(tasks: Sequence[Task], texts: Sequence[str]) -> dict:
 
 
 def _judge(environment, tasks, workflows) -> Verdict:
-    return environment.judge_workflows(tasks, workflows, [
-        "none found" if w is None else refused(task.scenario, w) for task, w in zip(tasks, workflows)])
+    return environment.judge_readings(tasks, [(w, "none found" if w is None else None) for w in workflows])
 
 
 def summarise(verdict: Verdict, oracle: Verdict | None = None, all_good: np.ndarray | None = None) -> dict:
@@ -160,8 +126,8 @@ def table(result: dict) -> str:
     lines = []
     for split, part in {"test": result, **result["elsewhere"]}.items():
         lines += [f"{split}: {part['num_tasks']} tasks, 95 % intervals over them; all but random and constant fulfil {part['all_fulfil']}",
-                  f"{'':32}" + "".join(f"{title:23}" for title in COLUMNS.values())]
-        lines += [f"{title:32}" + "".join(f"{cell:23}" for cell in row) for title, *row in cells(part)]
+                  f"{'':32}" + "".join(f"{title:25}" for title in COLUMNS.values())]
+        lines += [f"{title:32}" + "".join(f"{cell:25}" for cell in row) for title, *row in cells(part)]
         lines += [f"{METHODS[name]}: infers the unstated targets with an error of {row['intent_error']:.2f} decades, {row['intent_exact']:.0%} exactly"
                   for name, row in part["methods"].items() if "intent_error" in row]
     return "\n".join(lines)

@@ -96,7 +96,7 @@ def timeline(training: Training, number: int, path: str) -> dict[str, float]:
     record.wrap(rldtf, "perturb", "host", "perturb")
     record.wrap(training.env, "texts", "host", "decode")
     record.wrap(training.env, "judge_text", "host", "translate, parse and below")
-    record.wrap(training.env, "judge_workflows", "host", "deduplicate, ask, reward")
+    record.wrap(training.env, "judge_readings", "host", "deduplicate, ask, reward")
     record.wrap(training.env.twin, "evaluate", "twin", "simulate")
     start = time.perf_counter()
     training.step(number)

@@ -14,12 +14,15 @@ from rldtf_jax.reward import NO_SERVICE, RewardConfig
 from twin import Twin, Workflow
 from twin.delay import delay_ms, harq_round_trip_ms
 
-from experiments.world.search import headroom_db, judged, limit, modes, runs
-from experiments.world.tasks import Task
+from experiments.world.search import headroom_db, judged, limit, modes, runs, search
+from experiments.world.tasks import Task, random_workflow
 
 Baseline = Callable[[Task], Workflow | None]
-MARGINS_DB = (*range(-6, 25, 3), 32, 48, 1000)  # dB; the last is the sturdiest
+MARGINS_DB = (*range(-6, 25, 3), 32, 48, 96)  # dB; the last is the sturdiest
 PER_DECADE_DB = (0.0, 1.5, 3.0)
+CONSTANT_TASKS = 200  # of training, for which the best constant is chosen
+NAMES = {"random": "random valid", "constant": "best constant", "sturdiest": "sturdiest mode", "rule": "rule, tuned",
+         "rule_2": "rule, one try's feedback", "rule_4": "rule, 4 twin calls", "oracle": "oracle (search)"}
 BACK_OFF_DB = 4.0  # what a failed try adds to the rule's margin, where the error rate was the reason
 
 
@@ -81,7 +84,7 @@ def outer_loop(tasks: Sequence[Task], tuned: Callable, twin: Twin, config: Rewar
         for (i, w), (R, good, qos) in zip(asked, judged([(tasks[i], w) for i, w in asked], twin, config)):
             best[i] = max(best[i], (good, R, w), key=lambda one: one[:2])
             errors = tasks[i].measured(qos)[2]
-            margins[i] += BACK_OFF_DB * (1 if errors > tasks[i].ber else -0.5)
+            margins[i] = margins[i] + BACK_OFF_DB if errors > tasks[i].ber else min(margins[i] / 2, margins[i] - BACK_OFF_DB / 2)
     return [w for _, _, w in best]
 
 
@@ -91,6 +94,30 @@ def best_constant(train: Sequence[Task], twin: Twin, config: RewardConfig, pool:
     known = list(dict.fromkeys(task.witness for task in train if task.witness))
     options = rng.sample(known, min(pool, len(known)))
     return max(options, key=lambda w: np.mean(rewards(train, [w] * len(train), twin, config)[0]))
+
+
+def methods(train: Sequence[Task], validation: Sequence[Task], twins: Callable[[str], Twin], config: RewardConfig, seed: int = 0) -> dict[
+        str, Callable[[Sequence[Task]], list[Workflow | None]]]:
+    """All that a policy is compared with: tasks -> workflows.
+
+    What is tuned is tuned on validation tasks and the noise `select`, the constant chosen on training tasks, and twin calls meet the
+    noise `train`; see worlds.NOISE for twins.
+    """
+    tuned = tuned_rule(validation, twins("select"), config)
+    constant = best_constant(train[:CONSTANT_TASKS], twins("train"), config)
+
+    def random_valid(tasks):
+        rng = random.Random(f"random {seed}")
+        return [random_workflow(rng, task.scenario) for task in tasks]
+
+    def oracle(tasks):
+        known = [task.witness for task in tasks]
+        return known if all(known) else [one.workflow for one in search(tasks, twins("search"), config)]
+
+    return {"random": random_valid, "constant": lambda tasks: [constant] * len(tasks), "sturdiest": lambda tasks: list(map(sturdiest, tasks)),
+            "rule": lambda tasks: list(map(tuned, tasks)),
+            **{f"rule_{n}": functools.partial(outer_loop, tuned=tuned, twin=twins("train"), config=config, tries=n) for n in (2, 4)},
+            "oracle": oracle}
 
 
 def rewards(tasks: Sequence[Task], workflows: Sequence[Workflow | None], twin: Twin, config: RewardConfig) -> tuple[np.ndarray, np.ndarray]:

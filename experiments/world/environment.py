@@ -1,7 +1,6 @@
 """The judge that training asks: token ids -> text -> workflow -> twin -> Eq. 2, each distinct thing once."""
 
 import dataclasses
-import functools
 import sys
 from collections import Counter
 from typing import Sequence
@@ -9,14 +8,15 @@ from typing import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from rldtf_jax.reward import NO_SERVICE, RewardConfig, fulfilled, reward
+from rldtf_jax.reward import RewardConfig
 from rldtf_jax.rldtf import Policy, Verdict
 from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
 from rldtf_jax.tokenizer import Tokenizer
-from twin import Twin, Workflow, WorkflowError, check
+from twin import Twin
 
 from experiments.world.orchestration import read
+from experiments.world.scoring import Reading, judge_readings
 from experiments.world.tasks import Task
 from experiments.world.translator import ModelTranslator
 
@@ -75,32 +75,21 @@ class TwinEnvironment:
 
         What does not parse, or asks for what the scenario lacks, gets -1 and no simulation.
         """
-        readings = map(read, texts) if self.translator is None else self.translator.read(texts, policy)
-        workflows, failure = zip(*readings) if texts else ((), ())
-        failure = [reason or refused(task.scenario, workflow) for task, workflow, reason in
-                   zip(tasks, workflows, failure)]
-        return self.judge_workflows(tasks, workflows, failure)
+        readings = list(map(read, texts) if self.translator is None else self.translator.read(texts, policy))
+        return self.judge_readings(tasks, readings)
 
-    def judge_workflows(self, tasks: Sequence[Task], workflows: Sequence[Workflow | None],
-                        failure: Sequence[str | None]) -> Verdict:
-        """Rewards of M workflows; those with a failure are not run."""
-        runnable = [m for m, reason in enumerate(failure) if reason is None]
+    def judge_readings(self, tasks: Sequence[Task], readings: Sequence[Reading]) -> Verdict:
+        """Rewards of M workflows, or words for why there is none."""
         before = dataclasses.replace(self.twin.stats)
-        pairs = list(dict.fromkeys((tasks[m].scenario, workflows[m]) for m in runnable))
-        qos = dict(zip(pairs, self.twin.evaluate(pairs, progress=TwinBar())))
+        judgements = judge_readings(tasks, readings, self.twin, self.config, TwinBar())
         after = self.twin.stats
-
-        reward_M = np.full(len(tasks), NO_SERVICE, np.float32)
-        fulfilled_M = np.zeros(len(tasks), bool)
-        if runnable:
-            measured = np.array([tasks[m].measured(qos[tasks[m].scenario, workflows[m]]) for m in runnable])
-            required = np.array([tasks[m].required for m in runnable])
-            reward_M[runnable], fulfilled_M[runnable] = score(measured, required, self.config)
-        stats = {"sequences": len(tasks), "workflows": len(pairs),
+        workflows = {(task.scenario, workflow) for task, (workflow, _), one in zip(tasks, readings, judgements) if one.qos}
+        stats = {"sequences": len(tasks), "workflows": len(workflows),
                  "distinct": after.distinct - before.distinct, "simulated": after.simulated - before.simulated,
                  "cache_hits": after.memory_hits + after.disk_hits - before.memory_hits - before.disk_hits,
                  "seconds": after.seconds - before.seconds}
-        return Verdict(reward_M, fulfilled_M, list(failure), stats)
+        return Verdict(np.array([one.R for one in judgements], np.float32), np.array([one.fulfilled for one in judgements], bool),
+                       [one.failure for one in judgements], stats)
 
     def summary(self, tasks: Sequence[Task], verdict: Verdict) -> dict[str, float]:
         """Mean reward by service class and the share of each kind of failure."""
@@ -111,19 +100,3 @@ class TwinEnvironment:
         return ({f"reward/{service}": np.mean(values) for service, values in sorted(by_service.items())}
                 | {"failed": sum(kinds.values()) / len(tasks)}
                 | {f"failed/{kind}": count / len(tasks) for kind, count in sorted(kinds.items())})
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def refused(scenario, workflow: Workflow) -> str | None:
-    """Why the scenario cannot run the workflow, in a word, or None."""
-    try:
-        check(scenario, workflow)
-    except WorkflowError:
-        return "scenario"
-    return None
-
-
-def score(measured: np.ndarray, required: np.ndarray, config: RewardConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(R, fulfilled) of n rows of (delay_ms, throughput_mbps, error rate), in NumPy: a row's R is the same to the bit whatever is
-    judged beside it."""
-    return reward(measured, required, config), fulfilled(measured, required)

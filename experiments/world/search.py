@@ -133,24 +133,27 @@ def headroom_db(task: Task, workflow: Workflow) -> float:
 
 
 def modes(task: Task) -> list[Workflow]:
-    """Every mode that the formulas leave a chance, with the platform's strongest receiver, the grant that the throughput takes, and
-    as many iterations as are in time."""
+    """Every mode that the formulas leave a chance, with the platform's strongest classical receiver and, for one layer, its strongest
+    neural one, the grant that the throughput takes, and as many iterations as are in time."""
     s, found = task.scenario, []
-    receivers = {field: [v for v in STRENGTH[field] if v in offered(s, field)] for field in STRENGTH}
+    estimator, detectors = ([v for v in STRENGTH[f] if v in offered(s, f)] for f in ("estimator", "detector"))
+    receivers = [one[-1] for one in ([d for d in detectors if is_neural(d)], [d for d in detectors if not is_neural(d)]) if one]
     code = offered(s, "code")[0]
     for values in itertools.product(*(offered(s, field) for field in MODE)):
         chosen = dict(zip(MODE, values))
-        detectors = [d for d in receivers["detector"] if chosen["num_layers"] == 1 or not is_neural(d)]
-        if not detectors or (chosen["precoder"] != "none" and chosen["num_layers"] >= s.num_tx_ant):
+        if chosen["precoder"] != "none" and chosen["num_layers"] >= s.num_tx_ant:
             continue
         workflow = granted(task, Workflow(
-            num_prb=1, code=code, decoder_iterations=10, estimator=receivers["estimator"][-1], detector=detectors[-1],
+            num_prb=1, code=code, decoder_iterations=10, estimator=estimator[-1],
             combining=offered(s, "combining")[0] if chosen["num_transmissions"] > 1 else "ir", **chosen))
-        for iterations in (10, 4, 2) if workflow else ():
-            w = dataclasses.replace(workflow, decoder_iterations=iterations)
-            if possible(task, w):
-                found.append(w)
-                break
+        if workflow is None:
+            continue
+        for detector in receivers if chosen["num_layers"] == 1 else [d for d in receivers if not is_neural(d)]:
+            for iterations in (10, 4, 2):
+                w = dataclasses.replace(workflow, detector=detector, decoder_iterations=iterations)
+                if possible(task, w):
+                    found.append(w)
+                    break
     return found
 
 
@@ -181,11 +184,13 @@ def steps(task: Task, workflow: Workflow) -> Iterator[Workflow]:
     return sorted((w for w in found if possible(task, w)), key=slow)
 
 
-def judged(pairs: Sequence[tuple[Task, Workflow]], twin: Twin, config: RewardConfig) -> list[tuple[float, bool, QoS]]:
+def judged(pairs: Sequence[tuple[Task, Workflow]], twin: Twin, config: RewardConfig, progress=None) -> list[tuple[float, bool, QoS]]:
     """(R, fulfilled, QoS) of every pair."""
     if not pairs:
         return []
-    measured = twin.evaluate([(task.scenario, workflow) for task, workflow in pairs])
+    distinct = list(dict.fromkeys((task.scenario, workflow) for task, workflow in pairs))
+    answers = dict(zip(distinct, twin.evaluate(distinct, progress=progress)))
+    measured = [answers[task.scenario, workflow] for task, workflow in pairs]
     q = np.array([task.measured(qos) for (task, _), qos in zip(pairs, measured)])
     required = np.array([task.required for task, _ in pairs])
     return list(zip(reward(q, required, config).tolist(), fulfilled(q, required).tolist(), measured))

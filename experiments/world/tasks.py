@@ -18,7 +18,6 @@ from twin import TOOLS, QoS, Scenario, Workflow
 from twin.toolbox import describe, is_neural
 from twin.transport import MAX_POLAR_BLOCKS, num_polar_blocks
 
-from experiments.files import whole
 from experiments.world import orchestration, wording
 
 RELIABILITY = 0.99  # share of the delivered blocks that a delay target is about
@@ -122,26 +121,21 @@ def random_workflow(rng: random.Random, scenario: Scenario) -> Workflow:
 
 
 def save(tasks: list[Task], path: str) -> None:
-    """JSON lines, in place at once or not at all."""
-    with whole(path) as file:
-        for task in tasks:
-            file.write(json.dumps(to_dict(task)) + "\n")
+    """JSON lines, in place at once or not at all; compressed where the name ends with .gz."""
+    from experiments.world.reading import write_lines
+
+    write_lines(map(to_dict, tasks), path)
 
 
 def load(path: str) -> list[Task]:
     """Reads tasks in the form that `save` writes; one's own requests come in by this door.
 
     Raises:
-      ValueError: a line that is no task, with its number and what is wrong.
+      ConfigError: (a ValueError) see `reading.read_tasks`.
     """
-    tasks = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                tasks.append(from_dict(json.loads(line)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}:{number}: {type(error).__name__} {error}") from error
-    return tasks
+    from experiments.world.reading import read_tasks
+
+    return read_tasks(path)
 
 
 def save_splits(tasks: dict[str, list[Task]], directory: str) -> None:
@@ -160,18 +154,3 @@ def load_splits(directory: str) -> dict[str, list[Task]]:
 
 def to_dict(task: Task) -> dict[str, Any]:
     return dataclasses.asdict(task)
-
-
-def from_dict(row: dict[str, Any]) -> Task:
-    scenario = dict(row["scenario"])
-    scenario["absent"] = tuple(scenario.get("absent", ()))
-    witness = row.get("witness")
-    task = Task(**row | {"scenario": Scenario(**scenario), "witness": Workflow(**witness) if witness else None})
-    for name in ("delay_ms", "throughput_mbps", "ber"):
-        value = getattr(task, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise ValueError(f"{name} = {value!r}: expected a number > 0")
-    for name, expected in (("errors", ("bit", "packet")), ("kind", KINDS)):
-        if getattr(task, name) not in expected:
-            raise ValueError(f"{name} = {getattr(task, name)!r}: expected one of {', '.join(expected)}")
-    return task

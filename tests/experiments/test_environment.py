@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from experiments.world import tasks
-from experiments.world.environment import TwinEnvironment, score
+from experiments.world.environment import TwinEnvironment
 from rldtf_jax.reward import RewardConfig, fulfilled, reward
 from rldtf_jax.tokenizer import train_bpe
 
@@ -97,7 +97,7 @@ def test_batches_are_a_function_of_the_step_and_pass_over_all_tasks(environment)
 def test_a_rows_reward_is_the_same_to_the_bit_whatever_is_judged_beside_it(n, seed):
     rng = np.random.default_rng(seed)
     measured, required = 10 ** rng.uniform(-3, 3, (2, n, 3))
-    R, good = score(measured, required, RewardConfig())
+    R, good = (reward(measured, required), fulfilled(measured, required))
     row = int(rng.integers(n))
-    alone, fulfilled = score(measured[row:row + 1], required[row:row + 1], RewardConfig())
-    assert (alone[0], fulfilled[0]) == (R[row], good[row]) and len(R) == n
+    alone, met = (f(measured[row:row + 1], required[row:row + 1]) for f in (reward, fulfilled))
+    assert (alone[0], met[0]) == (R[row], good[row]) and len(R) == n

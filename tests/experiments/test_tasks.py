@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from experiments.world import families, tasks, wording, worlds
 from experiments.world.orchestration import quantity
+from experiments.world.reading import to_task
 from experiments.world.tasks import Task
 from twin import TOOLS, QoS
 from twin.toolbox import MODULES
@@ -188,7 +189,7 @@ def test_packet_errors_are_held_against_blocks_and_bit_errors_against_bits():
 def test_one_s_own_task_needs_no_witness():
     row = tasks.to_dict(draw(0, 1)[0])
     del row["witness"]
-    assert isinstance(tasks.from_dict(row), Task)
+    assert isinstance(to_task(row), Task)
 
 
 def test_a_response_is_the_workflow_with_or_without_thoughts_before_it():
