@@ -4,6 +4,7 @@ Each is a function of a task (and what was tuned on other tasks) to a workflow, 
 """
 
 import functools
+import itertools
 import math
 import random
 from typing import Callable, Sequence
@@ -20,10 +21,10 @@ from experiments.world.tasks import Task, random_workflow
 Baseline = Callable[[Task], Workflow | None]
 MARGINS_DB = (*range(-6, 25, 3), 32, 48, 96)  # dB; the last is the sturdiest
 PER_DECADE_DB = (0.0, 1.5, 3.0)
+LINE_DB = (0.0, 2.0, 4.0)
 CONSTANT_TASKS = 200  # of training, for which the best constant is chosen
 NAMES = {"random": "random valid", "constant": "best constant", "sturdiest": "sturdiest mode", "rule": "rule, tuned",
          "rule_2": "rule, one try's feedback", "rule_4": "rule, 4 twin calls", "oracle": "oracle (search)"}
-BACK_OFF_DB = 4.0  # what a failed try adds to the rule's margin, where the error rate was the reason
 
 
 def surely_in_time(task: Task, workflow: Workflow) -> bool:
@@ -50,16 +51,16 @@ def sturdiest(task: Task) -> Workflow | None:
     return max(prospects(task), key=lambda pair: pair[0], default=(0, None))[1]
 
 
-def rule(task: Task, margin_db: float, per_decade_db: float, config: RewardConfig = RewardConfig()) -> Workflow | None:
+def rule(task: Task, margin_db: float, per_decade_db: float, line_db: float, config: RewardConfig = RewardConfig()) -> Workflow | None:
     """Link adaptation as practised: of the modes whose headroom covers a margin for fading the one that Eq. 2 likes best, spare
     resource blocks spent on what still lacks; the sturdiest where none does.
 
-    The margin is in dB at an error rate of 10 % and one receive antenna; every decade below takes per_decade_db more, shared by the
-    receive antennas, and a line of sight takes none.
+    line_db is what any mode takes beyond its headroom in AWGN; a channel that fades takes margin_db more at an error rate of 10 % and
+    per_decade_db for every decade below, shared by the receive antennas.
     """
     decades = max(0.0, -math.log10(task.ber) - 1)
     fades = task.scenario.channel != "awgn"
-    needed_db = fades * (margin_db + per_decade_db * decades) / task.scenario.num_rx_ant
+    needed_db = line_db + fades * (margin_db + per_decade_db * decades) / task.scenario.num_rx_ant
     enough = [w for headroom, w in prospects(task) if headroom >= needed_db]
     if not enough:
         return sturdiest(task)
@@ -68,23 +69,36 @@ def rule(task: Task, margin_db: float, per_decade_db: float, config: RewardConfi
 
 def tuned_rule(validation: Sequence[Task], twin: Twin, config: RewardConfig = RewardConfig()) -> Callable[..., Workflow | None]:
     """The rule with the margins that earn most on the validation tasks: (task, margin_db=...) -> workflow."""
-    options = [(margin, decade) for margin in MARGINS_DB for decade in PER_DECADE_DB]
-    earned = [np.mean(rewards(validation, [rule(task, *option, config) for task in validation], twin, config)[0]) for option in options]
-    margin, decade = options[int(np.argmax(earned))]
-    return functools.partial(rule, margin_db=margin, per_decade_db=decade, config=config)
+    options = list(itertools.product(MARGINS_DB, PER_DECADE_DB, LINE_DB))
+    chosen = [[rule(task, *option, config) for task in validation] for option in options]
+    distinct = list({(i, w) for workflows in chosen for i, w in enumerate(workflows)})
+    R, _ = rewards([validation[i] for i, _ in distinct], [w for _, w in distinct], twin, config)
+    earned = dict(zip(distinct, R))
+    best = max(range(len(options)), key=lambda k: sum(earned[i, w] for i, w in enumerate(chosen[k])))
+    return functools.partial(rule, **dict(zip(("margin_db", "per_decade_db", "line_db"), options[best])), config=config)
 
 
 def outer_loop(tasks: Sequence[Task], tuned: Callable, twin: Twin, config: RewardConfig, tries: int) -> list[Workflow | None]:
-    """The rule that asks the twin: it backs off where the target of errors is missed, spends less where it is met, and keeps the
-    best of `tries`. One twin call a try for all tasks."""
-    margins = [tuned.keywords["margin_db"]] * len(tasks)
+    """The rule that asks the twin, one call a try for all tasks: after the rule's own choice the sturdiest where that failed, then, by
+    bisection, what Eq. 2 likes best of the modes with more headroom than failed and less than was met. Keeps the best."""
+    ladder = [sorted(prospects(task), key=lambda pair: pair[0]) for task in tasks]
+    failed, met = [-math.inf] * len(tasks), [math.inf] * len(tasks)
     best: list[tuple[bool, float, Workflow | None]] = [(False, -math.inf, None)] * len(tasks)
+    asked = {i: w for i, task in enumerate(tasks) if (w := tuned(task)) is not None}
     for _ in range(tries):
-        asked = [(i, w) for i, task in enumerate(tasks) if (w := tuned(task, margin_db=margins[i])) is not None]
-        for (i, w), (R, good, qos) in zip(asked, judged([(tasks[i], w) for i, w in asked], twin, config)):
+        headroom = {i: next(h for h, other in ladder[i] if other == w) for i, w in asked.items()}
+        for (i, w), (R, good, _) in zip(asked.items(), judged([(tasks[i], w) for i, w in asked.items()], twin, config)):
             best[i] = max(best[i], (good, R, w), key=lambda one: one[:2])
-            errors = tasks[i].measured(qos)[2]
-            margins[i] = margins[i] + BACK_OFF_DB if errors > tasks[i].ber else min(margins[i] / 2, margins[i] - BACK_OFF_DB / 2)
+            if good:
+                met[i] = min(met[i], headroom[i])
+            else:
+                failed[i] = max(failed[i], headroom[i])
+        asked = {}
+        for i, task in enumerate(tasks):
+            between = [pair for pair in ladder[i] if failed[i] < pair[0] < met[i]]
+            if between:
+                middle = between[-1][0] if met[i] == math.inf else (between[0][0] + between[-1][0]) / 2
+                asked[i] = max((w for h, w in between if h >= middle), key=lambda w: limit(task, w, config))  # noqa: B023
     return [w for _, _, w in best]
 
 
