@@ -8,7 +8,7 @@ import shutil
 import pytest
 from running import finish, start
 
-from experiments.stages.evaluate import METHODS
+from experiments.stages.evaluate import METHODS, MODELS
 
 
 def test_the_run_ends_with_the_path_of_its_report(finished):
@@ -54,8 +54,11 @@ def test_all_methods_are_compared_on_the_same_held_out_tasks(finished):
     for row in result["methods"].values():
         low, high = row["fulfilment_interval"]
         assert 0 <= low <= row["fulfilment"] <= high <= 1
-    assert result["methods"]["oracle"]["fulfilment"] == 1  # every task has a witness
-    assert result["methods"]["oracle"]["reward"] >= max(row["reward"] for row in result["methods"].values())
+    assert result["methods"]["oracle"]["fulfilment"] >= 0.75  # every task has a witness, which fresh noise may refute
+    assert result["methods"]["oracle"]["reward"] > max(result["methods"][name]["reward"] for name in MODELS)
+    assert set(result["elsewhere"]) == {"new-links", "new-platforms", "new-words"}
+    for split in result["elsewhere"].values():
+        assert set(split["methods"]) == set(METHODS) and split["num_tasks"] == 4
 
 
 def test_the_report_is_one_page_with_figures_results_and_three_shaded_responses(finished):
