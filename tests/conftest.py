@@ -9,6 +9,16 @@ settings.register_profile("rldtf", deadline=None)  # the first example of a test
 settings.load_profile("rldtf")
 
 
+ONE_RUN = ("test_ablate", "test_pipeline")  # files that share a trained run
+
+
+def pytest_collection_modifyitems(items):
+    """With pytest-xdist a file stays on one worker, which keeps its fixtures."""
+    for item in items:
+        name = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("run" if name in ONE_RUN else name))
+
+
 @pytest.fixture
 def compilations():
     """A context manager that yields the list of what XLA compiles inside it."""
