@@ -32,7 +32,7 @@ from twin.cache import fingerprint
 
 from experiments.files import whole
 from experiments.world import compare, reading, scoring, tasks, worlds
-from experiments.world.search import offered, search
+from experiments.world.search import BUDGET, offered, search
 
 COUNTS = {"train": 2000, "validation": 150, "test": 300, "new-links": 150, "new-platforms": 150,
           "new-words": 150}
@@ -71,7 +71,7 @@ def options(arguments: list[str], **defaults) -> SimpleNamespace:
 def make(arguments: list[str]) -> None:
     """Draws a family's splits into a directory. Killed, the same command goes on from the twin's
     cache in it."""
-    asked = options(arguments, family="link", out=REQUIRED, seed=0, workers=2, budget=32, **COUNTS)
+    asked = options(arguments, family="link", out=REQUIRED, seed=0, workers=2, budget=BUDGET, **COUNTS)
     family, out = worlds.family(asked.family), asked.out
     wanted = {split: getattr(asked, split) for split in COUNTS}
     os.makedirs(out, exist_ok=True)

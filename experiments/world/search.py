@@ -32,6 +32,7 @@ SLOW_TRIES = 4  # that a slow one counts as
 MODE = ("scs_khz", "bits_per_symbol", "code_rate", "num_layers", "num_dmrs", "precoder", "num_transmissions")
 STEPPED = (*MODE, "code", "decoder_iterations", "estimator", "detector", "combining")
 SPENDS_BLOCKS = 0.3  # block errors up to which a grant is widened for them
+BUDGET = 32  # tries of a task
 FINALISTS = 5  # that are asked for on other noise
 
 
@@ -196,7 +197,7 @@ def judged(pairs: Sequence[tuple[Task, Workflow]], twin: Twin, config: RewardCon
     return list(zip(reward(q, required, config).tolist(), fulfilled(q, required).tolist(), measured))
 
 
-def search(tasks: Sequence[Task], twin: Twin, config: RewardConfig, budget: int = 32, per_round: int = 6) -> list[Found]:
+def search(tasks: Sequence[Task], twin: Twin, config: RewardConfig, budget: int = BUDGET, per_round: int = 6) -> list[Found]:
     """For each task the best of at most `budget` tries, of which a slow one counts SLOW_TRIES."""
     queues = [shortlist(task, config) for task in tasks]
     bounds = [max((limit(task, w, config) for w in queue), default=NO_SERVICE) for task, queue in zip(tasks, queues)]

@@ -15,11 +15,12 @@ from twin import Twin
 
 from experiments.world import wording
 from experiments.world.families import Family, draw_absent, draw_scenario
-from experiments.world.search import Found, confirmed, search
+from experiments.world.search import BUDGET, Found, confirmed, search
 from experiments.world.tasks import Task
 
 CONFIRMATIONS = ("confirm 1", "confirm 2", "confirm 3")
-NOISE = ("search", *CONFIRMATIONS, "train", "select", "evaluate")
+EVALUATIONS = ("evaluate", "evaluate 2", "evaluate 3")
+NOISE = ("search", *CONFIRMATIONS, "train", "select", *EVALUATIONS)
 NOISE_OF_SPLIT = {"train": "train", "validation": "select"}  # others: evaluate
 MAX_DELAY_MS = 4.0
 BATCH = 128  # candidates searched side by side
@@ -63,7 +64,7 @@ def phrased(task: Task, rng: random.Random) -> Task:
     return dataclasses.replace(task, request=request)
 
 def draw(family: Family, wanted: dict[str, int], seed: int, searching: Twin, confirming: Sequence[Twin], config: RewardConfig = RewardConfig(),
-         budget: int = 32, say: Callable[[str], None] = lambda text: None) -> tuple[dict[str, list[Task]], dict]:
+         budget: int = BUDGET, say: Callable[[str], None] = lambda text: None) -> tuple[dict[str, list[Task]], dict]:
     """`wanted` feasible tasks of each split, distinct problems, with witnesses; and what drawing them took."""
     drawn: dict[str, list[Task]] = {split: [] for split in wanted}
     seen, counts, stream = set(), {"candidates": 0, "feasible": 0, "tries": 0}, candidates(family, seed)
