@@ -12,6 +12,7 @@ settings.load_profile("rldtf")
 ONE_RUN = ("test_ablate", "test_pipeline")  # files that share a trained run
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     """With pytest-xdist a file stays on one worker, which keeps its fixtures."""
     for item in items:
