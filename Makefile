@@ -18,7 +18,7 @@ smoke: $(VENV)/.installed
 	$(BIN)/python -m experiments.stages.pipeline preset=smoke $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m 'not slow' tests/twin tests/rldtf_jax/test_loss.py tests/rldtf_jax/test_reward.py \

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import contextlib
+from pathlib import Path
 
 from hypothesis import settings
 import pytest
@@ -12,12 +13,17 @@ settings.load_profile("rldtf")
 ONE_RUN = ("test_ablate", "test_pipeline")  # files that share a trained run
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """With pytest-xdist a file stays on one worker, which keeps its fixtures."""
-    for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("run" if name in ONE_RUN else name))
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            name = nodeid.partition("::")[0]
+            return "run" if Path(name).stem in ONE_RUN else name
+
+    return ByFile(config, log)
 
 
 @pytest.fixture
