@@ -24,7 +24,7 @@ PER_DECADE_DB = (0.0, 1.5, 3.0)
 LINE_DB = (0.0, 2.0, 4.0)
 CONSTANT_TASKS = 200  # of training, for which the best constant is chosen
 NAMES = {"random": "random valid", "constant": "best constant", "sturdiest": "sturdiest mode", "rule": "rule, tuned",
-         "rule_2": "rule, one try's feedback", "rule_4": "rule, 4 twin calls", "oracle": "oracle (search)"}
+         "rule_2": "rule, feedback of one try", "rule_4": "rule, 4 twin calls", "oracle": "oracle (search)"}
 
 
 def surely_in_time(task: Task, workflow: Workflow) -> bool:
