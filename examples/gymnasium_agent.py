@@ -24,7 +24,7 @@ def random_agent(task, rng=random.Random(0)):
 
 
 def rule_agent(task):
-    workflow = rule(task, margin_db=6, per_decade_db=1.5)
+    workflow = rule(task, margin_db=24, per_decade_db=1.5, line_db=2)
     return task.response(workflow) if workflow else ""
 
 

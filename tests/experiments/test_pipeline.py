@@ -34,9 +34,9 @@ def test_eight_devices_take_the_same_steps_as_one(finished, tmp_path):
                 assert eight[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (step, name)
 
 
-@pytest.mark.parametrize("override, words", [("mesh.tensor=3", "does not fit"), ("mesh.tensor=8", "does not divide")])
-def test_a_mesh_that_does_not_fit_is_one_line(finished, override, words):
-    process = start("preset=smoke", f"run_dir={finished[0]}", "rldtf.steps=6", override, env={"JAX_NUM_CPU_DEVICES": "8"})
+@pytest.mark.parametrize("devices, words", [("8", "does not fit"), ("3", "does not divide")])
+def test_a_mesh_that_does_not_fit_is_one_line(finished, devices, words):
+    process = start("preset=smoke", f"run_dir={finished[0]}", "rldtf.steps=6", "mesh.tensor=3", env={"JAX_NUM_CPU_DEVICES": devices})
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2 and "mesh" in err.splitlines()[-1] and words in err.splitlines()[-1]
 
