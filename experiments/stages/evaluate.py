@@ -18,7 +18,7 @@ from experiments.files import whole
 from experiments.stages.run import Run, opened, respond, say, stage_model
 from experiments.statistics import mean_interval, paired_difference, wilson
 from experiments.world import baselines, wording
-from experiments.world.tasks import ELSEWHERE, Task
+from experiments.world.tasks import HELD_OUT, Task
 
 METHODS = {
     "instruct": "phase 1 (instruct)",
@@ -27,7 +27,6 @@ METHODS = {
     **baselines.NAMES,
 }
 MODELS = ("instruct", "reject", "rldtf")
-HELD_OUT = ("test", *ELSEWHERE)
 FEW = ("random", "constant")  # fulfil so few tasks that none would be common to all
 
 
@@ -67,7 +66,7 @@ def compare(run: Run, split: str, asked: dict) -> dict:
 
 def intent(tasks: Sequence[Task], texts: Sequence[str]) -> dict:
     """How well the quality of service is inferred where the request does not state it: error in decades, see wording.intent_error."""
-    errors = [wording.intent_error(wording.read_intent(text), (task.delay_ms, task.throughput_mbps, task.ber))
+    errors = [wording.intent_error(wording.read_intent(text), task.required)
               for task, text in zip(tasks, texts) if task.infers]
     return {"intent_error": float(np.mean(errors)), "intent_error_interval": mean_interval(errors),
             "intent_exact": float(np.mean(np.array(errors) < 1e-6))} if errors else {}

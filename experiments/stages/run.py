@@ -135,8 +135,9 @@ def prepare_tasks(config: ExperimentConfig, twins: Callable[[str], Twin]) -> dic
     if os.path.isdir(shipped):
         there = task_files.load_splits(shipped)
         if short := next((split for split, n in wanted.items() if len(there.get(split, ())) < n), None):
-            raise ConfigError(f"tasks.{short if short in own.__dict__ else 'elsewhere'} = {wanted[short]}: expected at most {len(there.get(short, ()))}, which come "
-                              f"with the world {own.family}; more: python -m experiments.world make, then tasks.directory")
+            key = "elsewhere" if short in task_files.ELSEWHERE else short
+            raise ConfigError(f"tasks.{key} = {wanted[short]}: expected at most {len(there.get(short, ()))}, which come with the world "
+                              f"{own.family}; more: python -m experiments.world make, then tasks.directory")
         return {split: there[split][:n] for split, n in wanted.items()}
     directory = os.path.join(config.run_dir, "tasks")
     if not os.path.isdir(directory):

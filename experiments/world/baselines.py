@@ -18,7 +18,6 @@ from twin.delay import delay_ms, harq_round_trip_ms
 from experiments.world.search import headroom_db, judged, limit, modes, runs, search
 from experiments.world.tasks import Task, random_workflow
 
-Baseline = Callable[[Task], Workflow | None]
 MARGINS_DB = (*range(-6, 25, 3), 32, 48, 96)  # dB; the last is the sturdiest
 PER_DECADE_DB = (0.0, 1.5, 3.0)
 LINE_DB = (0.0, 2.0, 4.0)
@@ -68,7 +67,7 @@ def rule(task: Task, margin_db: float, per_decade_db: float, line_db: float, con
 
 
 def tuned_rule(validation: Sequence[Task], twin: Twin, config: RewardConfig = RewardConfig()) -> Callable[..., Workflow | None]:
-    """The rule with the margins that earn most on the validation tasks: (task, margin_db=...) -> workflow."""
+    """The rule with the margins that earn most on the validation tasks: task -> workflow."""
     options = list(itertools.product(MARGINS_DB, PER_DECADE_DB, LINE_DB))
     chosen = [[rule(task, *option, config) for task in validation] for option in options]
     distinct = list({(i, w) for workflows in chosen for i, w in enumerate(workflows)})
@@ -107,7 +106,8 @@ def best_constant(train: Sequence[Task], twin: Twin, config: RewardConfig, pool:
     rng = random.Random(f"constant {seed}")
     known = list(dict.fromkeys(task.witness for task in train if task.witness))
     options = rng.sample(known, min(pool, len(known)))
-    return max(options, key=lambda w: np.mean(rewards(train, [w] * len(train), twin, config)[0]))
+    R, _ = rewards(list(train) * len(options), [w for w in options for _ in train], twin, config)
+    return options[int(R.reshape(len(options), -1).mean(1).argmax())]
 
 
 def methods(train: Sequence[Task], validation: Sequence[Task], twins: Callable[[str], Twin], config: RewardConfig, seed: int = 0) -> dict[

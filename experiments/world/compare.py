@@ -14,10 +14,9 @@ from experiments.statistics import nested_interval
 from experiments.world import baselines, wording
 from experiments.world.baselines import NAMES
 from experiments.world.search import BUDGET, STEPPED, limit, modes, offered
-from experiments.world.tasks import ELSEWHERE, Task
+from experiments.world.tasks import HELD_OUT, Task
 from experiments.world.worlds import EVALUATIONS
 
-HELD_OUT = ("test", *ELSEWHERE)
 LADDER = ("constant", "sturdiest", "rule", "rule_4")  # a task's stratum is the first that solves it
 
 

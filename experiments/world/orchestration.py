@@ -9,7 +9,8 @@ from twin import Scenario, Workflow, WorkflowError, parse
 from twin.delay import throughput_mbps as full_throughput_mbps
 from twin.toolbox import BY_FIELD
 
-RATES_MBPS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # the 1-2-5 series
+from experiments.world.wording import RATES_MBPS
+
 QAM = {2: "QPSK", 4: "16QAM", 6: "64QAM", 8: "256QAM"}
 THINK, END_THINK = "<think>", "</think>"
 

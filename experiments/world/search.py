@@ -9,18 +9,18 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Iterator, NamedTuple, Sequence
+from typing import NamedTuple, Sequence
 
 import numpy as np
 
 from rldtf_jax.reward import NO_SERVICE, RewardConfig, fulfilled, reward
 from twin import QoS, Scenario, Twin, Workflow, WorkflowError, check
 from twin.delay import delay_ms, throughput_mbps
-from twin.spec import slot_ms
-from twin.toolbox import TOOLS, is_neural
+from twin.spec import SUBCARRIERS_PER_PRB, slot_ms
+from twin.toolbox import is_neural
 from twin.transport import data_elements, transport_block_bits
 
-from experiments.world.tasks import Task
+from experiments.world.tasks import Task, present
 
 ITERATIONS = (2, 4, 6, 8, 10, 14, 20)
 STRENGTH = {  # methods, the most powerful last; what runs on Sionna comes before what does the same natively
@@ -38,19 +38,12 @@ FINALISTS = 5  # that are asked for on other noise
 
 class Found(NamedTuple):
     """workflow: the best that meets all targets, or None; R: Eq. 2 on the search's noise; tries: workflows that the twin was asked for;
-    bound: what no workflow of the shortlist exceeds; met: all that met the targets with their R, best first."""
+    met: all that met the targets with their R, best first."""
 
     workflow: Workflow | None
     R: float
     tries: int
-    bound: float
     met: tuple[tuple[Workflow, float], ...] = ()
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _offered(absent: tuple[str, ...], field: str) -> tuple:
-    tool, argument = next((tool, argument) for tool in TOOLS for argument in tool.arguments if argument.field == field)
-    return tuple(value for value in argument.choices if f"{tool.name}.{value}" not in absent)
 
 
 def offered(scenario: Scenario, field: str) -> tuple:
@@ -61,7 +54,12 @@ def offered(scenario: Scenario, field: str) -> tuple:
         return ITERATIONS
     if field == "precoder" and scenario.num_tx_ant == 1:
         return ("none",)
-    return _offered(scenario.absent, field)
+    return present(scenario.absent)[field]
+
+
+def combining(scenario: Scenario, num_transmissions: int) -> str:
+    """The platform's first way of combining; of one transmission, what a text that says nothing of it reads as."""
+    return offered(scenario, "combining")[0] if num_transmissions > 1 else "ir"
 
 
 def slow(workflow: Workflow) -> bool:
@@ -107,7 +105,7 @@ def granted_snr_db(scenario: Scenario, workflow: Workflow) -> float:
     s, w = scenario, workflow
     power_db = 0.0
     if s.full_power_mhz:
-        power_db = -10 * math.log10(max(1.0, w.num_prb * 12 * w.scs_khz * 1e-3 / s.full_power_mhz))
+        power_db = -10 * math.log10(max(1.0, w.num_prb * SUBCARRIERS_PER_PRB * w.scs_khz * 1e-3 / s.full_power_mhz))
     return s.snr_db + power_db + 10 * math.log10(array_gain(s, w) / w.num_layers)
 
 
@@ -120,6 +118,7 @@ def possible(task: Task, workflow: Workflow | None) -> bool:
     return workflow.bits_per_symbol * workflow.code_rate <= math.log2(1 + snr) * retransmitted
 
 
+@functools.lru_cache(maxsize=1 << 16)  # a search comes back to a workflow's limit in every round
 def limit(task: Task, workflow: Workflow, config: RewardConfig) -> float:
     """Eq. 2 without a block error and with the error rate just met: what the workflow cannot exceed."""
     best = np.array([delay_ms(task.scenario, workflow), throughput_mbps(workflow, 0.0), task.ber])
@@ -146,7 +145,7 @@ def modes(task: Task) -> list[Workflow]:
             continue
         workflow = granted(task, Workflow(
             num_prb=1, code=code, decoder_iterations=10, estimator=estimator[-1],
-            combining=offered(s, "combining")[0] if chosen["num_transmissions"] > 1 else "ir", **chosen))
+            combining=combining(s, chosen["num_transmissions"]), **chosen))
         if workflow is None:
             continue
         for detector in receivers if chosen["num_layers"] == 1 else [d for d in receivers if not is_neural(d)]:
@@ -169,7 +168,7 @@ def shortlist(task: Task, config: RewardConfig) -> list[Workflow]:
     return sorted(modes(task), key=promise, reverse=True)
 
 
-def steps(task: Task, workflow: Workflow) -> Iterator[Workflow]:
+def steps(task: Task, workflow: Workflow) -> list[Workflow]:
     """Every other value of every single field with the grant resized, and wider grants; what is slow last."""
     found = []
     for field in STEPPED:
@@ -177,7 +176,7 @@ def steps(task: Task, workflow: Workflow) -> Iterator[Workflow]:
             if value != getattr(workflow, field) and (field != "combining" or workflow.num_transmissions > 1):
                 changed = {field: value}
                 if field == "num_transmissions" and 1 in (value, workflow.num_transmissions):
-                    changed["combining"] = offered(task.scenario, "combining")[0] if value > 1 else "ir"
+                    changed["combining"] = combining(task.scenario, value)
                 found.append(granted(task, dataclasses.replace(workflow, **changed)))
     for num_prb in (workflow.num_prb + 1, workflow.num_prb + 2, round(workflow.num_prb * 1.3) + 1):
         if num_prb <= task.scenario.max_prb:
@@ -199,10 +198,8 @@ def judged(pairs: Sequence[tuple[Task, Workflow]], twin: Twin, config: RewardCon
 
 def search(tasks: Sequence[Task], twin: Twin, config: RewardConfig, budget: int = BUDGET, per_round: int = 6) -> list[Found]:
     """For each task the best of at most `budget` tries, of which a slow one counts SLOW_TRIES."""
-    queues = [shortlist(task, config) for task in tasks]
-    bounds = [max((limit(task, w, config) for w in queue), default=NO_SERVICE) for task, queue in zip(tasks, queues)]
     tried: list[dict[Workflow, tuple[bool, float]]] = [{} for _ in tasks]
-    frontier = [queue[:4 * per_round] for queue in queues]
+    frontier = [shortlist(task, config)[:4 * per_round] for task in tasks]
     stepped: list[set[Workflow]] = [set() for _ in tasks]
     spent = [0] * len(tasks)
 
@@ -233,12 +230,12 @@ def search(tasks: Sequence[Task], twin: Twin, config: RewardConfig, budget: int 
             if not good and 0 < qos.bler < SPENDS_BLOCKS:
                 wider = granted(tasks[i], w, qos.bler, qos.mean_transmissions)
                 frontier[i][:0] = [wider] if wider and wider != w else []
-    return [_found(one, bound) for one, bound in zip(tried, bounds)]
+    return list(map(_found, tried))
 
 
-def _found(tried: dict[Workflow, tuple[bool, float]], bound: float) -> Found:
+def _found(tried: dict[Workflow, tuple[bool, float]]) -> Found:
     met = sorted(((w, R) for w, (good, R) in tried.items() if good), key=lambda pair: -pair[1])
-    return Found(met[0][0] if met else None, met[0][1] if met else NO_SERVICE, len(tried), bound, tuple(met))
+    return Found(met[0][0] if met else None, met[0][1] if met else NO_SERVICE, len(tried), tuple(met))
 
 
 def confirmed(tasks: Sequence[Task], found: Sequence[Found], twins: Sequence[Twin], config: RewardConfig) -> list[Found]:

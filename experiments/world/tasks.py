@@ -7,6 +7,7 @@ class's own (`wording.nominal_targets`). `worlds` draws them, `families` says of
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ RELIABILITY = 0.99  # share of the delivered blocks that a delay target is about
 KINDS = (*wording.KINDS, "listed")  # listed: targets in a line of their own
 SPLITS = ("train", "validation", "test", "new-links", "new-platforms", "new-words")
 ELSEWHERE = SPLITS[3:]  # links, platforms and words that training has not seen
+HELD_OUT = SPLITS[2:]
 SNR_CELL_DB = 4.0
 DATA = os.path.join(os.path.dirname(__file__), "data")
 
@@ -102,15 +104,20 @@ def _percent(*what) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(what, sort_keys=True).encode()).digest()[:4], "big") % 100
 
 
+@functools.lru_cache(maxsize=1 << 12)
+def present(absent: tuple[str, ...]) -> dict[str, tuple]:
+    """{field of a workflow: what a platform without these modules offers for it}, of the fields with choices."""
+    return {argument.field: tuple(v for v in argument.choices if f"{tool.name}.{v}" not in absent)
+            for tool in TOOLS for argument in tool.arguments if argument.choices}
+
+
 def random_workflow(rng: random.Random, scenario: Scenario) -> Workflow:
     """A valid workflow of the scenario's modules, every choice at random: teaches the format, nothing about quality."""
-    choices = {argument.field: [v for v in argument.choices if f"{tool.name}.{v}" not in scenario.absent]
-               for tool in TOOLS for argument in tool.arguments if argument.choices}
     rank = min(scenario.num_tx_ant, scenario.num_rx_ant)
     workflow = Workflow(
         num_prb=round(scenario.max_prb ** rng.random()), num_layers=rng.randint(1, min(rank, 2)),
         decoder_iterations=rng.choice((2, 4, 6, 8, 10, 12, 16, 20)),
-        **{field: rng.choice(values) for field, values in choices.items()})
+        **{field: rng.choice(values) for field, values in present(scenario.absent).items()})
     if is_neural(workflow.detector):
         workflow = dataclasses.replace(workflow, num_layers=1)
     if workflow.num_transmissions == 1:
