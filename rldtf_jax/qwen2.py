@@ -18,6 +18,7 @@ import numpy as np
 
 from rldtf_jax.mesh import constrain
 
+ATTENTIONS = ("dot", "xla", "cudnn")  # cudnn: fused, 16-bit, on a GPU alone
 MASKED = -1e9  # a logit no token is sampled at; finite, so that p * log p stays 0 in an entropy
 
 
@@ -42,6 +43,7 @@ class Qwen2Config:
     param_dtype: str = "float32"
     remat: bool | str = False  # recompute each layer in the backward pass; a name in jax.checkpoint_policies saves some
     unroll: int = 1  # layers per step of the scan
+    attention: str = "dot"  # over whole sequences: `attend`, or an implementation of jax.nn.dot_product_attention
 
     def __post_init__(self):
         if self.head_dim is None:
@@ -54,6 +56,8 @@ class Qwen2Config:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}")
         if not 0 < self.num_tokens <= self.vocab_size:
             raise ValueError(f"num_tokens must be in 1..{self.vocab_size}, got {self.num_tokens}")
 
@@ -246,12 +250,22 @@ def block(config: Qwen2Config, layer: dict, x_BxTxD: jax.Array, cos_TxC2, sin_Tx
     H, K, C = c.num_attention_heads, c.num_key_value_heads, c.head_dim
     x_NxD = x_BxTxD.reshape(B * T, D)
     q, k, v = qkv(c, layer, x_NxD)
-    q_BxKxGxTxC = rope(q.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4), cos_TxC2, sin_TxC2)
-    k_BxKxCxT = rope(k.reshape(B, T, K, C).transpose(0, 2, 1, 3), cos_TxC2, sin_TxC2).swapaxes(2, 3)
-    v_BxKxTxC = v.reshape(B, T, K, C).transpose(0, 2, 1, 3)
-    causal_QxT = jnp.tile(jnp.tril(jnp.ones((T, T), bool)), (H // K, 1))
-    a = attend(q_BxKxGxTxC.reshape(B, K, H // K * T, C), k_BxKxCxT, v_BxKxTxC, causal_QxT)
-    a_NxHC = a.reshape(B, K, H // K, T, C).transpose(0, 3, 1, 2, 4).reshape(B * T, H * C)
+    if c.attention == "dot":
+        q_BxKxGxTxC = rope(q.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4), cos_TxC2, sin_TxC2)
+        k_BxKxCxT = rope(k.reshape(B, T, K, C).transpose(0, 2, 1, 3), cos_TxC2, sin_TxC2).swapaxes(2, 3)
+        v_BxKxTxC = v.reshape(B, T, K, C).transpose(0, 2, 1, 3)
+        causal_QxT = jnp.tile(jnp.tril(jnp.ones((T, T), bool)), (H // K, 1))
+        a = attend(q_BxKxGxTxC.reshape(B, K, H // K * T, C), k_BxKxCxT, v_BxKxTxC, causal_QxT)
+        a_NxHC = a.reshape(B, K, H // K, T, C).transpose(0, 3, 1, 2, 4).reshape(B * T, H * C)
+    else:
+        q_BxTxHxC, k_BxTxKxC = (
+            rope(y.reshape(B, T, -1, C), cos_TxC2[:, None], sin_TxC2[:, None]) for y in (q, k)
+        )
+        v_BxTxKxC = v.reshape(B, T, K, C)
+        a_NxHC = jax.nn.dot_product_attention(
+            q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, scale=1.0, is_causal=True, implementation=c.attention
+        ).reshape(B * T, H * C)
+        k_BxKxCxT, v_BxKxTxC = k_BxTxKxC.transpose(0, 2, 3, 1), v_BxTxKxC.transpose(0, 2, 1, 3)
     x_NxD = x_NxD + a_NxHC @ layer["wo"].astype(a_NxHC.dtype)
     x_NxD = x_NxD + mlp(c, layer, x_NxD)
     return constrain(x_NxD.reshape(B, T, D), ("batch", "time", None)), (k_BxKxCxT, v_BxKxTxC)

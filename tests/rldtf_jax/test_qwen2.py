@@ -133,6 +133,28 @@ def test_remat_and_unroll_change_no_gradient(options):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, other)
 
 
+@few
+@given(configs(), st.integers(1, 9), st.integers(0, 99))
+def test_the_library_attention_changes_neither_logits_nor_gradients_nor_the_cache(config, length, seed):
+    model = random_model(config, seed)
+    params = nnx.split(model)[1]
+    tokens_BxT = tokens_of(config, (2, length), seed)
+
+    def everything(config):
+        graphdef = nnx.split(random_model(config))[0]
+        sines = lambda params: jnp.sum(jnp.sin(nnx.merge(graphdef, params)(tokens_BxT)))
+        prefill = lambda params: nnx.merge(graphdef, params).prefill(tokens_BxT, np.array([length, 1]), length + 1)
+        return jax.jit(lambda params: (jax.value_and_grad(sines)(params), prefill(params)))(params)
+
+    own, library = everything(config), everything(dataclasses.replace(config, attention="xla"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), own, library)
+
+
+def test_an_unknown_attention_is_refused():
+    with pytest.raises(ValueError, match="attention must be one of dot, xla, cudnn, got 'flash'"):
+        dataclasses.replace(SMALL, attention="flash")
+
+
 def test_vmap_over_arms_equals_one_arm_at_a_time():
     arms = [random_model(SMALL, seed) for seed in range(3)]
     graphdef, _ = nnx.split(arms[0])
