@@ -177,3 +177,16 @@ def test_the_code_is_linear(seed):
     code, rng = CODES[3], np.random.default_rng(seed)
     a, b = rng.integers(0, 2, (2, 1, code.info), dtype=np.uint8)
     np.testing.assert_array_equal(ldpc.encode(code, a) ^ ldpc.encode(code, b), ldpc.encode(code, a ^ b))
+
+
+@pytest.mark.parametrize("code", CODES, ids=IDS)
+def test_parity_that_is_not_sent_is_not_computed(code):
+    """And nothing else is missing, for any number of blocks side by side."""
+    bits = RNG.integers(0, 2, (70, code.info), dtype=np.uint8)
+    for transmissions in (1, 2):
+        rows = ldpc.rows_needed(code, transmissions)
+        some, every = ldpc.encode(code, bits, rows), ldpc.encode(code, bits)
+        for version in REDUNDANCY_VERSIONS[:transmissions]:
+            place = ldpc.places(code, 2, version) % code.mother_length
+            np.testing.assert_array_equal(some[:, place], every[:, place])
+    np.testing.assert_array_equal(ldpc.encode(code, bits[33:34])[0], every[33])

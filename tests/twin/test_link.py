@@ -428,3 +428,13 @@ def test_the_effective_sinr_method_resolves_rare_errors():
     assert other.bler_interval[1] > 1e-3
     assert one.bler < 1e-3 and one.num_blocks == 512
     assert norm.isf(one.bler) > 3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (32, 440), (5, 8448)])
+def test_random_bits_are_those_of_numpy(shape):
+    from twin.chain.link import random_bits
+
+    ours = random_bits(np.random.default_rng(5), shape)
+    numpys = np.random.default_rng(5).integers(0, 2, shape, dtype=np.uint8)
+    np.testing.assert_array_equal(ours, numpys)
+    assert ours.dtype == np.uint8

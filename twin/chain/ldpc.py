@@ -2,7 +2,8 @@
 
 The decoder works in 16-bit integers, so that its decisions are the same on every processor. A layer is a row of the base graph: its
 Z checks share no bit, and those of several code blocks lie side by side (lane = z B + b), so that a cyclic shift is two
-contiguous runs whatever Z is, and every inner loop is a few vector instructions. Sionna's tables hold the base graphs.
+contiguous runs whatever Z is, and every inner loop is a few vector instructions. A column of posteriors is left turned
+as the check that wrote it last had it: only reading turns. Sionna's tables hold the base graphs.
 
 Letters: S slots, C code blocks of a transport block, N bits of a code block's circular buffer, G coded bits of a slot,
 Z lifting size, B code blocks decoded side by side.
@@ -29,7 +30,10 @@ MAX_MESSAGE = 4095
 MAX_POSTERIOR = 16383
 OFFSET = 4  # half a nat
 LANES = 512  # at least, where there are blocks enough
+BIT_LANES = 4096  # of the encoder, at most
+VECTOR = 32  # arrays are whole multiples of so many integers, so that loops have no remainder
 _jit = numba.njit(cache=True, error_model="numpy")
+_inline = numba.njit(cache=True, error_model="numpy", forceinline=True)
 
 
 @lru_cache(maxsize=512)
@@ -48,61 +52,76 @@ def base_graph(number: int, lifting: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return starts, np.ascontiguousarray(columns), np.ascontiguousarray(shifts)
 
 
-@_jit
-def _xor_shifted(out, block, shift):
-    """out[z] ^= block[(z + shift) mod Z]."""
-    n = out.shape[0]
-    for z in range(n - shift):
-        out[z] ^= block[z + shift]
-    for z in range(shift):
-        out[n - shift + z] ^= block[z]
+@_inline
+def _add(bits, out):
+    for i in range(out.shape[0]):
+        out[i] = out[i] ^ bits[i]
 
 
 @_jit
-def _encode(starts, columns, shifts, num_info, coded):
-    """Fill the parity columns of coded [B, columns, Z] uint8, whose first num_info columns are set.
+def _add_turned(column, turn, out):
+    """out[i] ^= column[(i + turn) mod n]."""
+    rest = column.shape[0] - turn
+    _add(column[turn:], out[:rest])
+    _add(column[:turn], out[rest:])
+
+
+@_jit
+def _encode(starts, columns, shifts, num_rows, num_side, num_info, lifting, bits, coded):
+    """Fill the buffers coded [B, N] uint8, but for parity bits of rows from num_rows on, with bits [B, K'] and parity.
 
     The first parity column stands three times in the first four rows, twice with one shift: their sum leaves it alone, turned by the
     third shift. Each of the next three follows from the row before; every other one has a row of its own.
     """
-    size = coded.shape[2]
-    for b in range(coded.shape[0]):
-        c = coded[b]
-        total = np.zeros(size, np.uint8)
-        turn = 0  # shift that is left of the first parity column
+    info, n, z2 = bits.shape[1], num_side * lifting, 2 * lifting
+    turn = 0  # shift that is left of the first parity column
+    for e in range(starts[4]):
+        if columns[e] == num_info:
+            odd = 0
+            for other in range(starts[4]):
+                odd += columns[other] == num_info and shifts[other] == shifts[e]
+            if odd % 2 == 1:
+                turn = shifts[e]
+    c = np.zeros((num_info + num_rows, n), np.uint8)
+    for first in range(0, bits.shape[0], num_side):
+        here = min(num_side, bits.shape[0] - first)
+        for b in range(here):
+            lane, some, out = c.ravel()[b:], bits[first + b], coded[first + b]
+            for i in range(info):
+                lane[i * num_side] = some[i]
+            for i in range(z2, info):
+                out[i - z2] = some[i]
+        c[num_info:] = 0
+        total = c[num_info + 1]  # where it is not needed yet
         for row in range(4):
             for e in range(starts[row], starts[row + 1]):
                 if columns[e] < num_info:
-                    _xor_shifted(total, c[columns[e]], shifts[e])
-                elif columns[e] == num_info:
-                    odd = 0
-                    for other in range(starts[4]):
-                        odd += columns[other] == num_info and shifts[other] == shifts[e]
-                    if odd % 2 == 1:
-                        turn = shifts[e]
-        for z in range(size):
-            c[num_info, (z + turn) % size] = total[z]
+                    _add_turned(c[columns[e]], shifts[e] * num_side, total)
+        _add_turned(total, (lifting - turn) % lifting * num_side, c[num_info])
+        total[:] = 0
         for row in range(3):  # row i holds parity columns 0 .. i + 1 only, the last one unturned
-            known = np.zeros(size, np.uint8)
             for e in range(starts[row], starts[row + 1]):
                 if columns[e] < num_info + 1 + row:
-                    _xor_shifted(known, c[columns[e]], shifts[e])
-            c[num_info + 1 + row] = known
-        for row in range(4, starts.shape[0] - 1):
-            known = np.zeros(size, np.uint8)
+                    _add_turned(c[columns[e]], shifts[e] * num_side, c[num_info + 1 + row])
+        for row in range(4, num_rows):
             for e in range(starts[row], starts[row + 1] - 1):
-                _xor_shifted(known, c[columns[e]], shifts[e])
-            c[num_info + row] = known
+                _add_turned(c[columns[e]], shifts[e] * num_side, c[num_info + row])
+        for b in range(here):
+            lane, out = c[num_info:].ravel()[b:], coded[first + b, num_info * lifting - z2 :]
+            for i in range(num_rows * lifting):
+                out[i] = lane[i * num_side]
 
 
-def encode(code: Segmentation, bits: np.ndarray) -> np.ndarray:
-    """Circular buffers [B, N] uint8 of code blocks' bits [B, K'], CRCs included: all but the first 2 Z bits of the codeword."""
+def encode(code: Segmentation, bits: np.ndarray, num_rows: int | None = None) -> np.ndarray:
+    """Circular buffers [B, N] uint8 of code blocks' bits [B, K'] with CRCs: all but the first 2 Z bits of the codeword.
+
+    num_rows: of the base graph, at least four; the parity bits of later rows are left 0. None: all.
+    """
     starts, columns, shifts = base_graph(code.base_graph, code.lifting)
-    coded = np.zeros((len(bits), columns.max() + 1, code.lifting), np.uint8)
-    flat = coded.reshape(len(bits), -1)
-    flat[:, : code.info] = bits
-    _encode(starts, columns, shifts, code.columns, coded)
-    return flat[:, 2 * code.lifting :]
+    coded = np.zeros((len(bits), code.mother_length), np.uint8)
+    side = max(1, min(BIT_LANES // code.lifting, len(bits)))
+    _encode(starts, columns, shifts, num_rows or len(starts) - 1, side, code.columns, code.lifting, bits, coded)
+    return coded
 
 
 @lru_cache(maxsize=256)
@@ -166,57 +185,54 @@ def _int16_instruction(name):
 _lesser, _greater = _int16_instruction("smin"), _int16_instruction("smax")
 
 
-# Inner loops over lanes, of slices with one index: numba does not vectorise them with two.
+# Inner loops over lanes, of slices with one index: numba does not vectorise them with two. Inlined, as a call costs as
+# much as a loop.
 
 
-@_jit
-def _extrinsic(posterior, message, out):
-    for i in range(out.shape[0]):
-        out[i] = posterior[i] - message[i]
+@_inline
+def _turn(column, turn, out):
+    """out[i] = column[(i + turn) mod n]."""
+    rest = column.shape[0] - turn
+    ahead, back, front = column[turn:], out[:rest], out[rest:]
+    for i in range(rest):
+        back[i] = ahead[i]
+    for i in range(turn):
+        front[i] = column[i]
 
 
-@_jit
-def _two_least(x, least, second, parity):
-    """Running least and second least magnitude; the sign bits of `parity` are the parity of the signs."""
+@_inline
+def _two_least(x, message, least, second, parity):
+    """Take the check's own message from a bit's posterior: what the bit says, x. Running least and second least magnitude
+    of these; the sign bits of `parity` are the parity of the signs."""
     for i in range(x.shape[0]):
-        a = _greater(x[i], np.int16(-x[i]))
+        said = np.int16(x[i] - message[i])
+        a = _greater(said, np.int16(-said))
+        x[i] = said
         second[i] = _lesser(second[i], _greater(a, least[i]))
         least[i] = _lesser(a, least[i])
-        parity[i] = parity[i] ^ x[i]
+        parity[i] = parity[i] ^ said
 
 
-@_jit
-def _reply(x, least, second, parity, message):
+@_inline
+def _reply(x, least, second, parity, message, posterior):
     """The check's message to the bit that said x: the least of the others' magnitudes less the offset, with their parity."""
     for i in range(x.shape[0]):
-        value, one, two = x[i], least[i], second[i]
-        magnitude = two if _greater(value, np.int16(-value)) == one else one
+        magnitude = second[i] if _greater(x[i], np.int16(-x[i])) == least[i] else least[i]
         magnitude = _lesser(_greater(np.int16(magnitude - np.int16(OFFSET)), np.int16(0)), np.int16(MAX_MESSAGE))
-        sign = np.int16(parity[i] ^ value) >> 15
-        message[i] = (magnitude ^ sign) - sign
+        sign = np.int16(parity[i] ^ x[i]) >> 15
+        answer = np.int16((magnitude ^ sign) - sign)
+        message[i] = answer
+        posterior[i] = _greater(_lesser(np.int16(x[i] + answer), np.int16(MAX_POSTERIOR)), np.int16(-MAX_POSTERIOR))
 
 
 @_jit
-def _posterior(x, message, out):
-    for i in range(x.shape[0]):
-        out[i] = _greater(_lesser(np.int16(x[i] + message[i]), np.int16(MAX_POSTERIOR)), np.int16(-MAX_POSTERIOR))
-
-
-@_jit
-def _add_parity(posterior, parity):
-    for i in range(posterior.shape[0]):
-        parity[i] = parity[i] ^ posterior[i]
-
-
-@_jit
-def _satisfied(starts, columns, shifts, num_rows, step, posterior, parity):
-    n = posterior.shape[1]
+def _satisfied(starts, columns, shifts, num_rows, num_side, lifting, turned, posterior, parity):
+    n = num_side * lifting
     for row in range(num_rows):
         parity[:] = 0
         for e in range(starts[row], starts[row + 1]):
-            turn, of = shifts[e] * step, posterior[columns[e]]
-            _add_parity(of[turn:], parity[: n - turn])
-            _add_parity(of[:turn], parity[n - turn :])
+            turn = (shifts[e] - turned[columns[e]]) % lifting * num_side
+            _add_turned(posterior[columns[e], :n], turn, parity[:n])
         for i in range(n):
             if parity[i] < 0:
                 return False
@@ -226,42 +242,47 @@ def _satisfied(starts, columns, shifts, num_rows, step, posterior, parity):
 @_jit
 def _decode(starts, columns, shifts, num_rows, iterations, num_side, num_info, info, lifting, buffer, decided):
     """Hard decisions [B, K'] of buffers [B, N] int16, num_side blocks at a time; returns the iterations spent by all groups."""
-    num_blocks, n, z2 = buffer.shape[0], num_side * lifting, 2 * lifting
-    posterior = np.empty((columns.max() + 1, n), np.int16)
-    message = np.empty((starts[num_rows], n), np.int16)
-    x = np.empty((19, n), np.int16)  # a row has at most 19 entries
-    least, second, parity = np.empty(n, np.int16), np.empty(n, np.int16), np.empty(n, np.int16)
+    num_blocks, num_columns, n = buffer.shape[0], num_info + num_rows, num_side * lifting
+    whole = -(-n // VECTOR) * VECTOR
+    posterior = np.empty((num_columns, whole), np.int16)
+    turned = np.empty(num_columns, np.int64)  # by how much a column lies turned: the shift of the check that wrote it
+    message = np.empty((starts[num_rows], whole), np.int16)
+    x = np.zeros((19, whole), np.int16)  # a row has at most 19 entries
+    least, second, parity = np.empty(whole, np.int16), np.empty(whole, np.int16), np.empty(whole, np.int16)
     spent = 0
     for first in range(0, num_blocks, num_side):
         here = min(num_side, num_blocks - first)
-        posterior[:] = MAX_MESSAGE  # lanes without a block are a codeword of zeros, filler bits are zeros
-        for b in range(here):
-            for z in range(z2):
-                posterior[z // lifting, z % lifting * num_side + b] = 0
-            for i in range(buffer.shape[1]):
-                if info - z2 <= i < num_info * lifting - z2:
-                    continue
-                posterior[(i + z2) // lifting, (i + z2) % lifting * num_side + b] = buffer[first + b, i]
+        posterior[:2] = 0  # the first two columns are never sent
+        posterior[2:] = MAX_MESSAGE  # lanes without a block are a codeword of zeros, filler bits are zeros
+        for column in range(2, num_columns):
+            known = min(max(info - column * lifting, 0), lifting) if column < num_info else lifting
+            for b in range(here):
+                lane, sent = posterior[column, b:], buffer[first + b, (column - 2) * lifting :]
+                for z in range(known):
+                    lane[z * num_side] = sent[z]
+        turned[:] = 0
         message[:] = 0
         for _ in range(iterations):
             spent += here
             for row in range(num_rows):
+                start = starts[row]
                 least[:], second[:], parity[:] = MAX_POSTERIOR, MAX_POSTERIOR, 0
-                for e in range(starts[row], starts[row + 1]):
-                    turn, of, to, out = shifts[e] * num_side, posterior[columns[e]], message[e], x[e - starts[row]]
-                    _extrinsic(of[turn:], to[: n - turn], out[: n - turn])
-                    _extrinsic(of[:turn], to[n - turn :], out[n - turn :])
-                    _two_least(out, least, second, parity)
-                for e in range(starts[row], starts[row + 1]):
-                    turn, of, to, out = shifts[e] * num_side, posterior[columns[e]], message[e], x[e - starts[row]]
-                    _reply(out, least, second, parity, to)
-                    _posterior(out[: n - turn], to[: n - turn], of[turn:])
-                    _posterior(out[n - turn :], to[n - turn :], of[:turn])
-            if _satisfied(starts, columns, shifts, num_rows, num_side, posterior, parity):
+                for e in range(start, starts[row + 1]):
+                    turn = (shifts[e] - turned[columns[e]]) % lifting * num_side
+                    _turn(posterior[columns[e], :n], turn, x[e - start, :n])
+                    _two_least(x[e - start], message[e], least, second, parity)
+                for e in range(start, starts[row + 1]):
+                    _reply(x[e - start], least, second, parity, message[e], posterior[columns[e]])
+                    turned[columns[e]] = shifts[e]
+            if _satisfied(starts, columns, shifts, num_rows, num_side, lifting, turned, posterior, parity):
                 break
         for b in range(here):
-            for i in range(info):
-                decided[first + b, i] = posterior[i // lifting, i % lifting * num_side + b] < 0
+            for column in range(-(-info // lifting)):
+                start, end = column * lifting, min((column + 1) * lifting, info)
+                lane, out = posterior[column, b:], decided[first + b, start:end]
+                ahead = lifting - turned[column]
+                for z in range(out.shape[0]):
+                    out[z] = lane[(z + ahead if z < turned[column] else z - turned[column]) * num_side] < 0
     return spent
 
 

@@ -46,19 +46,27 @@ class Blocks:
     places: tuple[np.ndarray, ...]
 
 
+def random_bits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """What rng.integers(0, 2, shape, np.uint8) draws, several times as fast: the top bits of the generator's bytes."""
+    count = int(np.prod(shape))
+    numbers = rng.bit_generator.random_raw(-(-count // 8)).astype("<u8", copy=False)
+    return (numbers.view(np.uint8)[:count] >> 7).reshape(shape)
+
+
 def transport_blocks(point: Point, seed: int, num_slots: int, backend: str) -> Blocks:
     """Random bits, coded."""
     rng = np.random.default_rng(seed)
     num_coded = coded_bits(point.workflow)
     if point.code == "ldpc":
         code = point.segmentation
-        bits = rng.integers(0, 2, (num_slots * code.num_blocks, code.info), dtype=np.uint8)
+        bits = random_bits(rng, (num_slots * code.num_blocks, code.info))
         if backend == "sionna":
             from . import sionna_stages
 
             coded = sionna_stages.encode_ldpc(point, bits.reshape(num_slots, code.num_blocks, -1))
             return Blocks(bits.reshape(num_slots, -1), coded, (np.arange(num_coded),))
-        coded = ldpc.encode(code, bits)
+        rows = ldpc.rows_needed(code, point.num_transmissions if point.combining == "ir" else 1)
+        coded = ldpc.encode(code, bits, rows)
         versions = REDUNDANCY_VERSIONS if point.combining == "ir" else (0,) * 4
         places = tuple(ldpc.places(code, point.bits_per_symbol, v) for v in versions[: point.num_transmissions])
         return Blocks(bits.reshape(num_slots, -1), coded.reshape(num_slots, -1), places)
