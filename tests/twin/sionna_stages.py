@@ -163,9 +163,9 @@ def the_demapper_is_sionnas_app_demapper():
     for m in (2, 4, 6, 8):
         x, noise = 1.5 * gaussian(2000), (10 ** RNG.uniform(-2.5, 0.5, 2000)).astype(np.float32)
         reference = Demapper("app", "qam", m)(x, noise).numpy().reshape(-1, m)
-        out, weight = np.empty(2000 * m, np.float32), np.empty(2 ** (m // 2), np.float32)
+        out = np.empty(2000 * m, np.float32)
         for first, part in enumerate((x.real, x.imag)):
-            qam.demap_row(np.ascontiguousarray(part), noise, *qam.ladder(m), m // 2, weight, out, first, m)
+            qam.demap_row(np.ascontiguousarray(part), noise, *qam.ladder(m), m // 2, out, first, m)
         np.testing.assert_allclose(
             np.clip(out.reshape(-1, m), -30, 30), np.clip(-reference, -30, 30), rtol=3e-3, atol=3e-3, err_msg=str(m))
 
@@ -197,8 +197,10 @@ def estimates_and_error_variances_are_sionnas_equalizers():
     for rx, layers in ((2, 2), (4, 2), (4, 4)):
         y, g, noise = gaussian(rx, 500), gaussian(rx, layers, 500), np.float32(0.2)
         for method, equalizer in (("zf", zf_equalizer), ("lmmse", lmmse_equalizer)):
-            real, imaginary, spread = (np.empty((layers, 500), np.float32) for _ in range(3))
-            detection._separate(g, y, real, imaginary, spread, noise, detection.METHODS[method])
+            estimate = np.empty((layers, 3, 500), np.float32)
+            apart = [np.ascontiguousarray(np.stack([z.real, z.imag], axis=-2)) for z in (g.swapaxes(0, 1), y)]
+            detection._separate(*apart, np.full(500, noise), detection.METHODS[method], estimate)
+            real, imaginary, spread = estimate.swapaxes(0, 1)
             h = g.transpose(2, 0, 1) / np.float32(np.sqrt(layers))
             s = np.tile(noise * np.eye(rx, dtype=np.complex64), (500, 1, 1))
             x, no = (t.numpy().T for t in equalizer(y.T, h, s))

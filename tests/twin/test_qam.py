@@ -37,10 +37,10 @@ def test_nearest_neighbours_differ_in_one_bit(m):
 
 def demap(y, noise, m):
     """LLRs [symbols, m] by the demapper: a row of real parts, one of imaginary parts."""
-    out, weight = np.empty(len(y) * m, np.float32), np.empty(2 ** (m // 2), np.float32)
+    out = np.empty(len(y) * m, np.float32)
     for first, part in enumerate((y.real, y.imag)):
         part, noise = np.ascontiguousarray(part, np.float32), np.asarray(noise, np.float32)
-        qam.demap_row(part, noise, *qam.ladder(m), m // 2, weight, out, first, m)
+        qam.demap_row(part, noise, *qam.ladder(m), m // 2, out, first, m)
     return out.reshape(-1, m)
 
 

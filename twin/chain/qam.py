@@ -8,9 +8,14 @@ from functools import cache
 import numba
 import numpy as np
 
-LEAST_EXPONENT = np.float32(-60)
+LEAST_EXPONENT = -60.0
 TINY = np.float32(1e-17)
-_jit = numba.njit(cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "contract", "reassoc", "arcp"})
+INVERSE_LN2, LN2_HIGH, LN2_LOW = 1 / math.log(2), float.fromhex("0x1.62e42feep-1"), 1.9082149292705877e-10
+ROUNDER = 1.5 * 2**52  # added and taken away: the nearest integer
+SERIES = tuple(1 / math.factorial(n) for n in range(14))
+CHUNK = 256  # symbols demapped at a time
+_inline = numba.njit(cache=True, error_model="numpy", fastmath={"contract"}, forceinline=True)
+_jit = numba.njit(cache=True, error_model="numpy", fastmath={"contract"})
 
 
 @cache
@@ -62,41 +67,81 @@ def ladder(bits_per_symbol: int) -> tuple[np.ndarray, np.ndarray]:
     return amplitude[labels], labels
 
 
+@_inline
+def _exp(x):
+    """exp(x), |x| < 700, to two units of the last place, in operations that vectorise: 2^k exp(r), |r| <= ln 2 / 2, the
+    latter by its power series."""
+    k = x * INVERSE_LN2 + ROUNDER - ROUNDER
+    r = (x - k * LN2_HIGH) - k * LN2_LOW
+    value = ((SERIES[13] * r + SERIES[12]) * r + SERIES[11]) * r + SERIES[10]
+    value = value * r + SERIES[9]
+    value = ((value * r + SERIES[8]) * r + SERIES[7]) * r + SERIES[6]
+    value = ((value * r + SERIES[5]) * r + SERIES[4]) * r + SERIES[3]
+    value = ((value * r + SERIES[2]) * r + SERIES[1]) * r + SERIES[0]
+    return value * np.int64((np.int64(k) + 1023) << 52).view(np.float64)
+
+
 @_jit
-def demap_row(y, noise, amplitude, labels, half, weight, out, first, stride):
+def _nearest(y, noise, amplitude, step, best, twice, scale):
+    """The level nearest to every symbol, twice how far the symbol is above it, and a step over the noise variance."""
+    least, top, per_step = amplitude[0], np.float32(amplitude.shape[0] - 1), np.float32(1) / np.float32(step)
+    for f in range(y.shape[0]):
+        nearest = np.rint((y[f] - least) * per_step)
+        nearest = nearest if nearest > 0 else np.float32(0)
+        best[f] = nearest if nearest < top else top
+        scale[f] = step * np.float64(np.float32(1) / noise[f])
+    for f in range(y.shape[0]):
+        twice[f] = 2 * (y[f] - amplitude[int(best[f])])
+
+
+@_jit
+def _likelihood(level, step, best, twice, scale, weight):
+    """Of a level k steps above the nearest one, relative to that one's: exp(k (2 d - k step) step / noise) of a symbol
+    that is d above the nearest level."""
+    for f in range(best.shape[0]):
+        above = level - best[f]
+        exponent = above * (twice[f] - above * step) * scale[f]
+        weight[f] = _exp(exponent if exponent > LEAST_EXPONENT else LEAST_EXPONENT)
+
+
+@_inline
+def _accumulate(weight, out):
+    for f in range(out.shape[0]):
+        out[f] += weight[f]
+
+
+@_inline
+def _odds(zero, one, out):
+    """Of sums [4, symbols] each."""
+    a, b, c, d = zero
+    p, q, r, s = one
+    for f in range(out.shape[0]):
+        out[f] = ((a[f] + c[f]) + (b[f] + d[f])) / ((p[f] + r[f]) + (q[f] + s[f]))
+
+
+@_jit
+def demap_row(y, noise, amplitude, labels, half, out, first, stride):
     """LLRs log(P(bit = 0) / P(bit = 1)) of one dimension of a row of symbols, exact: those of symbol f go to out[first + f stride],
     two further, .... noise: variances of the complex symbols; amplitude, labels: the ladder.
-
-    Likelihoods relative to the nearest level's: from a level to the next one their ratio changes by a constant factor, so that three
-    exponentials do for all of them.
     """
-    levels, step = 1 << half, amplitude[1] - amplitude[0]
-    for f in range(y.shape[0]):
-        inverse = np.float32(1) / noise[f]
-        if half == 1:
-            out[first + f * stride] = -4 * amplitude[0] * y[f] * inverse
-            continue
-        best = min(max(int(np.rint((y[f] - amplitude[0]) / step)), 0), levels - 1)
-        distance = y[f] - amplitude[best]
-        bend = math.exp(max(-2 * step * step * inverse, LEAST_EXPONENT))
-        weight[best] = np.float32(1)
-        ratio = math.exp(max((2 * distance - step) * step * inverse, LEAST_EXPONENT))
-        total = np.float32(1)
-        for i in range(best + 1, levels):
-            total *= ratio
-            ratio *= bend
-            weight[i] = total
-        ratio = math.exp(max((-2 * distance - step) * step * inverse, LEAST_EXPONENT))
-        total = np.float32(1)
-        for i in range(best - 1, -1, -1):
-            total *= ratio
-            ratio *= bend
-            weight[i] = total
+    if half == 1:
+        for f in range(y.shape[0]):
+            out[first + f * stride] = -4 * amplitude[0] * y[f] * (np.float32(1) / noise[f])
+        return
+    levels, some, step = 1 << half, min(CHUNK, y.shape[0]), np.float64(amplitude[1] - amplitude[0])
+    best, twice, scale = np.empty(some, np.float64), np.empty(some, np.float64), np.empty(some, np.float64)
+    weight, sums = np.empty((levels, some), np.float32), np.empty((2, 4, some), np.float32)
+    odds = np.empty(some, np.float32)
+    for start in range(0, y.shape[0], some):
+        n = min(some, y.shape[0] - start)
+        _nearest(y[start : start + n], noise[start : start + n], amplitude, step, best, twice, scale)
+        for i in range(levels):
+            _likelihood(i, step, best[:n], twice, scale, weight[i])
         for b in range(half):
-            zero, one = TINY, TINY
-            for i in range(levels):
-                if labels[i] >> (half - 1 - b) & 1:
-                    one += weight[i]
-                else:
-                    zero += weight[i]
-            out[first + f * stride + 2 * b] = math.log(zero / one)
+            sums[:] = 0
+            sums[:, 0] = TINY
+            for i in range(levels):  # four sums each, of every fourth level
+                _accumulate(weight[i], sums[labels[i] >> (half - 1 - b) & 1, i & 3])
+            _odds(sums[0], sums[1], odds[:n])
+            for f in range(n):
+                out[first + (start + f) * stride + 2 * b] = math.log(odds[f])
