@@ -80,10 +80,11 @@ class TasksConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InstructConfig:
-    """Instruction tuning on random valid workflows."""
+    """Instruction tuning on random workflows whose grants carry what is asked."""
 
     pairs: int = 8000
     think: bool = True  # each response begins with the think line; the later stages go on with what is taught here
+    reading: SFTConfig | None = None  # before: a link and targets in, the think line out; so a model from nothing learns to copy
     sft: SFTConfig = SFTConfig()
 
     def __post_init__(self):
@@ -97,11 +98,12 @@ class RejectConfig:
     max_rounds: int = 3
     samples_per_task: int = 4
     keep_per_task: int = 2
+    epochs: int = 4  # over the kept responses at most, whatever sft.steps says
     min_gain: float = 0.01  # of the success rate, or the rounds end
     sft: SFTConfig = SFTConfig()
 
     def __post_init__(self):
-        _at_least(1, self, "max_rounds", "samples_per_task", "keep_per_task")
+        _at_least(1, self, "max_rounds", "samples_per_task", "keep_per_task", "epochs")
         _at_least(0, self, "min_gain")
 
 

@@ -1,4 +1,4 @@
-"""Phase 1: instruction tuning on random valid workflows.
+"""Phase 1: instruction tuning on random workflows, their grants sized for what is asked.
 
     python -m experiments.stages.instruct preset=quickstart
 
@@ -6,15 +6,23 @@ Every stage leaves `<run_dir>/<stage>/model` when it is done, so that asking for
 from its checkpoints when it is not.
 """
 
+import itertools
 import random
+
+import jax
+import numpy as np
 
 from rldtf_jax import hf, sft
 from rldtf_jax.config import ConfigError
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 
 from experiments.config import ExperimentConfig, command
-from experiments.stages.run import Run, curriculum, fresh_model, opened, sequences, stage_model
-from experiments.world.tasks import random_workflow
+from experiments.stages.run import Run, curriculum, fresh_model, opened, practice, sequences, stage_model
+from experiments.world.orchestration import describe_link, describe_targets, think
+from experiments.world.search import sized_workflow
+
+
+LONGEST = 0.05  # of the practice rows, that are left out
 
 
 def first_model(run: Run) -> Qwen2:
@@ -27,23 +35,42 @@ def first_model(run: Run) -> Qwen2:
 
 
 def instruct(run: Run) -> Qwen2:
-    """Phase 1: valid but random workflows teach the format, nothing about quality."""
+    """Phase 1: random workflows teach the format and what a grant carries, nothing about the link."""
     done = stage_model(run, "instruct")
     if done is not None:
         return done
     rng = random.Random(f"instruct {run.config.seed}")
-    tasks = run.tasks["train"]
-    pairs = [(task.prompt(run.config.tasks.prompt), task.response(random_workflow(rng, task.scenario), run.config.instruct.think))
-             for task in (tasks[i % len(tasks)] for i in range(run.config.instruct.pairs))]
+    pairs = [(task.prompt(run.config.tasks.prompt), task.response(sized_workflow(rng, task), run.config.instruct.think))
+             for task in itertools.islice(practice(run.config, run.tasks["train"]), run.config.instruct.pairs)]
     rows, budget = sequences(run.tokenizer, curriculum(run, pairs)), run.config.rldtf.sample.max_new_tokens
     longest = int((rows.lengths - rows.prompt_lengths)[:len(pairs)].max())
     if longest > budget:
         raise ConfigError(f"rldtf.sample.max_new_tokens = {budget}: expected at least {longest}, the longest response "
                           "of the instruction data in tokens")
-    model = sft.train(first_model(run), rows, run.config.instruct.sft, seed=run.config.seed, directory=run.path("instruct"),
-                      title="instruct", **run.config.loop_options)
+    rows = trimmed(rows)
+    model = first_model(run)
+    if run.config.instruct.reading and run.config.instruct.think:
+        model = sft.train(model, sequences(run.tokenizer, reading(run)), run.config.instruct.reading, seed=run.config.seed,
+                          directory=run.path("instruct", "reading"), title="reading", **run.config.loop_options)
+    model = sft.train(model, rows, run.config.instruct.sft, seed=run.config.seed, directory=run.path("instruct"), title="instruct",
+                      **run.config.loop_options)
     hf.save(model, run.path("instruct", "model"))
     return model
+
+
+def reading(run: Run) -> list[tuple[str, str]]:
+    """(prompt, response) with nothing to read but what the think line repeats: copying is learnt from short texts, where whole prompts
+    do not teach it in as many steps, and then holds in long ones."""
+    tasks = itertools.islice(practice(run.config, run.tasks["train"]), run.config.instruct.pairs)
+    return [(f"{describe_link(t.scenario)} {describe_targets(t.delay_ms, t.throughput_mbps, t.ber, t.errors)}",
+             think(t.scenario, t.throughput_mbps, t.delay_ms)) for t in tasks]
+
+
+def trimmed(rows: sft.Sequences) -> sft.Sequences:
+    """Without the longest rows, LONGEST of all, for which every batch would be padded."""
+    width = int(np.quantile(rows.lengths, 1 - LONGEST, method="higher"))
+    kept = jax.tree.map(lambda x: x[rows.lengths <= width], rows)
+    return kept._replace(tokens=kept.tokens[:, :-(-width // 8) * 8])
 
 
 def main(config: ExperimentConfig) -> None:

@@ -3,6 +3,7 @@
     python -m experiments.stages.reject preset=quickstart
 """
 
+import dataclasses
 import json
 import os
 from typing import Sequence
@@ -42,7 +43,9 @@ def reject(run: Run) -> Qwen2:
             say("reject: no sampled response fulfils its task; going on with the model of phase 1")
             break
         pairs = [(train.tasks[row["task"]].prompt(run.config.tasks.prompt), row["response"]) for row in kept]
-        refined = sft.train(model, sequences(run.tokenizer, curriculum(run, pairs)), config.sft,
+        rows = sequences(run.tokenizer, curriculum(run, pairs))
+        steps = min(config.sft.steps, -(-config.epochs * len(rows.tokens) // config.sft.batch_size))  # few responses are soon learnt by heart
+        refined = sft.train(model, rows, dataclasses.replace(config.sft, steps=steps),
                             seed=run.config.seed + number, directory=directory, title=f"reject {number}",
                             **run.config.loop_options)
         new_rate = success(refined)

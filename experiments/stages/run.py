@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import random
@@ -29,8 +30,12 @@ from experiments.files import whole
 from experiments.world import tasks as task_files
 from experiments.world import worlds
 from experiments.world.environment import TwinEnvironment
+from experiments.world.search import sized_workflow
 from experiments.world.tasks import Task
 from experiments.world.translator import ModelTranslator, lessons
+
+
+BPE_TASKS = 1000  # that a tokenizer is trained on
 
 
 @dataclasses.dataclass
@@ -148,15 +153,22 @@ def prepare_tasks(config: ExperimentConfig, twins: Callable[[str], Twin]) -> dic
     return task_files.load_splits(directory)
 
 
+def practice(config: ExperimentConfig, train: Sequence[Task]) -> Iterator[Task]:
+    """Tasks without end to learn the language on: drawn anew from the family, of the split train, feasible or not; of one's own, these."""
+    if config.tasks.directory:
+        return itertools.cycle(train)
+    return (task for task in worlds.candidates(worlds.family(config.tasks.family), config.seed) if task.split == "train")
+
+
 def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokenizer:
-    """The HF directory's own tokenizer, or the domain BPE trained on the training tasks' prompts and random responses."""
+    """The HF directory's own tokenizer, or the domain BPE trained on prompts and random responses."""
     if config.model.hf_dir:
         return tokenizer.load(os.path.join(config.model.hf_dir, "tokenizer.json"))
     path = os.path.join(config.run_dir, "tokenizer.json")
     if not os.path.exists(path):
         rng = random.Random(f"bpe {config.seed}")
-        texts = [f"user\n{task.prompt(config.tasks.prompt)}\nassistant\n{task.response(task_files.random_workflow(rng, task.scenario))}"
-                 for task in train]
+        texts = [f"user\n{task.prompt(config.tasks.prompt)}\nassistant\n{task.response(sized_workflow(rng, task))}"
+                 for task in itertools.islice(practice(config, train), BPE_TASKS)]
         if config.translator == "model":
             texts += [program for _, program in lessons(texts)]
         with whole(path) as file:

@@ -7,7 +7,9 @@ import re
 
 from twin import Scenario, Workflow, WorkflowError, parse
 from twin.delay import throughput_mbps as full_throughput_mbps
+from twin.spec import slot_ms
 from twin.toolbox import BY_FIELD
+from twin.transport import data_elements
 
 from experiments.world.wording import RATES_MBPS
 
@@ -52,8 +54,11 @@ def describe_link(scenario: Scenario) -> str:
     channel = s.channel + (f" {s.delay_spread_ns:.0f} ns at {s.speed_mps:g} m/s" if s.channel.startswith(("tdl", "cdl")) else "")
     more = [f"{s.antenna_correlation} correlation"] * (s.antenna_correlation != "low") + (
         [f"full power up to {s.full_power_mhz:g} MHz"] if s.full_power_mhz else []) + [f"{s.access} access"] * (s.access != "immediate")
-    return ", ".join([f"Link: {channel}", f"SNR {s.snr_db:.0f} dB", f"{s.num_tx_ant}x{s.num_rx_ant} antennas", f"{s.max_prb} PRB", *more,
-                      f"{s.compute_gflops:g} GFLOPS."])
+    return ", ".join([f"Link: {channel}", _size(s), *more, f"{s.compute_gflops:g} GFLOPS."])
+
+
+def _size(s: Scenario) -> str:
+    return f"SNR {s.snr_db:.0f} dB, {s.num_tx_ant}x{s.num_rx_ant} antennas, {s.max_prb} PRB"
 
 
 def describe_state(scenario: Scenario) -> str:
@@ -70,18 +75,21 @@ def describe_state(scenario: Scenario) -> str:
             f"resource blocks. The platform sustains {s.compute_gflops:g} GFLOPS.")
 
 
-SHOWN = (  # what the short prompt says of a platform, in this order: tool, its values, how they are written
-    ("grid", (15, 30, 60, 120), lambda v: f"{v}"), ("modulate", tuple(QAM), QAM.get), ("encode", ("ldpc", "polar"), str),
-    ("encode", BY_FIELD["code_rate"].choices, lambda v: f"{v:g}"), ("pilots", (1, 2), lambda v: f"{v} DMRS"),
-    ("precode", ("none", "svd", "deeptx"), str), ("harq", (1, 2, 3, 4), lambda v: f"x{v}"), ("harq", ("ir", "chase"), str),
-    ("estimate", ("ls-nearest", "ls", "lmmse"), str),
-    ("detect", ("mrc", "zf", "lmmse", "ep", "kbest", "deeprx-small", "deeprx"), str))
+SHOWN = (  # what the short prompt says of a platform, in an answer's order and words: tool, its values, how one is written, a frame
+    ("grid", (15, 30, 60, 120), str, "{} kHz"), ("modulate", tuple(QAM), QAM.get, "{}"),
+    ("encode", ("ldpc", "polar"), {"ldpc": "LDPC", "polar": "polar"}.get, "{}"),
+    ("encode", BY_FIELD["code_rate"].choices, "{:.2f}".format, "rate {}"), ("pilots", (1, 2), str, "{} DMRS"),
+    ("estimate", ("ls-nearest", "ls", "lmmse"), str, "{} estimation"),
+    ("detect", ("mrc", "zf", "lmmse", "ep", "kbest", "deeprx-small", "deeprx"), str, "{} detection"),
+    ("precode", ("none", "svd", "deeptx"), str, "{} precoding"), ("harq", (1, 2, 3, 4), str, "{} transmissions"),
+    ("harq", ("ir", "chase"), str, "{} combining"))
 
 
 def describe_tools(scenario: Scenario) -> str:
     """The modules that are present, those of a kind together; `twin.toolbox.describe()` is the whole toolbox."""
-    present = [" ".join(show(value) for value in values if f"{tool}.{value}" not in scenario.absent) for tool, values, show in SHOWN]
-    return f"Tools: {'; '.join(present)}."
+    return "Tools: " + "; ".join(
+        frame.format(" ".join(show(value) for value in values if f"{tool}.{value}" not in scenario.absent))
+        for tool, values, show, frame in SHOWN) + "."
 
 
 def describe_targets(delay_ms: float, throughput_mbps: float, ber: float, errors: str = "bit") -> str:
@@ -91,28 +99,34 @@ def describe_targets(delay_ms: float, throughput_mbps: float, ber: float, errors
 
 
 def think(scenario: Scenario, throughput_mbps: float, delay_ms: float) -> str:
-    """One line of arithmetic that a response begins with: the SNR with array gain, and what is to be met."""
+    """What a response begins with: the SNR, antennas and grant as the prompt has them, the SNR with the array's gain, and what is to be met."""
     gain_db = round(10 * math.log10(scenario.num_rx_ant))
-    return (f"{THINK} {scenario.snr_db:.0f} + {gain_db} = {scenario.snr_db + gain_db:.0f} dB, "
-            f"{quantity(throughput_mbps, 'Mbps', 'kbps')}, {scenario.max_prb} PRB, "
-            f"{quantity(delay_ms, 'ms', 'us')}{END_THINK} ")
+    return (f"{THINK} {_size(scenario)}: {scenario.snr_db:.0f} + {gain_db} = {scenario.snr_db + gain_db:.0f} dB; "
+            f"{quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}{END_THINK} ")
 
 
-def describe_workflow(w: Workflow) -> str:
+def describe_workflow(w: Workflow, wanted_mbps: float | None = None) -> str:
     """A workflow in structured natural language, what the policy learns to write; `translate` reads it back.
 
-    Before the grant stands the round figure of throughput that it carries without block errors: arithmetic that `translate`
-    does not read, but that lets a writer decide on a throughput and follow with the grant for it.
+    Before the grant stand what one PRB carries and the throughput that the grant is for, without block errors: wanted_mbps, or the round
+    figure below what it carries. `translate` reads neither; they let a writer decide on a throughput and divide.
     """
     carried = full_throughput_mbps(w, 0.0)
-    figure = max((rate for rate in RATES_MBPS if rate <= carried), default=RATES_MBPS[0])
+    figure = wanted_mbps if wanted_mbps and wanted_mbps <= carried else max(
+        (rate for rate in RATES_MBPS if rate <= carried), default=RATES_MBPS[0])
+    each = data_elements(w) / w.num_prb * w.num_layers * w.bits_per_symbol * w.code_rate / slot_ms(w.scs_khz) * 1e-3
     return (f"Use {w.scs_khz} kHz, {QAM[w.bits_per_symbol]} on {w.num_layers} layer{'s' * (w.num_layers > 1)}, "
             f"{'LDPC' if w.code == 'ldpc' else w.code} rate {w.code_rate:.2f} with {w.decoder_iterations} iterations, "
             f"{w.num_dmrs} DMRS, {w.estimator} estimation, {w.detector} detection, "
             f"{f'{w.precoder} precoding, ' if w.precoder != 'none' else ''}"
             f"{f'{w.num_transmissions} transmissions, ' if w.num_transmissions > 1 else ''}"
             f"{f'{w.combining} combining, ' if w.combining != 'ir' else ''}"
+            f"{_two_digits(each)} a PRB, "
             f"{quantity(figure, 'Mbps', 'kbps')} on {w.num_prb} PRB.")
+
+
+def _two_digits(mbps: float) -> str:
+    return f"{float(f'{mbps:.2g}'):g} Mbps" if mbps >= 1 else f"{float(f'{mbps * 1e3:.2g}'):g} kbps"
 
 
 def translate(response: str) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import random
 from typing import NamedTuple, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ from twin.spec import SUBCARRIERS_PER_PRB, slot_ms
 from twin.toolbox import is_neural
 from twin.transport import data_elements, transport_block_bits
 
-from experiments.world.tasks import Task, present
+from experiments.world.tasks import Task, present, random_workflow
 
 ITERATIONS = (2, 4, 6, 8, 10, 14, 20)
 STRENGTH = {  # methods, the most powerful last; what runs on Sionna comes before what does the same natively
@@ -33,6 +34,7 @@ MODE = ("scs_khz", "bits_per_symbol", "code_rate", "num_layers", "num_dmrs", "pr
 STEPPED = (*MODE, "code", "decoder_iterations", "estimator", "detector", "combining")
 SPENDS_BLOCKS = 0.3  # block errors up to which a grant is widened for them
 BUDGET = 32  # tries of a task
+SIZED_TRIES = 50
 FINALISTS = 5  # that are asked for on other noise
 
 
@@ -84,6 +86,15 @@ def granted(task: Task, workflow: Workflow, bler: float = 0.0, transmissions: fl
         if transport_block_bits(num_prb, per_prb, w.bits_per_symbol, w.num_layers, w.code_rate) >= needed:
             return dataclasses.replace(w, num_prb=num_prb)
     return None
+
+
+def sized_workflow(rng: random.Random, task: Task) -> Workflow:
+    """A random workflow with the fewest PRB that carry the task's throughput if no block fails; any random one where SIZED_TRIES cannot."""
+    for _ in range(SIZED_TRIES):
+        workflow = random_workflow(rng, task.scenario)
+        if sized := granted(task, workflow):
+            return sized
+    return workflow
 
 
 @functools.lru_cache(maxsize=1 << 16)

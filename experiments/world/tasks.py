@@ -81,7 +81,7 @@ class Task:
         structured natural language."""
         intent = wording.describe_intent(self.delay_ms, self.throughput_mbps, self.ber) if self.infers else ""
         thoughts = orchestration.think(self.scenario, self.throughput_mbps, self.delay_ms) if think else ""
-        return intent + thoughts + orchestration.describe_workflow(workflow)
+        return intent + thoughts + orchestration.describe_workflow(workflow, self.throughput_mbps)
 
 
 def split_of(scenario: Scenario, required: tuple[float, float, float]) -> str:

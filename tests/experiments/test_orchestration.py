@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from experiments.world import tasks, worlds
 from experiments.world.orchestration import THINK, describe_link, describe_state, describe_tools, describe_workflow, quantity, think, translate
+from experiments.world.search import granted, sized_workflow
 from twin import Scenario, Workflow, WorkflowError, check, parse
 from twin.delay import throughput_mbps
 from twin.toolbox import MODULES
@@ -88,16 +89,34 @@ def test_the_words_of_the_think_part_are_not_part_of_the_workflow():
     assert parse(translate(f"<think>99 PRB, 15 kHz, 7 layers</think>{describe_workflow(workflow)}")) == workflow
 
 
-def test_the_think_line_adds_the_array_gain_to_the_snr():
+def test_the_think_line_repeats_the_prompts_figures_and_adds_the_array_gain_to_the_snr():
     scenario = next(t.scenario for t in worlds.candidates(LINK, 0) if t.scenario.num_rx_ant == 4)
-    line = think(scenario, 12.0, 0.5)
-    assert line == f"<think> {scenario.snr_db:.0f} + 6 = {scenario.snr_db + 6:.0f} dB, 12 Mbps, {scenario.max_prb} PRB, 500 us</think> "
+    size = f"SNR {scenario.snr_db:.0f} dB, {scenario.num_tx_ant}x4 antennas, {scenario.max_prb} PRB"
+    assert size in describe_link(scenario)
+    assert think(scenario, 12.0, 0.5) == (
+        f"<think> {size}: {scenario.snr_db:.0f} + 6 = {scenario.snr_db + 6:.0f} dB; 12 Mbps, 500 us</think> ")
 
 
-def test_a_described_workflow_states_a_round_throughput_that_it_carries():
+def test_a_described_workflow_states_what_a_prb_carries_and_what_its_grant_is_for():
     workflow = Workflow(num_prb=10, scs_khz=60, code_rate=0.5, bits_per_symbol=4)
     assert throughput_mbps(workflow, 0.0) == pytest.approx(3104 / 250)  # bits of the transport block over a slot of 250 us
-    assert describe_workflow(workflow).endswith(" 10 Mbps on 10 PRB.")
+    assert describe_workflow(workflow).endswith(" 1.2 Mbps a PRB, 10 Mbps on 10 PRB.")  # 12 x 13 x 4 x 0.5 bits in 250 us
+    assert describe_workflow(workflow, 12.0).endswith(" 12 Mbps on 10 PRB.")
+    assert describe_workflow(workflow, 13.0).endswith(" 10 Mbps on 10 PRB.")  # more than it carries
+    slow = Workflow(num_prb=3, scs_khz=15, code_rate=0.2, bits_per_symbol=2)
+    assert describe_workflow(slow, 0.1).endswith(" 62 kbps a PRB, 100 kbps on 3 PRB.")
+
+
+@given(seed=st.integers(0, 2**32))
+def test_the_practised_grant_is_the_least_that_carries_what_is_asked(seed):
+    task = next(worlds.candidates(LINK, seed))
+    workflow = sized_workflow(random.Random(seed), task)
+    check(task.scenario, workflow)
+    fewest = granted(task, workflow)
+    assert fewest == workflow or fewest is None
+    if fewest and workflow.num_prb > 1:
+        fewer = replace(workflow, num_prb=workflow.num_prb - 1)
+        assert throughput_mbps(workflow, 0.0) >= task.throughput_mbps > throughput_mbps(fewer, 0.0)
 
 
 @pytest.mark.parametrize("value, text", [(0.1, "100 kbps"), (1.5, "1500 kbps"), (12, "12 Mbps"), (0.3, "300 kbps")])
@@ -107,8 +126,10 @@ def test_quantities_are_whole_numbers_of_a_unit(value, text):
 
 def test_what_a_platform_has_is_shown_and_can_be_asked_for():
     full = Scenario(num_tx_ant=4, num_rx_ant=2)
-    assert describe_tools(full) == ("Tools: 15 30 60 120; QPSK 16QAM 64QAM 256QAM; ldpc polar; 0.2 0.33 0.5 0.67 0.83 0.89; 1 DMRS 2 DMRS; "
-                                    "none svd deeptx; x1 x2 x3 x4; ir chase; ls-nearest ls lmmse; mrc zf lmmse ep kbest deeprx-small deeprx.")
+    assert describe_tools(full) == (
+        "Tools: 15 30 60 120 kHz; QPSK 16QAM 64QAM 256QAM; LDPC polar; rate 0.20 0.33 0.50 0.67 0.83 0.89; 1 2 DMRS; "
+        "ls-nearest ls lmmse estimation; mrc zf lmmse ep kbest deeprx-small deeprx detection; none svd deeptx precoding; "
+        "1 2 3 4 transmissions; ir chase combining.")
     for module in MODULES:
         assert describe_tools(replace(full, absent=(module,))) != describe_tools(full), module
     workflow = Workflow(detector="deeprx-small", precoder="deeptx")

@@ -154,7 +154,9 @@ def test_a_drifting_site_changes_little_from_step_to_step():
         assert (before.channel, before.num_tx_ant, before.num_rx_ant) == (after.channel, after.num_tx_ant, after.num_rx_ant)
         assert abs(before.snr_db - after.snr_db) <= 1 and abs(before.speed_mps - after.speed_mps) <= 0.5
         changes += before.absent != after.absent
-    assert 5 < changes < 60 and len({task.service for task in steps}) == 20
+    assert 5 < changes < 60
+    asked = {task.service for task in itertools.islice(worlds.drift(FAMILIES["link"], 0), 3000)}
+    assert len(asked) == 20  # the rarest, IMS signalling, in one of 300 steps: its load is light where an SNR is in range
 
 
 def test_tasks_read_back_as_written(tmp_path):
