@@ -1,0 +1,43 @@
+"""What phase 1 practises on: tasks of the split train alone, and rows of which none pads all others."""
+
+import dataclasses
+import itertools
+import re
+
+import numpy as np
+from hypothesis import given, strategies as st
+
+from experiments.config import ExperimentConfig, TasksConfig
+from experiments.stages.instruct import LONGEST, trimmed
+from experiments.stages.run import practice
+from rldtf_jax.sft import Sequences
+from twin import Workflow
+
+
+def test_practice_is_drawn_anew_without_end_and_never_from_a_held_out_split(drawn):
+    config = ExperimentConfig(tasks=TasksConfig(family="link-lite"))
+    some, other = (list(itertools.islice(practice(dataclasses.replace(config, seed=seed), drawn), 300)) for seed in (0, 1))
+    assert {task.split for task in some} == {"train"} and {task.family for task in some} == {"link-lite"}
+    assert len({(task.scenario, task.required) for task in some + other}) > 590
+
+
+def test_practice_on_ones_own_tasks_is_these_again_and_again(drawn, tmp_path):
+    config = ExperimentConfig(tasks=TasksConfig(directory=str(tmp_path)))
+    assert list(itertools.islice(practice(config, drawn[:3]), 7)) == [*drawn[:3], *drawn[:3], drawn[0]]
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 20)), min_size=1, max_size=60))
+def test_only_the_longest_rows_are_left_out_and_no_token_of_the_others(sizes):
+    rows = Sequences.of([([7] * p, [8] * r) for p, r in sizes])
+    kept = trimmed(rows)
+    width = kept.tokens.shape[1]
+    left_out = np.sort(rows.lengths)[len(kept.lengths):]
+    assert len(left_out) <= LONGEST * len(sizes) and kept.lengths.max() <= width <= rows.tokens.shape[1] and width % 8 == 0
+    assert (left_out > kept.lengths.max()).all()
+    assert (np.count_nonzero(kept.tokens, axis=1) == kept.lengths).all()
+
+
+def test_the_think_line_begins_with_a_literal_copy_of_the_prompt(drawn):
+    for task in drawn:
+        copied = re.search(r"<think> (SNR .*? PRB):", task.response(Workflow()))
+        assert copied and copied.group(1) in task.prompt()
