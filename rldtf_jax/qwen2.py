@@ -9,7 +9,6 @@ and v, rotary positions, RMSNorm, SwiGLU.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 from flax import nnx
@@ -340,8 +339,8 @@ class Qwen2(nnx.Module):
         table_VxD = (self.embed if self.config.tie_word_embeddings else self.lm_head)[...]
         flat = hidden.reshape(-1, hidden.shape[-1])
         table_VxD = table_VxD.astype(flat.dtype)
-        product = functools.partial(jnp.einsum, "nd,vd->nv") if flat.dtype == jnp.float32 else narrow_logits
-        logits = product(flat, table_VxD)
+        wide = flat.dtype == jnp.float32
+        logits = jnp.einsum("nd,vd->nv", flat, table_VxD) if wide else narrow_logits(flat, table_VxD)
         if self.config.num_tokens < self.config.vocab_size:
             logits = jnp.where(jnp.arange(self.config.vocab_size) < self.config.num_tokens, logits, MASKED)
         return logits.reshape(*hidden.shape[:-1], -1)

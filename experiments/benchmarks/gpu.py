@@ -130,8 +130,11 @@ class Report:
         try:
             self.add(part, name, measure())
         except Exception as error:  # the other figures do not depend on this one
-            traceback.print_exc()
-            self.add(part, name, {"failed": f"{type(error).__name__}: {str(error).strip()[:300]}"})
+            self.failed(part, name, error)
+
+    def failed(self, part: str, name: str, error: Exception) -> None:
+        traceback.print_exception(error)
+        self.add(part, name, {"failed": f"{type(error).__name__}: {str(error).strip()[:300]}"})
 
     def ceiling(self, name: str) -> float | None:
         figures = self.figures.get("ceilings", {}).items()
@@ -598,8 +601,7 @@ def measure_here(parts: list[str], report: Report, scale: Scale) -> None:
         try:
             PARTS[part](report, scale)
         except Exception as error:  # the other parts do not depend on this one
-            traceback.print_exc()
-            report.add(part, "part", {"failed": f"{type(error).__name__}: {str(error).strip()[:300]}"})
+            report.failed(part, "part", error)
 
 
 def main() -> None:

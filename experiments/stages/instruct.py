@@ -8,6 +8,7 @@ from its checkpoints when it is not.
 
 import itertools
 import random
+from typing import Sequence
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from experiments.config import ExperimentConfig, command
 from experiments.stages.run import Run, curriculum, fresh_model, opened, practice, sequences, stage_model
 from experiments.world.orchestration import describe_link, describe_targets, think
 from experiments.world.search import sized_workflow
-
+from experiments.world.tasks import Task
 
 LONGEST = 0.05  # of the practice rows, that are left out
 
@@ -40,8 +41,9 @@ def instruct(run: Run) -> Qwen2:
     if done is not None:
         return done
     rng = random.Random(f"instruct {run.config.seed}")
+    tasks = list(itertools.islice(practice(run.config, run.tasks["train"]), run.config.instruct.pairs))
     pairs = [(task.prompt(run.config.tasks.prompt), task.response(sized_workflow(rng, task), run.config.instruct.think))
-             for task in itertools.islice(practice(run.config, run.tasks["train"]), run.config.instruct.pairs)]
+             for task in tasks]
     rows, budget = sequences(run.tokenizer, curriculum(run, pairs)), run.config.rldtf.sample.max_new_tokens
     longest = int((rows.lengths - rows.prompt_lengths)[:len(pairs)].max())
     if longest > budget:
@@ -50,7 +52,7 @@ def instruct(run: Run) -> Qwen2:
     rows = trimmed(rows)
     model = first_model(run)
     if run.config.instruct.reading and run.config.instruct.think:
-        model = sft.train(model, sequences(run.tokenizer, reading(run)), run.config.instruct.reading, seed=run.config.seed,
+        model = sft.train(model, sequences(run.tokenizer, reading(tasks)), run.config.instruct.reading, seed=run.config.seed,
                           directory=run.path("instruct", "reading"), title="reading", **run.config.loop_options)
     model = sft.train(model, rows, run.config.instruct.sft, seed=run.config.seed, directory=run.path("instruct"), title="instruct",
                       **run.config.loop_options)
@@ -58,10 +60,9 @@ def instruct(run: Run) -> Qwen2:
     return model
 
 
-def reading(run: Run) -> list[tuple[str, str]]:
+def reading(tasks: Sequence[Task]) -> list[tuple[str, str]]:
     """(prompt, response) with nothing to read but what the think line repeats: copying is learnt from short texts, where whole prompts
     do not teach it in as many steps, and then holds in long ones."""
-    tasks = itertools.islice(practice(run.config, run.tasks["train"]), run.config.instruct.pairs)
     return [(f"{describe_link(t.scenario)} {describe_targets(t.delay_ms, t.throughput_mbps, t.ber, t.errors)}",
              think(t.scenario, t.throughput_mbps, t.delay_ms)) for t in tasks]
 
