@@ -257,6 +257,19 @@ def expectation_propagation_is_right_at_any_snr():
 
 
 @check
+def expectation_propagation_goes_on_where_a_layer_hardly_arrives():
+    """An aimed beam may give a layer nothing; the layer that arrives is read as if it were alone."""
+    for weak in (1e-3, 1e-6, 0):
+        bits, _, g, noise, symbols = layered_link(2, 2, 20)
+        g[:, :, 1] *= weak
+        x = qam.map_symbols(bits, np.arange(bits.shape[1]), 2)
+        y = detection.transmit(g, x, gaussian(2, 2, 14, 48), 0.1, symbols)
+        llr = sionna_stages.receive(y, g, noise, symbols, "ep", 2)
+        wrong = ((llr < 0) != bits).reshape(2, -1, 2, 2).mean((0, 1, 3))  # of each layer
+        assert np.all(np.isfinite(llr)) and wrong[0] < 0.05 and 0.4 < wrong[1] < 0.6, (weak, wrong)
+
+
+@check
 def nonlinear_detectors_err_less_than_linear_ones():
     bits, y, g, noise, symbols = layered_link(2, 4, 16)
     wrong = {method: np.count_nonzero((stage.receive(y, g, noise, symbols, method, 4) < 0) != bits)

@@ -152,11 +152,15 @@ def _nonlinear(y, g, noise, method: str, bits_per_symbol: int) -> np.ndarray:
     num_layers = g.shape[2]
     strongest = np.max(np.sum(np.abs(g) ** 2, axis=1), axis=1)
     y, g = square(y, g, np.maximum(noise, strongest * np.float32(10 ** (-MAX_GAIN_DB / 10))))
-    run, parts = _detector(method, num_layers, bits_per_symbol), []
+    parts = []
     for first in range(0, len(y), BATCH):
         some = slice(first, first + BATCH)
         missing = BATCH - len(y[some])
-        part = run(np.pad(y[some], ((0, missing), (0, 0))), np.pad(g[some], ((0, missing), (0, 0), (0, 0))) + _padding(missing, num_layers))
+        padded = np.pad(y[some], ((0, missing), (0, 0))), np.pad(g[some], ((0, missing), (0, 0), (0, 0))) + _padding(missing, num_layers)
+        try:
+            part = _detector(method, num_layers, bits_per_symbol)(*padded)
+        except tf.errors.InvalidArgumentError:  # layers that arrive as one: the matrix that EP inverts is singular in single precision
+            part = _detector(method, num_layers, bits_per_symbol, "double")(*padded)
         parts.append(part.numpy().reshape(BATCH, -1)[: BATCH - missing])
     return np.concatenate(parts)
 
@@ -177,24 +181,27 @@ def square(y, g, noise) -> tuple[np.ndarray, np.ndarray]:
     gram = np.einsum("eri,erj->eij", g.conj(), g) / noise[:, None, None]
     z = np.einsum("eri,er->ei", g.conj(), y) / noise[:, None]
     gram = gram.astype(np.complex128)
-    gram += 1e-6 * np.real(np.einsum("eii->ei", gram))[:, None, :] * np.eye(size)
+    power = np.real(np.einsum("eii->ei", gram))
+    # The second is for a layer that hardly arrives: without it the matrices that EP inverts are singular.
+    gram += np.maximum(1e-6 * power, 1e-9 * power.max(1, keepdims=True))[:, None, :] * np.eye(size)
     low = np.linalg.cholesky(gram)
     out = np.linalg.solve(low, z[..., None].astype(np.complex128))[..., 0]
     return out.astype(np.complex64), np.ascontiguousarray(low.conj().swapaxes(1, 2)).astype(np.complex64)
 
 
 @lru_cache(maxsize=32)
-def _detector(name: str, num_layers: int, bits_per_symbol: int):
+def _detector(name: str, num_layers: int, bits_per_symbol: int, precision: str = "single"):
     """Sionna's detector for [batch, L] = [batch, L, L] x + unit noise, to logits [batch, L, Q]. XLA only where it helps."""
     if name == "kbest":
         survivors = min(NUM_SURVIVORS, 2 ** (bits_per_symbol * num_layers))
-        detector = KBestDetector("bit", num_layers, survivors, "qam", bits_per_symbol)
+        detector = KBestDetector("bit", num_layers, survivors, "qam", bits_per_symbol, precision=precision)
     else:
-        detector = EPDetector("bit", bits_per_symbol, l=NUM_EP_ITERATIONS)
+        detector = EPDetector("bit", bits_per_symbol, l=NUM_EP_ITERATIONS, precision=precision)
 
     @tf.function(jit_compile=name == "kbest")
     def run(y, g):
         traced(name, num_layers, bits_per_symbol)
-        return detector(y, g, tf.eye(num_layers, batch_shape=[BATCH], dtype=tf.complex64))
+        dtype = tf.complex64 if precision == "single" else tf.complex128
+        return tf.cast(detector(tf.cast(y, dtype), tf.cast(g, dtype), tf.eye(num_layers, batch_shape=[BATCH], dtype=dtype)), tf.float32)
 
     return run
