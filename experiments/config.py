@@ -123,7 +123,7 @@ class ExperimentConfig:
     seed: int = 0
     tensorboard: bool = True
     wandb: bool = False  # Weights & Biases too; needs the package wandb
-    translator: Literal["grammar", "model"] = "grammar"  # c = f(a), III.B
+    translator: Literal["grammar", "tolerant", "model"] = "grammar"  # c = f(a), III.B
     sweep: str | None = None  # id of the sweep that the run belongs to; its checkpoints keep it
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()  # where a run goes on may differ from where it began

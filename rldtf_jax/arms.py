@@ -7,7 +7,7 @@ of one compiled sampler and one compiled update; groups take turns within the st
 import functools
 import math
 import os
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +16,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rldtf_jax import lora, rldtf
 from rldtf_jax.config import ConfigError, RLDTFConfig, flat
-from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW
-from rldtf_jax.reward import NO_SERVICE
-from rldtf_jax.rldtf import Asked, Environment, Frozen, RLState, Static, Verdict
-from rldtf_jax.sample import Samples, sample, sample_on_host
+from rldtf_jax.rldtf import Arm, OneByOne, Prompts, Recalled, RLState
+from rldtf_jax.sample import Samples, sample
+from rldtf_jax.update import Alternatives, Frozen, Rollouts, Static
 
+WORDS = ("perturb", "weight_by", "weights", "advantage")
 TRACED = (  # what may differ between arms; anything else shapes the compiled programs or the data
-    "alpha", "threshold", "lam", "num_perturb", "delete_prob", "clip", "beta_ent", "beta_kl", "k1", "k2", "adaptive_kl",
-    "gae_gamma", "gae_lam", "critic_warmup", "sample.temperature",
+    *WORDS, "alpha", "threshold", "lam", "num_perturb", "delete_prob", "clip", "beta_ent", "beta_kl", "k1", "k2", "adaptive_kl", "gae_gamma", "gae_lam", "critic_warmup", "sample.temperature",
     *(f"{model}.{name}" for model in ("policy", "critic")
       for name in ("lr", "warmup_steps", "final_lr_ratio", "weight_decay", "b1", "b2", "grad_clip")))
 SHARE_OF_MEMORY = 0.8  # of a device, that may be planned for
-
-
-class Arm(NamedTuple):
-    """One of the trainings: its hyper-parameters, its seed, and its tasks in the order that this seed gives them."""
-
-    config: RLDTFConfig
-    seed: int
-    env: Environment
 
 
 class Plan(NamedTuple):
@@ -65,26 +56,30 @@ def arm_mesh(width: int | None = None) -> Mesh | None:
         (count,), ("arm",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
 
 
-def initial(policy, critic, arms: Sequence[Arm], width: int, mesh: Mesh | None = None
-            ) -> tuple[Static, tuple[RLState, ...], Frozen]:
-    """What the arms start from, in groups of `width`; copies of the first arm, never looked at, fill the last group."""
+def initial(policy, critic, arms: Sequence[Arm], width: int, mesh: Mesh | None = None) -> tuple["OneByOne | SideBySide", tuple[RLState, ...]]:
+    """(how the arms' models are run, what they start from): a state each, or groups of `width` of them on an axis A, the last filled
+    with copies of the first arm that are never looked at."""
     check([arm.config for arm in arms])
+    if width == 1 and mesh is None:
+        models, states = zip(*(rldtf.initial(policy, critic, arm.config, arm.seed) for arm in arms))
+        return models[0], states
     padded, groups = [*arms, *arms[:1] * (-len(arms) % width)], []
     for i in range(0, len(padded), width):
         states = []
         for arm in padded[i:i + width]:
-            static, state, frozen = rldtf.initial(policy, critic, arm.config, arm.seed)
+            (static, frozen), state = rldtf.initial(policy, critic, arm.config, arm.seed)
             states.append(jax.device_get(state))  # a group is put together on the host and born on its devices
         groups.append(_put(jax.tree.map(lambda *leaves: np.stack(leaves), *states), mesh))
     if mesh is not None:
         frozen = jax.device_put(frozen, NamedSharding(mesh, PartitionSpec()))
-    return static, tuple(groups), frozen
+    return SideBySide(static, frozen, width, mesh), tuple(groups)
 
 
-def take(groups: Sequence[RLState], index: int) -> RLState:
+def take(models: "OneByOne | SideBySide", states: Sequence[RLState], index: int) -> RLState:
     """The state of one arm."""
-    width = len(groups[0].refreshed_at)
-    return jax.tree.map(lambda x: x[index % width], groups[index // width])
+    if isinstance(models, OneByOne):
+        return states[index]
+    return jax.tree.map(lambda x: x[index % models.width], states[index // models.width])
 
 
 def _stack(trees: Sequence[Any]) -> Any:
@@ -98,10 +93,7 @@ def _put(tree: Any, mesh: Mesh | None) -> Any:
 def _over_arms(function, mesh: Mesh | None, shared: Any, *per_arm: Any) -> Any:
     """function(shared, ...) over axis A of what is per arm."""
     def over(shared, *per_arm):
-        if jax.tree.leaves(per_arm)[0].shape[0] > 1:
-            return jax.vmap(functools.partial(function, shared))(*per_arm)
-        # A group of one runs the very program that the arm has alone.
-        return jax.tree.map(lambda x: x[None], function(shared, *jax.tree.map(lambda x: x[0], per_arm)))
+        return jax.vmap(functools.partial(function, shared))(*per_arm)
 
     if mesh is not None:
         specs = PartitionSpec(), *[PartitionSpec("arm")] * len(per_arm)
@@ -141,91 +133,98 @@ def update_arms(static: Static, frozen, learner, anchor, rows, hyper, running_A,
     return _over_arms(one, mesh, frozen, learner, anchor, rows, hyper, running_A)
 
 
-def arms_step(static: Static, arms: Sequence[Arm], groups: tuple[RLState, ...], step: int, frozen: Frozen = Frozen(),
-              mesh: Mesh | None = None) -> tuple[tuple[RLState, ...], dict]:
-    """One step of every arm: `rldtf.rldtf_step` with axis A, metrics["arms"] holding each arm's own.
+@functools.partial(jax.jit, static_argnames=("static", "mesh", "num_tokens", "num"))
+def alternatives_arms(static: Static, frozen, learner, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB, keys_AxB, temperature_A, *,
+                      num_tokens: int, num: int, mesh: Mesh | None) -> Alternatives:
+    """`update.alternatives` over axis A."""
+    def one(frozen, policy, *rows):
+        return rldtf.alternatives(static, lora.merge(frozen, policy), *rows, num_tokens, num)
 
-    An arm is frozen once MAX_SKIPPED_IN_A_ROW of its updates in a row were not finite: policy and critic stay as they are,
-    the twin is not asked for it, and its metrics say "diverged" alone.
-    """
-    config, env, width = arms[0].config, arms[0].env, len(groups[0].refreshed_at)
-    T, num_arms = config.sample.max_new_tokens, len(arms)
-    padded = [*arms, *[arms[0]] * (len(groups) * width - num_arms)]
-    parts = [slice(i, i + width) for i in range(0, len(padded), width)]
-    running = np.concatenate(jax.device_get([group.learner.skipped_in_a_row for group in groups])) < MAX_SKIPPED_IN_A_ROW
-    running[num_arms:] = False
-
-    drawn = [rldtf.draw(arm.env, arm.config, arm.seed, step) for arm in padded]
-    prompts, prompt_lengths = (np.stack([getattr(d, name) for d in drawn]) for name in ("prompts_BxP", "prompt_lengths_B"))
-    keys, temperature = jnp.stack([d.keys_B for d in drawn]), np.float32([arm.config.sample.temperature for arm in padded])
-    if width == 1 and mesh is None:  # as the arm samples alone
-        samples = [sample_on_host(static.policy_def, lora.merge(frozen.policy, take(groups, i).learner.policy), *d[1:],
-                                  max_new_tokens=T, eos_id=env.eos_id, temperature=padded[i].config.sample.temperature)
-                   for i, d in enumerate(drawn)]
-    else:
-        samples = [sample_arms(static, frozen, group.learner,
-                               *_put((prompts[p], prompt_lengths[p], keys[p], temperature[p]), mesh),
-                               max_new_tokens=T, eos_id=env.eos_id, mesh=mesh) for group, p in zip(groups, parts)]
-        samples = [Samples(*(x[i] for x in group)) for group in jax.device_get(samples) for i in range(width)]
-    tokens, lengths = map(np.stack, zip(*(
-        rldtf.join(d.prompts_BxP, d.prompt_lengths_B, s.tokens_BxR, s.lengths_B) for d, s in zip(drawn, samples))))
-
-    # Dispatched before the twin is asked: these forward passes don't wait for rewards.
-    anchors = [group.reference if config.kl_target == "reference" else jax.tree.map(jnp.copy, group.learner.policy)
-               for group in groups]
-    old = [old_states_arms(static, frozen, group.learner.critic, anchor,
-                           *_put((tokens[p], prompt_lengths[p], lengths[p]), mesh), num_tokens=T, mesh=mesh)
-           for group, anchor, p in zip(groups, anchors, parts)]
-
-    asked = [Asked(d.tasks, s.tokens_BxR, s.lengths_B, arm.config, rldtf.hash_seed(arm.seed, step))
-             for arm, d, s in zip(padded, drawn, samples)]
-    answers = iter(rldtf.judge_together(env, [a for a, runs in zip(asked, running) if runs], None))
-    verdicts = [next(answers) if runs else _unjudged(a) for a, runs in zip(asked, running)]
-
-    weighed = [rldtf.weigh(arm.config, d, toks, s, *answer, value, None) for arm, d, toks, s, answer, value in zip(
-        padded, drawn, tokens, samples, verdicts, (v for group_values, _ in old for v in np.asarray(group_values)))]
-    updated, hypers, measured = [], [], []
-    for group, anchor, (_, hidden), p in zip(groups, anchors, old, parts):
-        hyper = jax.tree.map(lambda *x: np.stack(x), *(
-            rldtf.hyper_at(arm.config, step, scale) for arm, scale in zip(padded[p], np.asarray(group.kl_scale))))
-        all_rows = _stack([rows for rows, _ in weighed[p]])._replace(anchor_hidden_BxTxD=hidden)
-        learner, seen = group.learner, []
-        for chosen in zip(*(rldtf.minibatches(arm.config, arm.seed, step) for arm in padded[p])):
-            rows = all_rows if chosen[0] is ... else jax.vmap(_rows)(all_rows, np.stack(chosen))
-            learner, found = update_arms(static, frozen, learner, anchor, *_put((rows, hyper, running[p]), mesh), mesh=mesh)
-            seen.append(found)
-        found, scales = rldtf.mean_metrics(seen), group.kl_scale
-        if config.adaptive_kl is not None:
-            scales = jax.vmap(rldtf.adapted)(scales, found["kl"], np.float32([arm.config.adaptive_kl for arm in padded[p]]))
-        reference, refreshed_at = group.reference, group.refreshed_at
-        if (step + 1) % config.checkpoint_every == 0:
-            reference, refreshed_at = jax.tree.map(jnp.copy, learner.policy), jnp.full_like(refreshed_at, step + 1)
-        updated.append(RLState(learner, reference, refreshed_at, scales))
-        hypers.append(hyper)
-        measured.append(found | {"since_refresh": step - group.refreshed_at})
-
-    metrics = []
-    for n, (found, hyper) in enumerate(zip(jax.device_get(measured), hypers)):
-        for i, (arm, d, s, (verdict, S), (rows, w)) in enumerate(
-                zip(*(x[parts[n]] for x in (padded, drawn, samples, verdicts, weighed)))):
-            metrics.append({"diverged": True} if not running[parts[n]][i] else {
-                **{name: x[i] for name, x in found.items()}, "lr": hyper.policy.lr[i], "beta_kl": hyper.beta_kl[i],
-                **rldtf.rollout_metrics(env, d, s, verdict, w, S, rows.old_value_BxT, arm.config.threshold)})
-    stats = next((verdict.stats for (verdict, _), runs in zip(verdicts, running) if runs), {})
-    return tuple(updated), {
-        "arms": metrics[:num_arms], "running": running.sum(), "tokens": lengths[running].sum(),
-        "runtime": {f"twin/{name}": value for name, value in stats.items()},
-        "skipped_in_a_row": 0 if running.any() else MAX_SKIPPED_IN_A_ROW,
-        **{name: np.mean([m[name] for m in metrics if name in m] or np.nan) for name in ("reward", "fulfilled")}}
+    return _over_arms(one, mesh, frozen.policy, learner.policy, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB, keys_AxB, temperature_A)
 
 
-def _rows(rollouts: rldtf.Rollouts, chosen_M):
+class SideBySide(NamedTuple):
+    """Groups of arms in one program each, the arms of a group on an axis A; groups take turns. As `rldtf.OneByOne`, whose methods say what
+    each is for."""
+
+    static: Static
+    frozen: Frozen
+    width: int
+    mesh: Mesh | None = None
+
+    def groups(self, *lists: Sequence[Any]) -> Iterator[list[list[Any]]]:
+        """Each list in parts of `width`, the last filled with copies of the list's first."""
+        for i in range(0, len(lists[0]), self.width):
+            yield [list(x[i:i + self.width]) + [x[0]] * (i + self.width - len(x)) for x in lists]
+
+    def put(self, *trees: Any) -> Any:
+        return _put(trees, self.mesh)
+
+    def policy(self, state: RLState):
+        return lora.merge(self.frozen.policy, state.learner.policy)
+
+    def translator(self, states) -> None:
+        return None
+
+    def skipped_in_a_row(self, states) -> np.ndarray:
+        return np.concatenate(jax.device_get([group.learner.skipped_in_a_row for group in states]))
+
+    def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
+        config, eos_id, drawn = arms[0].config, arms[0].env.eos_id, []
+        for group, (some, p) in zip(states, self.groups(arms, prompts)):
+            inputs = self.put(*(np.stack(x) for x in zip(*(one[1:3] for one in p))), jnp.stack([one.keys_B for one in p]), _temperatures(some))
+            drawn.append(sample_arms(self.static, self.frozen, group.learner, *inputs, max_new_tokens=config.sample.max_new_tokens,
+                                     eos_id=eos_id, mesh=self.mesh))
+        return [Samples(*(x[i] for x in group)) for group in jax.device_get(drawn) for i in range(self.width)][:len(arms)]
+
+    def recall(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, step: int) -> list[Recalled]:
+        """The anchor's weights and hidden states, which nothing on the host reads, stay a group's: they are with its first arm."""
+        T, found = arms[0].config.sample.max_new_tokens, []
+        for group, (some, p, j) in zip(states, self.groups(arms, prompts, joined)):
+            anchor = group.reference if some[0].config.kl_target == "reference" else jax.tree.map(jnp.copy, group.learner.policy)
+            rows = self.put(*(np.stack(x) for x in ([tokens for tokens, _ in j], [one.lengths_B for one in p], [n for _, n in j])))
+            value, hidden = old_states_arms(self.static, self.frozen, group.learner.critic, anchor, *rows, num_tokens=T, mesh=self.mesh)
+            others = [None] * self.width
+            if any(arm.config.asks_the_policy for arm in some):
+                num = max(arm.config.num_perturb for arm in some)
+                keys = self.put(jnp.stack([rldtf.other_keys(one.keys_B) for one in p]), _temperatures(some))
+                drawn = alternatives_arms(self.static, self.frozen, group.learner, *rows, *keys, num_tokens=T, num=num, mesh=self.mesh)
+                others = [jax.tree.map(lambda x, i=i: x[i], drawn)._replace(tokens_NxBxT=drawn.tokens_NxBxT[i, :arm.config.num_perturb])
+                          for i, arm in enumerate(some)]
+            found.append((value, anchor, hidden, others))
+        return [Recalled(value_BxT, *((anchor, hidden) if i == 0 else (None, None)), others[i])
+                for value, anchor, hidden, others in found for i, value_BxT in enumerate(np.asarray(value))][:len(arms)]
+
+    def update(self, states, arms: Sequence[Arm], recalled: Sequence[Recalled], rows: Sequence[Rollouts], running, step: int):
+        """(states, metrics of each arm)."""
+        updated, metrics = [], []
+        for group, (some, past, all_rows, runs) in zip(states, self.groups(arms, recalled, rows, list(running))):
+            hyper = jax.tree.map(lambda *x: np.stack(x), *(
+                rldtf.hyper_at(arm.config, step, scale) for arm, scale in zip(some, np.asarray(group.kl_scale))))
+            stacked = _stack([x._replace(anchor_hidden_BxTxD=None) for x in all_rows])._replace(
+                anchor_hidden_BxTxD=past[0].anchor_hidden_BxTxD)
+            learner, seen = group.learner, []
+            for chosen in zip(*(rldtf.minibatches(arm.config, arm.seed, step) for arm in some)):
+                part = stacked if chosen[0] is rldtf.ALL else jax.vmap(_rows)(stacked, np.stack(chosen))
+                learner, found = update_arms(self.static, self.frozen, learner, past[0].anchor, *self.put(part, hyper, np.array(runs)),
+                                             mesh=self.mesh)
+                seen.append(found)
+            found, scales = rldtf.mean_metrics(seen), group.kl_scale
+            if some[0].config.adaptive_kl is not None:
+                scales = jax.vmap(rldtf.adapted)(scales, found["kl"], np.float32([arm.config.adaptive_kl for arm in some]))
+            found = jax.device_get(found | {"since_refresh": step - group.refreshed_at})
+            found |= {"lr": hyper.policy.lr, "beta_kl": hyper.beta_kl}
+            metrics += [{name: x[i] for name, x in found.items()} for i in range(self.width)]
+            updated.append(rldtf.refreshed(RLState(learner, group.reference, group.refreshed_at, scales), some[0].config, step))
+        return tuple(updated), metrics[:len(arms)]
+
+
+def _temperatures(arms: Sequence[Arm]) -> np.ndarray:
+    return np.float32([arm.config.sample.temperature for arm in arms])
+
+
+def _rows(rollouts: Rollouts, chosen_M):
     return jax.tree.map(lambda x: x[chosen_M], rollouts)
-
-
-def _unjudged(asked: Asked) -> tuple[Verdict, np.ndarray]:
-    B, T = asked.tokens_BxT.shape
-    return Verdict(np.full(B, NO_SERVICE, np.float32), np.zeros(B, bool), [None] * B, {}), np.zeros((B, T), np.float32)
 
 
 def plan(policy, critic, arm: Arm, num_arms: int, mesh: Mesh | None = None, memory: int | None = None) -> Plan:
@@ -253,10 +252,10 @@ def plan(policy, critic, arm: Arm, num_arms: int, mesh: Mesh | None = None, memo
 def step_bytes(policy, critic, arm: Arm, width: int) -> int:
     """What `width` arms take on one device in the compiled program that takes most: sampler, forward passes or update; its
     arguments, results and temporaries."""
-    static, state, frozen = rldtf.initial(policy, critic, arm.config, arm.seed)
+    (static, frozen), state = rldtf.initial(policy, critic, arm.config, arm.seed)
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype), state)
-    drawn, T = rldtf.draw(arm.env, arm.config, arm.seed, 0), arm.config.sample.max_new_tokens
-    B, P = drawn.prompts_BxP.shape
+    drawn, T = rldtf.draw(arm, 0), arm.config.sample.max_new_tokens
+    B, P = drawn.tokens_BxP.shape
     part = B // arm.config.minibatches
 
     def shape(*sizes, dtype=jnp.int32):
@@ -266,7 +265,7 @@ def step_bytes(policy, critic, arm: Arm, width: int) -> int:
     old = old_states_arms.lower(static, frozen, group.learner.critic, group.reference, shape(B, P + T), shape(B), shape(B),
                                 num_tokens=T, mesh=None)
     hidden = shape(part, *old.out_info[1].shape[2:], dtype=old.out_info[1].dtype)
-    rows = rldtf.Rollouts(shape(part, P + T), shape(part), shape(part), f32(part, T), hidden, *[f32(part, T)] * 4)
+    rows = Rollouts(shape(part, P + T), shape(part), shape(part), f32(part, T), hidden, *[f32(part, T)] * 4)
     hyper = jax.tree.map(lambda x: f32(), rldtf.hyper_at(arm.config, 0))
     programs = (
         sample_arms.lower(static, frozen, group.learner, shape(B, P), shape(B), keys, f32(), max_new_tokens=T,

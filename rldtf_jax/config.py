@@ -86,7 +86,9 @@ class RLDTFConfig:
     threshold: float = 0.05  # of S_t; w_t = 1 at or below it
     lam: float = 1e-6
     num_perturb: int = 2  # N
-    delete_prob: float = 0.5  # share of perturbations that remove the token
+    perturb: Literal["paper", "in-kind", "policy"] = "paper"  # Eq. 3; a value by another of its field; what the policy might have written
+    delete_prob: float = 0.5  # share of the paper's perturbations that remove the token
+    weight_by: Literal["sensitivity", "service", "grammar", "permuted", "inverted", "entropy", "reshaped"] = "sensitivity"
     weights: Literal["raw", "mean-one"] = "raw"
     # Eq. 6-9
     clip: float = 0.2
@@ -98,7 +100,7 @@ class RLDTFConfig:
     k2: float = 1.0
     kl_target: Literal["reference", "old"] = "reference"
     adaptive_kl: float | None = None  # nats a token; beta_kl grows while the KL is above it and shrinks below
-    advantage: Literal["paper", "gae", "group", "leave-one-out"] = "paper"
+    advantage: Literal["paper", "gae", "group", "leave-one-out", "counterfactual"] = "paper"
     gae_gamma: float = 1.0
     gae_lam: float = 0.95
     whiten: bool = False
@@ -137,8 +139,24 @@ class RLDTFConfig:
         if self.advantage in ("group", "leave-one-out"):
             _expect(self.samples_per_prompt >= 2, "samples_per_prompt", self.samples_per_prompt,
                     f"an integer >= 2 for advantage = {self.advantage!r}")
+        if self.advantage == "counterfactual":
+            _expect(self.perturb == "policy", "perturb", self.perturb, "'policy' for advantage = 'counterfactual'")
         rows, parts = self.prompts_per_step * self.samples_per_prompt, self.minibatches * self.microbatches
         _expect(rows % parts == 0, "minibatches x microbatches", parts, f"a divisor of the {rows} rollouts a step")
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether a step asks the twin for perturbed responses."""
+        return self.advantage == "counterfactual" or self.alpha > 0 and self.weight_by not in ("grammar", "entropy")
+
+    @property
+    def asks_the_policy(self) -> bool:
+        """Whether a step draws alternatives from the policy (`update.alternatives`)."""
+        return self.weight_by == "entropy" or self.perturbs and self.perturb == "policy"
+
+    @property
+    def reads_fields(self) -> bool:
+        return self.weight_by == "grammar" or self.perturbs and self.perturb == "in-kind"
 
 
 def build(cls: type, mapping: dict, path: str = "") -> Any:

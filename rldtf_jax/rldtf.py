@@ -14,11 +14,15 @@ from flax import nnx
 from rldtf_jax import advantage as adv
 from rldtf_jax import lora, optim
 from rldtf_jax.config import RLDTFConfig
-from rldtf_jax.loop import run
+from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, run
 from rldtf_jax.reward import NO_SERVICE
 from rldtf_jax.sample import Samples, row_keys, sample_on_host
-from rldtf_jax.token_weight import Perturbations, mean_one, perturb, sensitivity, token_weights
-from rldtf_jax.update import Frozen, Hyper, Learner, Rollouts, Static, old_states, update
+from rldtf_jax.token_weight import (NO_PERTURBATIONS, WEIGHTS, Evidence, Field, Perturbations, Sensitivity, mean_one, perturb,
+                                    perturb_by_policy, perturb_in_kind, sensitivity, signed_change)
+from rldtf_jax.update import Alternatives, Frozen, Hyper, Learner, Rollouts, Static, alternatives, old_states, update
+
+ALL = ...  # rows of a minibatch
+OTHER_TOKENS = 1 << 20  # folded into a row's key for its alternatives; beyond any response's positions
 
 
 class Verdict(NamedTuple):
@@ -49,8 +53,12 @@ class Environment(Protocol):
         """Translates c = f(a), by asking `policy` once more if that is what f is; runs the twin once per distinct
         workflow, and rewards."""
 
-    def summary(self, tasks: Sequence[Any], verdict: Verdict) -> dict[str, float]:
-        """Further metrics of the rollouts of a step, by service class and kind of failure."""
+    def fields(self, tasks: Sequence[Any], responses: Sequence[np.ndarray]) -> list[list[Field]]:
+        """The values that it reads from each response, with the others that each might have: for `perturb` = "in-kind" and
+        `weight_by` = "grammar"."""
+
+    def summary(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], verdict: Verdict) -> dict[str, float]:
+        """Further metrics of the rollouts of a step."""
 
 
 class RLState(NamedTuple):
@@ -62,33 +70,52 @@ class RLState(NamedTuple):
     kl_scale: jax.Array  # () float32, what beta_kl is multiplied by; 1 unless it is adaptive
 
 
-class Drawn(NamedTuple):
+class Arm(NamedTuple):
+    """One of the trainings that take a step together: its hyper-parameters, its seed, and its tasks in the order that this seed
+    gives them."""
+
+    config: RLDTFConfig
+    seed: int
+    env: Environment
+
+
+class Prompts(NamedTuple):
     """The prompts of a step, each as often as it is sampled, and the keys that the responses are drawn with."""
 
     tasks: list[Any]
-    prompts_BxP: np.ndarray
-    prompt_lengths_B: np.ndarray
+    tokens_BxP: np.ndarray
+    lengths_B: np.ndarray
     keys_B: jax.Array
 
 
-class Asked(NamedTuple):
-    """Responses that the twin shall judge, and how they are perturbed."""
+class Recalled(NamedTuple):
+    """What the models say of a step's rollouts before any update."""
 
-    tasks: Sequence[Any]
-    tokens_BxT: np.ndarray
-    lengths_B: np.ndarray
-    config: RLDTFConfig
-    seed: int
+    value_BxT: Any  # V_old(s_t)
+    anchor: Any  # weights of the KL's second distribution
+    anchor_hidden_BxTxD: Any
+    alternatives: Alternatives | None  # where the config has a use for them
 
 
-def advantages(config: RLDTFConfig, reward_B, value_BxT, mask_BxT):
-    """(advantage, return), (B, T) each, in the form that the config names."""
+class Judged(NamedTuple):
+    """What the twin says of a step's responses."""
+
+    verdict: Verdict
+    S: Sensitivity  # Eq. 4
+    change_BxT: np.ndarray  # R(y) less the mean reward over the perturbations of token t
+    read_BxT: np.ndarray  # bool, tokens of values that the judge reads; all False where the config has no use for them
+
+
+def advantages(config: RLDTFConfig, reward_B, value_BxT, mask_BxT, change_BxT=None, other_BxT=None):
+    """(advantage, return), (B, T) each, in the form that the config names; the last two are for `counterfactual` alone."""
     if config.advantage == "gae":
         A, ret = adv.gae(reward_B, value_BxT, mask_BxT, config.gae_gamma, config.gae_lam)
     elif config.advantage == "group":
         A, ret = adv.group_relative(reward_B, value_BxT, mask_BxT, config.samples_per_prompt)
     elif config.advantage == "leave-one-out":
         A, ret = adv.leave_one_out(reward_B, value_BxT, mask_BxT, config.samples_per_prompt)
+    elif config.advantage == "counterfactual":
+        A, ret = adv.counterfactual(reward_B, change_BxT, other_BxT, mask_BxT)
     else:
         A, ret = adv.reward_minus_value(reward_B, value_BxT, mask_BxT)
     return (adv.whiten(A, mask_BxT) if config.whiten else A), ret
@@ -105,39 +132,53 @@ def join(prompts_BxP: np.ndarray, prompt_lengths_B: np.ndarray, response_BxT: np
     return tokens_BxS, np.asarray(prompt_lengths_B + response_lengths_B, np.int32)
 
 
-def judge_with_perturbations(env: Environment, tasks, tokens_BxT, lengths_B, config: RLDTFConfig, seed: int,
-                             policy: Policy | None) -> tuple[Verdict, np.ndarray]:
-    """The rollouts' verdict and S_t (B, T), baseline and perturbed responses in one call of the twin.
+def perturbations(arm: Arm, prompts: Prompts, samples: Samples, alternatives: Alternatives | None, fields, step: int) -> Perturbations:
+    """Eq. 3 of the rollouts that have their EOS, in the kind that the config names; none where nothing asks for them."""
+    config, seed = arm.config, hash_seed(arm.seed, step)
+    lengths_B = samples.lengths_B * samples.ended_B
+    if not config.perturbs:
+        return NO_PERTURBATIONS
+    if config.perturb == "policy":
+        return perturb_by_policy(samples.tokens_BxR, lengths_B, np.asarray(alternatives.tokens_NxBxT))
+    if config.perturb == "in-kind":
+        return perturb_in_kind(fields, config.num_perturb, seed)
+    return perturb(samples.tokens_BxR, lengths_B, config.num_perturb, seed, config.delete_prob)
+
+
+def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Samples], recalled: Sequence[Recalled], step: int,
+          policy: Policy | None = None) -> list[Judged]:
+    """The responses of all arms and their perturbations in one call of the twin, whose stats all verdicts share.
 
     A sequence without an EOS is incomplete, R = -1, and costs no simulation: a rollout cut off at its budget (none of
     its tokens is perturbed) as well as a perturbed response that lost its EOS.
     """
-    return judge_together(env, [Asked(tasks, tokens_BxT, lengths_B, config, seed)], policy)[0]
-
-
-def judge_together(env: Environment, asked: Sequence[Asked], policy: Policy | None) -> list[tuple[Verdict, np.ndarray]]:
-    """`judge_with_perturbations` of several trainings' rollouts in one call of the twin, whose stats all verdicts share."""
-    tasks, sequences, ended, perturbed = [], [], [], []
-    for one in asked:
-        rollouts = [tokens[:n] for tokens, n in zip(one.tokens_BxT, one.lengths_B)]
-        ended_B = np.array([env.eos_id in ids for ids in rollouts])
-        changed = Perturbations(np.zeros(0, int), np.zeros(0, int), []) if one.config.alpha == 0 else perturb(
-            one.tokens_BxT, one.lengths_B * ended_B, one.config.num_perturb, one.seed, one.config.delete_prob)
-        ended_M = np.concatenate([ended_B, np.array([env.eos_id in ids for ids in changed.tokens], bool)])
-        sequences += [ids if end else ids[:0] for ids, end in zip([*rollouts, *changed.tokens], ended_M)]
-        tasks += [*one.tasks, *(one.tasks[b] for b in changed.row)]
-        ended.append(ended_M)
+    tasks, sequences, perturbed, fields = [], [], [], []
+    for arm, asked, sampled, past in zip(arms, prompts, samples, recalled):
+        rollouts = [tokens[:n] if end else tokens[:0] for tokens, n, end in zip(*sampled[:2], sampled.ended_B)]
+        fields.append(arm.env.fields(asked.tasks, rollouts) if arm.config.reads_fields else [])
+        changed = perturbations(arm, asked, sampled, past and past.alternatives, fields[-1], step)
+        sequences += [*rollouts, *(ids if arm.env.eos_id in ids else ids[:0] for ids in changed.tokens)]
+        tasks += [*asked.tasks, *(asked.tasks[b] for b in changed.row)]
         perturbed.append(changed)
-    verdict = env.judge(tasks, sequences, policy)
-    answers, start = [], 0
-    for one, ended_M, changed in zip(asked, ended, perturbed):
-        B, T = one.tokens_BxT.shape
-        R_M = np.where(ended_M, verdict.reward_M[start:start + len(ended_M)], NO_SERVICE).astype(np.float32)
-        failure_B = [reason if end else "truncated" for reason, end in zip(verdict.failure_M[start:], ended_M[:B])]
-        answers.append((Verdict(R_M[:B], verdict.fulfilled_M[start:start + B] & ended_M[:B], failure_B, verdict.stats),
-                        sensitivity(R_M[:B], R_M[B:], changed, T)))
-        start += len(ended_M)
-    return answers
+    verdict = arms[0].env.judge(tasks, sequences, policy)
+    whole_M = np.array([len(ids) > 0 for ids in sequences], bool)
+    R_M = np.where(whole_M, verdict.reward_M, NO_SERVICE).astype(np.float32)
+    unreadable_M = ~whole_M | np.array([reason is not None for reason in verdict.failure_M], bool)
+    judged, start = [], 0
+    for sampled, changed, found in zip(samples, perturbed, fields):
+        B, T = sampled.tokens_BxR.shape
+        own, others = slice(start, start + B), slice(start + B, start + B + len(changed.row))
+        failure_B = [reason if end else "truncated" for reason, end in zip(verdict.failure_M[own], sampled.ended_B)]
+        read_BxT = np.zeros((B, T), bool)
+        for b, row in enumerate(found):
+            for field in row:
+                read_BxT[b, field.start:field.stop] = True
+        judged.append(Judged(
+            Verdict(R_M[own], verdict.fulfilled_M[own] & sampled.ended_B, failure_B, verdict.stats),
+            sensitivity(R_M[own], R_M[others], changed, T, unreadable_M[others]), signed_change(R_M[own], R_M[others], changed, T),
+            read_BxT))
+        start = others.stop
+    return judged
 
 
 def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, directory: str, **options):
@@ -146,22 +187,24 @@ def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, d
     Every draw is a function of (seed, step): a killed and resumed run ends bit-identical to one never killed.
     options: boards and sweep, see `loop.run`.
     """
-    static, state, frozen = initial(policy, critic, config, seed)
+    models, state = initial(policy, critic, config, seed)
+    arm = Arm(config, seed, env)
 
-    def step_fn(state: RLState, step: int):
-        return rldtf_step(static, env, config, seed, state, step, frozen)
+    def step_fn(states: tuple[RLState], step: int):
+        states, metrics = rldtf_step(models, [arm], states, step)
+        return states, metrics["arms"][0] | {name: metrics[name] for name in ("tokens", "runtime")}
 
     def position(step: int):
         return {"data": step * config.prompts_per_step,
                 "prng_key_data": np.asarray(jax.random.key_data(step_key(seed, step))).tolist()}
 
-    state = run(step_fn, state, steps=config.steps, directory=directory, save_every=config.save_every,
-                keep=config.keep, identity={"config": config, "seed": seed}, position=position, title="rldtf",
-                show=("reward", "fulfilled", "kl", "twin/simulated"), **options)
-    return nnx.merge(static.policy_def, lora.merge(frozen.policy, state.learner.policy))
+    state, = run(step_fn, (state,), steps=config.steps, directory=directory, save_every=config.save_every,
+                 keep=config.keep, identity={"config": config, "seed": seed}, position=position, title="rldtf",
+                 show=("reward", "fulfilled", "kl", "twin/simulated"), **options)
+    return nnx.merge(models.static.policy_def, models.policy(state))
 
 
-def initial(policy, critic, config: RLDTFConfig, seed: int) -> tuple[Static, RLState, Frozen]:
+def initial(policy, critic, config: RLDTFConfig, seed: int) -> tuple["OneByOne", RLState]:
     """What a run starts from; the models stay the caller's."""
     (policy_def, policy_params), (critic_def, critic_params) = nnx.split(policy), nnx.split(critic)
     static = Static(policy_def, critic_def, config.aggregation, config.microbatches, config.logit_chunk,
@@ -173,10 +216,10 @@ def initial(policy, critic, config: RLDTFConfig, seed: int) -> tuple[Static, RLS
             lora.split(policy_params, config.lora_rank, keys[0]), lora.split(critic_params, config.lora_rank, keys[1])))
     fresh = functools.partial(jax.tree.map, jnp.copy)  # updates donate; nothing that is donated may be shared
     zero = jnp.zeros((), jnp.int32)
-    return static, RLState(
+    return OneByOne(static, frozen), RLState(
         Learner(fresh(policy_params), fresh(critic_params), optim.init(policy_params), optim.init(critic_params),
                 zero, jnp.copy(zero)),
-        fresh(policy_params), jnp.copy(zero), jnp.ones((), jnp.float32)), frozen
+        fresh(policy_params), jnp.copy(zero), jnp.ones((), jnp.float32))
 
 
 def step_key(seed: int, step: int) -> jax.Array:
@@ -184,29 +227,31 @@ def step_key(seed: int, step: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def draw(env: Environment, config: RLDTFConfig, seed: int, step: int) -> Drawn:
-    tasks, *prompts = env.batch(step, config.prompts_per_step)
-    tasks = [task for task in tasks for _ in range(config.samples_per_prompt)]
-    keys_B = row_keys(step_key(seed, step), jnp.arange(len(tasks)))
-    return Drawn(tasks, *(np.repeat(x, config.samples_per_prompt, 0) for x in prompts), keys_B)
+def draw(arm: Arm, step: int) -> Prompts:
+    """The prompts of a step."""
+    n = arm.config.samples_per_prompt
+    tasks, *prompts = arm.env.batch(step, arm.config.prompts_per_step)
+    tasks = [task for task in tasks for _ in range(n)]
+    return Prompts(tasks, *(np.repeat(x, n, 0) for x in prompts), row_keys(step_key(arm.seed, step), jnp.arange(len(tasks))))
 
 
-def weigh(config: RLDTFConfig, drawn: Drawn, tokens_BxS, samples: Samples, verdict: Verdict, S_BxT, old_value_BxT,
-          anchor_hidden_BxTxD) -> tuple[Rollouts, jax.Array]:
-    """(what the updates of a step are made of, the token weights of Eq. 5)."""
-    mask = np.arange(S_BxT.shape[1]) < samples.lengths_B[:, None]
-    w = token_weights(S_BxT, mask, config.alpha, config.threshold, config.lam)
-    A, ret = advantages(config, jnp.asarray(verdict.reward_M), old_value_BxT, mask)
-    return Rollouts(tokens_BxS, drawn.prompt_lengths_B, drawn.prompt_lengths_B + samples.lengths_B, samples.logp_BxR,
-                    anchor_hidden_BxTxD, A, ret, mean_one(w, mask) if config.weights == "mean-one" else w,
-                    old_value_BxT), w
+def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Recalled, judged: Judged, step: int
+          ) -> tuple[Rollouts, jax.Array]:
+    """(what the updates of a step are made of, the token weights)."""
+    config, mask = arm.config, np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
+    other_BxT, entropy_BxT = (None, None) if recalled.alternatives is None else map(np.asarray, recalled.alternatives[1:])
+    w = WEIGHTS[config.weight_by](Evidence(judged.S, judged.read_BxT, entropy_BxT, mask, hash_seed(arm.seed, step)), config)
+    A, ret = advantages(config, jnp.asarray(judged.verdict.reward_M), recalled.value_BxT, mask, judged.change_BxT, other_BxT)
+    return Rollouts(tokens_BxS, prompts.lengths_B, prompts.lengths_B + samples.lengths_B, samples.logp_BxR,
+                    recalled.anchor_hidden_BxTxD, A, ret, mean_one(w, mask) if config.weights == "mean-one" else jnp.asarray(w),
+                    recalled.value_BxT), w
 
 
 def minibatches(config: RLDTFConfig, seed: int, step: int) -> Iterator[Any]:
     """Which rollouts each update of a step takes."""
     order, B = np.random.default_rng((seed, step, 1)), config.prompts_per_step * config.samples_per_prompt
     for _ in range(config.epochs):
-        yield from [...] if config.minibatches == 1 else np.split(order.permutation(B), config.minibatches)
+        yield from [ALL] if config.minibatches == 1 else np.split(order.permutation(B), config.minibatches)
 
 
 def mean_metrics(seen: Sequence[dict]) -> dict:
@@ -217,44 +262,116 @@ def mean_metrics(seen: Sequence[dict]) -> dict:
     return jax.tree.map(lambda *x: sum(x) / len(x), *seen) | counts
 
 
-def rldtf_step(static: Static, env: Environment, config: RLDTFConfig, seed: int, state: RLState, step: int,
-               frozen: Frozen = Frozen()):
-    """One step: (state, metrics)."""
-    learner, T = state.learner, config.sample.max_new_tokens
-    drawn = draw(env, config, seed, step)
-    tasks, prompts_BxP, prompt_lengths_B, keys_B = drawn
+def rldtf_step(models, arms: Sequence[Arm], states: tuple, step: int) -> tuple[tuple, dict]:
+    """Eq. 1, the episode: one step of every arm, rollout -> judge -> weigh -> update. (states, metrics), metrics["arms"] each arm's own.
 
-    policy = Policy(static.policy_def, lora.merge(frozen.policy, learner.policy))
-    samples = sample_on_host(*policy, prompts_BxP, prompt_lengths_B, keys_B, max_new_tokens=T, eos_id=env.eos_id,
-                             temperature=config.sample.temperature)
-    tokens_BxS, lengths_B = join(prompts_BxP, prompt_lengths_B, samples.tokens_BxR, samples.lengths_B)
+    models: how the arms' models are run, `OneByOne` here or side by side in one program (`arms.SideBySide`); `states` are its own.
+    An arm is frozen once MAX_SKIPPED_IN_A_ROW of its updates in a row were not finite: policy and critic stay as they are,
+    the twin is not asked for it, and its metrics say "diverged" alone.
+    """
+    running = models.skipped_in_a_row(states)[:len(arms)] < MAX_SKIPPED_IN_A_ROW
 
+    prompts = [draw(arm, step) for arm in arms]
+    samples = models.sample(states, arms, prompts)
+    joined = [join(*p[1:3], *s[:2]) for p, s in zip(prompts, samples)]
     # Dispatched before the twin is asked: these forward passes don't wait for rewards.
-    anchor = lora.merge(frozen.policy, state.reference if config.kl_target == "reference"
-                        else jax.tree.map(jnp.copy, learner.policy))
-    old_value_BxT, anchor_hidden_BxTxD = old_states(
-        static, lora.merge(frozen.critic, learner.critic), anchor, tokens_BxS, prompt_lengths_B, lengths_B, T)
+    recalled = models.recall(states, arms, prompts, joined, step)
 
-    verdict, S_BxT = judge_with_perturbations(env, tasks, samples.tokens_BxR, samples.lengths_B, config,
-                                              hash_seed(seed, step), policy)
+    going = [list(x) for x in zip(*(x for x, runs in zip(zip(arms, prompts, samples, recalled), running) if runs))]
+    answers = iter(judge(*going, step, models.translator(states)) if going else ())
+    judged = [next(answers) if runs else _unjudged(s) for s, runs in zip(samples, running)]
 
-    rows, w = weigh(config, drawn, tokens_BxS, samples, verdict, S_BxT, old_value_BxT, anchor_hidden_BxTxD)
-    hyper, seen = hyper_at(config, step, state.kl_scale), []
-    for part in minibatches(config, seed, step):
-        minibatch = rows if part is ... else jax.tree.map(lambda x: x[part], rows)
-        learner, metrics = update(static, learner, anchor, minibatch, hyper, frozen)
-        seen.append(metrics)
+    weighed = [weigh(*x, step) for x in zip(arms, prompts, samples, (tokens for tokens, _ in joined), recalled, judged)]
+    states, updated = models.update(states, arms, recalled, [rows for rows, _ in weighed], running, step)
 
-    metrics = mean_metrics(seen)
-    kl_scale = state.kl_scale if config.adaptive_kl is None else adapted(
-        state.kl_scale, metrics["kl"], config.adaptive_kl)
-    metrics |= rollout_metrics(env, drawn, samples, verdict, w, S_BxT, old_value_BxT, config.threshold)
-    metrics["runtime"] = {f"twin/{name}": value for name, value in verdict.stats.items()}
-    metrics |= {"since_refresh": step - state.refreshed_at, "lr": hyper.policy.lr, "beta_kl": hyper.beta_kl}
-    reference, refreshed_at = state.reference, state.refreshed_at
-    if (step + 1) % config.checkpoint_every == 0:
-        reference, refreshed_at = jax.tree.map(jnp.copy, learner.policy), jnp.int32(step + 1)
-    return RLState(learner, reference, refreshed_at, kl_scale), metrics
+    metrics = [
+        found | rollout_metrics(arm, p, s, past, j, w) if runs else {"diverged": True}
+        for arm, p, s, past, j, (_, w), found, runs in zip(arms, prompts, samples, recalled, judged, weighed, updated, running)]
+    stats = next((j.verdict.stats for j, runs in zip(judged, running) if runs), {})
+    return states, {
+        "arms": metrics, "running": running.sum(),
+        "tokens": sum(lengths.sum() for (_, lengths), runs in zip(joined, running) if runs),
+        "runtime": {f"twin/{name}": value for name, value in stats.items()},
+        "skipped_in_a_row": 0 if running.any() else MAX_SKIPPED_IN_A_ROW,
+        **{name: np.mean([m[name] for m in metrics if name in m] or np.nan) for name in ("reward", "fulfilled")}}
+
+
+def _unjudged(samples: Samples) -> Judged:
+    B, T = samples.tokens_BxR.shape
+    nothing = np.zeros((B, T), np.float32)
+    return Judged(Verdict(np.full(B, NO_SERVICE, np.float32), np.zeros(B, bool), [None] * B, {}), Sensitivity(nothing, nothing),
+                  nothing, np.zeros((B, T), bool))
+
+
+class OneByOne(NamedTuple):
+    """Every arm in programs of its own, one after the other, on the devices where its state is; states: an RLState each."""
+
+    static: Static
+    frozen: Frozen = Frozen()
+
+    def policy(self, state: RLState):
+        return lora.merge(self.frozen.policy, state.learner.policy)
+
+    def translator(self, states) -> Policy | None:
+        """The policy that f(a) may ask; arms that share a judge have none."""
+        return Policy(self.static.policy_def, self.policy(states[0])) if len(states) == 1 else None
+
+    def skipped_in_a_row(self, states) -> np.ndarray:
+        # Of one arm the loop looks after that, without waiting for the update.
+        return np.zeros(1, int) if len(states) == 1 else np.array(
+            jax.device_get([state.learner.skipped_in_a_row for state in states]))
+
+    def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
+        return [sample_on_host(self.static.policy_def, self.policy(state), *p[1:], eos_id=env.eos_id,
+                               max_new_tokens=config.sample.max_new_tokens, temperature=config.sample.temperature)
+                for state, (config, _, env), p in zip(states, arms, prompts)]
+
+    def recall(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, step: int) -> list[Recalled]:
+        return [self._recall(*x, step) for x in zip(states, arms, prompts, joined)]
+
+    def _recall(self, state: RLState, arm: Arm, prompts: Prompts, joined, step: int) -> Recalled:
+        (tokens_BxS, lengths_B), config = joined, arm.config
+        rows = tokens_BxS, prompts.lengths_B, lengths_B
+        anchor = lora.merge(self.frozen.policy, state.reference if config.kl_target == "reference"
+                            else jax.tree.map(jnp.copy, state.learner.policy))
+        value_BxT, hidden_BxTxD = old_states(self.static, lora.merge(self.frozen.critic, state.learner.critic), anchor, *rows,
+                                             config.sample.max_new_tokens)
+        others = None
+        if config.asks_the_policy:
+            others = alternatives(self.static, self.policy(state), *rows, other_keys(prompts.keys_B), config.sample.temperature,
+                                  config.sample.max_new_tokens, config.num_perturb)
+        return Recalled(value_BxT, anchor, hidden_BxTxD, others)
+
+    def update(self, states, arms: Sequence[Arm], recalled: Sequence[Recalled], rows: Sequence[Rollouts], running, step: int):
+        """(states, metrics of each arm)."""
+        return zip(*(self._update(*x, step) for x in zip(states, arms, recalled, rows, running)))
+
+    def _update(self, state: RLState, arm: Arm, recalled: Recalled, rows: Rollouts, runs: bool, step: int):
+        if not runs:
+            return state, {}
+        learner, hyper, seen = state.learner, hyper_at(arm.config, step, state.kl_scale), []
+        for part in minibatches(arm.config, arm.seed, step):
+            minibatch = rows if part is ALL else jax.tree.map(lambda x: x[part], rows)  # noqa: B023
+            learner, metrics = update(self.static, learner, recalled.anchor, minibatch, hyper, self.frozen)
+            seen.append(metrics)
+        metrics = mean_metrics(seen)
+        kl_scale = state.kl_scale if arm.config.adaptive_kl is None else adapted(
+            state.kl_scale, metrics["kl"], arm.config.adaptive_kl)
+        metrics |= {"since_refresh": step - state.refreshed_at, "lr": hyper.policy.lr, "beta_kl": hyper.beta_kl}
+        return refreshed(RLState(learner, state.reference, state.refreshed_at, kl_scale), arm.config, step), metrics
+
+
+def refreshed(state: RLState, config: RLDTFConfig, step: int) -> RLState:
+    """The state after a step; the reference takes the policy's weights at every checkpoint."""
+    if (step + 1) % config.checkpoint_every:
+        return state
+    return state._replace(reference=jax.tree.map(jnp.copy, state.learner.policy),
+                          refreshed_at=jnp.full_like(state.refreshed_at, step + 1))
+
+
+def other_keys(keys_B: jax.Array) -> jax.Array:
+    """The keys that a step's alternatives are drawn with."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys_B, OTHER_TOKENS)
 
 
 @jax.jit
@@ -275,22 +392,23 @@ def hyper_at(config: RLDTFConfig, step: int, kl_scale=1.0) -> Hyper:
     return hyper if config.adaptive_kl is None else hyper._replace(beta_kl=hyper.beta_kl * kl_scale)
 
 
-def rollout_metrics(env: Environment, drawn: Drawn, samples: Samples, verdict: Verdict, w_BxT, S_BxT, old_value_BxT,
-                    threshold) -> dict[str, Any]:
-    """Rewards, the critic's explained variance, and what the token weights amount to."""
-    R_B, mask_BxT = verdict.reward_M, np.arange(S_BxT.shape[1]) < samples.lengths_B[:, None]
-    w = np.asarray(w_BxT)[np.asarray(mask_BxT)]
-    S = np.asarray(S_BxT)[np.asarray(mask_BxT)]
-    residual = np.where(mask_BxT, R_B[:, None] - np.asarray(old_value_BxT), 0)
+def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Recalled, judged: Judged, w_BxT) -> dict[str, Any]:
+    """Rewards, what the critic explains, and what the token weights amount to."""
+    verdict, R_B, n = judged.verdict, judged.verdict.reward_M, arm.config.samples_per_prompt
+    mask_BxT = np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
+    w = np.asarray(w_BxT)[mask_BxT]
+    residual = np.where(mask_BxT, R_B[:, None] - np.asarray(recalled.value_BxT), 0)
     spread = np.where(mask_BxT, R_B[:, None] - R_B.mean(), 0)
     return {
         "reward": R_B.mean(), "fulfilled": verdict.fulfilled_M.mean(),
         **{f"reward_p{q}": np.percentile(R_B, q) for q in (10, 50, 90)},
+        **({"informative_groups": (np.ptp(R_B.reshape(-1, n), 1) > 0).mean()} if n > 1 else {}),
         "explained_variance": 1 - (residual ** 2).sum() / (spread ** 2).sum() if spread.any() else np.nan,
-        "weight/mean": w.mean(), "weight/effective_sample_size": w.sum() ** 2 / (w ** 2).sum() / w.size,
-        "weight/over_threshold": (S > threshold).mean(),
-        **env.summary(drawn.tasks, verdict),
-        "tokens": drawn.prompt_lengths_B.sum() + samples.lengths_B.sum(), "response_tokens": samples.lengths_B.mean(),
+        "weight/mean": w.mean(), "weight/effective_sample_size": w.sum() ** 2 / max((w ** 2).sum(), 1e-12) / w.size,
+        "weight/over_threshold": (judged.S.total[mask_BxT] > arm.config.threshold).mean(),
+        **{f"S/{part}": S[mask_BxT].mean() for part, S in judged.S._asdict().items()},
+        **arm.env.summary(prompts.tasks, [ids[:n] for ids, n in zip(*samples[:2])], verdict),
+        "tokens": prompts.lengths_B.sum() + samples.lengths_B.sum(), "response_tokens": samples.lengths_B.mean(),
     }
 
 

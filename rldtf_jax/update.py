@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from rldtf_jax import lora, optim
-from rldtf_jax.logprob import token_stats
+from rldtf_jax.logprob import entropy, log_prob, token_stats
 from rldtf_jax.loss import policy_loss, regulariser, total_loss, value_loss
 from rldtf_jax.sft import response_states, response_tokens
 
@@ -81,6 +81,33 @@ def old_states(static: Static, critic, anchor, tokens_BxS, prompt_lengths_B, len
     states = functools.partial(response_states, prompt_lengths_B=prompt_lengths_B, num_tokens=num_tokens)
     value_BxT = critic.value(states(critic.hidden(tokens_BxS, lengths_B)))
     return value_BxT, states(anchor.hidden(tokens_BxS, lengths_B))
+
+
+class Alternatives(NamedTuple):
+    """What the policy might have written at each response position in place of the sampled token."""
+
+    tokens_NxBxT: jax.Array  # int32, drawn from pi(. | s_t) without the sampled token
+    other_BxT: jax.Array  # float32, 1 - pi(a_t | s_t)
+    entropy_BxT: jax.Array  # float32, of pi(. | s_t), nats
+
+
+@functools.partial(jax.jit, static_argnames=("static", "num_tokens", "num"))
+def alternatives(static: Static, policy, tokens_BxS, prompt_lengths_B, lengths_B, keys_B, temperature, num_tokens: int,
+                 num: int) -> Alternatives:
+    """`num` independent draws of another token for every response position; row b draws from keys_B[b] alone."""
+    policy = nnx.merge(static.policy_def, policy)
+    hidden_BxTxD = response_states(policy.hidden(tokens_BxS, lengths_B), prompt_lengths_B, num_tokens)
+    tokens_BxT, _ = response_tokens(tokens_BxS, prompt_lengths_B, lengths_B, num_tokens)
+
+    def row(key, hidden_TxD, tokens_T):
+        logits_TxV = policy.unembed(hidden_TxD) / temperature
+        p_T = jnp.exp(log_prob(logits_TxV, tokens_T))
+        others_TxV = jnp.where(jax.nn.one_hot(tokens_T, logits_TxV.shape[-1], dtype=bool), -jnp.inf, logits_TxV)
+        drawn_NxT = jax.random.categorical(key, others_TxV, shape=(num, num_tokens))
+        return drawn_NxT.astype(jnp.int32), 1.0 - p_T, entropy(logits_TxV)
+
+    drawn_BxNxT, other_BxT, entropy_BxT = jax.lax.map(lambda x: row(*x), (keys_B, hidden_BxTxD, tokens_BxT))
+    return Alternatives(jnp.moveaxis(drawn_BxNxT, 0, 1), other_BxT, entropy_BxT)
 
 
 def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hyper, num_counted):

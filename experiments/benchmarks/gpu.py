@@ -479,7 +479,9 @@ def measure_arms(report: Report, scale: Scale) -> None:
 
     def groups_of(width: int, num_arms: int):
         many = [arms.Arm(config, seed, None) for seed in range(num_arms)]
-        static, groups, frozen = arms.initial(policy, critic, many, width)
+        (static, frozen, *_), groups = arms.initial(policy, critic, many, width)
+        if width == 1:
+            groups = jax.tree.map(lambda x: x[None], groups)
         over = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * width), tree)
         hyper = jax.tree.map(jnp.asarray, rldtf.hyper_at(config, 0))
         given = over((prompts_BxP, lengths_B, keys_B, jnp.float32(1.0), rows, hyper))

@@ -3,6 +3,7 @@
     python -m experiments.stages.evaluate preset=quickstart
 """
 
+import dataclasses
 import json
 import os
 from typing import Sequence
@@ -11,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from rldtf_jax.token_weight import token_weights
-from rldtf_jax.rldtf import Policy, Verdict, judge_with_perturbations
+from rldtf_jax.rldtf import Arm, Policy, Prompts, Verdict, judge
+from rldtf_jax.sample import Samples
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
@@ -146,8 +148,11 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
     tokens = np.zeros((len(rows), lengths.max()), np.int32)
     for row, ids in zip(tokens, responses):
         row[:len(ids)] = ids
-    verdict, S = judge_with_perturbations(environment, tasks, tokens, lengths, config, run.config.seed,
-                                          Policy(*nnx.split(model)))
+    ended = np.array([run.tokenizer.eos_id in ids for ids in responses])
+    config = dataclasses.replace(config, perturb="paper" if config.perturb == "policy" else config.perturb, advantage="paper")
+    judged, = judge([Arm(config, run.config.seed, environment)], [Prompts(tasks, None, None, None)],
+                    [Samples(tokens, lengths, None, ended)], [None], 0, Policy(*nnx.split(model)))
+    verdict, S = judged.verdict, judged.S.total
     mask = np.arange(tokens.shape[1]) < lengths[:, None]
     w = np.asarray(token_weights(S, mask, config.alpha, config.threshold, config.lam))
     return [{"prompt": task.prompt(run.config.tasks.prompt), "reward": float(verdict.reward_M[b]), "fulfilled": bool(verdict.fulfilled_M[b]),

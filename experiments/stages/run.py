@@ -61,8 +61,9 @@ class Run:
 
     def environment(self, split: str, seed: int | None = None) -> TwinEnvironment:
         """The tasks of a split on its own noise; seed: of their order, default the run's."""
-        translator = None if self.config.translator == "grammar" else ModelTranslator(
-            self.tokenizer, self.config.rldtf.sample.max_new_tokens)
+        translator = self.config.translator
+        if translator == "model":
+            translator = ModelTranslator(self.tokenizer, self.config.rldtf.sample.max_new_tokens)
         return TwinEnvironment(
             self.tasks[split], self.tokenizer, self.twins(worlds.NOISE_OF_SPLIT.get(split, "evaluate")), self.config.rldtf.reward,
             seed=self.config.seed if seed is None else seed, translator=translator, form=self.config.tasks.prompt)

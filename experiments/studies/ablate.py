@@ -26,10 +26,10 @@ import numpy as np
 from flax import nnx
 
 from rldtf_jax import arms as training
-from rldtf_jax import hf, lora, metrics
-from rldtf_jax.arms import Arm
+from rldtf_jax import hf, metrics
 from rldtf_jax.config import ConfigError, differences, flat
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, Diverged, run as run_loop
+from rldtf_jax.rldtf import Arm, rldtf_step
 
 from experiments import config as configs
 from experiments.config import ExperimentConfig
@@ -137,18 +137,18 @@ def _train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round
     chosen = [by_name[name] for name in one.arms]
     arms, mesh = trained_arms(run, chosen), training.arm_mesh(one.width)
     policy = reject(run)
-    static, groups, frozen = training.initial(policy, train_critic(run, policy), arms, one.width, mesh)
+    models, states = training.initial(policy, train_critic(run, policy), arms, one.width, mesh)
     first = arms[0].config
     try:
-        groups = run_loop(
-            lambda state, step: training.arms_step(static, arms, state, step, frozen, mesh), groups, steps=first.steps,
+        states = run_loop(
+            lambda states, step: rldtf_step(models, arms, states, step), states, steps=first.steps,
             directory=one.path, save_every=first.save_every, keep=first.keep, title=f"{len(arms)} arms",
             identity={"arms": {cell.name: {"config": cell.config, "seed": cell.seed} for cell in chosen}},
             position=lambda step: {"data": step * first.prompts_per_step}, show=("reward", "fulfilled", "running", "twin/simulated"),
             **run.config.loop_options | {"sweep": config.sweep})
     except Diverged as error:
         say(str(error).partition(";")[0])
-        groups = None
+        states = None
     environments = {split: run.environment(split) for split in EVALUATED}
     rows = metrics.read(one.path)
     seconds = sum(row["step_seconds"] for row in rows) / len(chosen)
@@ -159,11 +159,11 @@ def _train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round
         begun, before = time.monotonic(), run.twin.stats.simulated
         with whole(arm_path(config, cell.name, metrics.JSONL)) as file:
             file.writelines(json.dumps({"step": row["step"], **row["arms"][i]}) + "\n" for row in rows)
-        state = None if groups is None else training.take(groups, i)
+        state = None if states is None else training.take(models, states, i)
         if state is None or state.learner.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             result = {"diverged": True}
         else:
-            model = nnx.merge(static.policy_def, lora.merge(frozen.policy, state.learner.policy))
+            model = nnx.merge(models.static.policy_def, models.policy(state))
             if not os.path.isdir(arm_path(config, cell.name, "model")):
                 hf.save(model, arm_path(config, cell.name, "model"))
             result = evaluate(run, environments, model)

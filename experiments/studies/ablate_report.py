@@ -20,7 +20,7 @@ from rldtf_jax import metrics
 from experiments.files import whole
 from experiments.stages.report import STYLE, image, png
 from experiments.statistics import nested_interval
-from experiments.studies.grid import Cell, SweepConfig, arm_path
+from experiments.studies.grid import Cell, SweepConfig, arm_path, as_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen
@@ -44,7 +44,7 @@ class Arms:
 
     @staticmethod
     def key(values: dict[str, float]) -> str:
-        return ", ".join(f"{name} = {value:g}" for name, value in values.items())
+        return ", ".join(f"{name} = {as_text(value)}" for name, value in values.items())
 
     def sound(self, key: str) -> list[Cell]:
         """The seeds that did not diverge."""
@@ -87,7 +87,7 @@ def write(config: SweepConfig, axes: dict[str, tuple], grid: Sequence[Cell]) -> 
     page = "\n".join([
         "<!doctype html><html lang='en'><meta charset='utf-8'>", f"<title>Sweep {html.escape(config.sweep)}</title>",
         f"<style>{STYLE}</style><h1>Sweep {html.escape(config.sweep)}</h1>",
-        f"<p>{len(grid)} arms: " + " x ".join(f"{html.escape(name)} ({', '.join(f'{v:g}' for v in values)})"
+        f"<p>{len(grid)} arms: " + " x ".join(f"{html.escape(name)} ({', '.join(map(as_text, values))})"
                                               for name, values in axes.items())
         + f" x {config.seeds} seeds; {config.rldtf.steps} steps of {config.rldtf.prompts_per_step} prompts each.</p>",
         "<h2>What it says</h2>", *(f"<p>{html.escape(line)}</p>" for line in lines),

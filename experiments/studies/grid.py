@@ -30,8 +30,8 @@ class SweepConfig(ExperimentConfig):
         for name in ("seeds", "width", "rounds"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected an integer >= 1")
-        if self.translator != "grammar":
-            raise ConfigError(f"translator = {self.translator!r}: expected 'grammar' in a sweep, whose arms share the judge")
+        if self.translator == "model":
+            raise ConfigError(f"translator = {self.translator!r}: expected 'grammar' or 'tolerant' in a sweep, whose arms share the judge")
         if self.mesh != MeshConfig():
             raise ConfigError("mesh: expected no axes in a sweep; arms are split over all devices")
 
@@ -50,7 +50,7 @@ class Cell(NamedTuple):
     """An arm by name: the values on the axes, and the seed."""
 
     name: str
-    values: dict[str, float]
+    values: dict[str, float | str]
     config: RLDTFConfig
     seed: int
 
@@ -68,10 +68,15 @@ def split_axes(arguments: Sequence[str]) -> tuple[dict[str, tuple], list[str]]:
             others.append(argument)
             continue
         try:
-            axes[name] = tuple(dict.fromkeys(map(_number, values.split(","))))
+            read = str if name in training.WORDS else _number
+            axes[name] = tuple(dict.fromkeys(map(read, values.split(","))))
         except ValueError:
             raise ConfigError(f"{key} = {values}: expected numbers separated by commas") from None
     return axes, others
+
+
+def as_text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _number(text: str) -> int | float:
@@ -97,7 +102,7 @@ def cells(config: SweepConfig, axes: dict[str, tuple]) -> list[Cell]:
             node[last] = value
         rldtf_config = build(RLDTFConfig, tree, "rldtf")
         for seed in range(config.first_seed, config.first_seed + config.seeds):
-            name = f"{','.join(f'{key}={value:g}' for key, value in chosen.items())},seed={seed}".removeprefix(",")
+            name = f"{','.join(f'{key}={as_text(value)}' for key, value in chosen.items())},seed={seed}".removeprefix(",")
             if name in found and found[name].values != chosen:
                 raise ConfigError(f"{name}: two values of an axis read the same; expected at most six digits")
             found[name] = Cell(name, chosen, rldtf_config, seed)

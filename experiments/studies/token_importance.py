@@ -76,13 +76,14 @@ class Training:
     def __init__(self, run: Run, twin: Twin, policy, critic, alpha: float):
         self.config = dataclasses.replace(run.config.rldtf, alpha=alpha)
         self.env = dataclasses.replace(run, twin=twin).environment("train")
-        self.static, self.state = rldtf.initial(policy, critic, self.config, run.config.seed)[:2]
-        self.seed, self.seconds, self.stats = run.config.seed, [], []
+        self.models, state = rldtf.initial(policy, critic, self.config, run.config.seed)
+        self.states, self.arm = (state,), rldtf.Arm(self.config, run.config.seed, self.env)
+        self.seconds, self.stats = [], []
 
     def step(self, number: int) -> None:
         start = time.perf_counter()
-        self.state, metrics = rldtf.rldtf_step(self.static, self.env, self.config, self.seed, self.state, number)
-        jax.block_until_ready(self.state)
+        self.states, metrics = rldtf.rldtf_step(self.models, [self.arm], self.states, number)
+        jax.block_until_ready(self.states)
         self.seconds.append(time.perf_counter() - start)
         self.stats.append({name.removeprefix("twin/"): value for name, value in metrics["runtime"].items()})
 

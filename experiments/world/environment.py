@@ -3,21 +3,25 @@
 import dataclasses
 import sys
 from collections import Counter
-from typing import Sequence
+from typing import Literal, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
-from rldtf_jax.reward import RewardConfig
+from rldtf_jax.reward import NO_SERVICE, RewardConfig
 from rldtf_jax.rldtf import Policy, Verdict
 from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
+from rldtf_jax.token_weight import Field
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Twin
 
+from experiments.world import orchestration
 from experiments.world.orchestration import read
 from experiments.world.scoring import Reading, judge_readings
+from experiments.world.search import written
 from experiments.world.tasks import Task
+from experiments.world.tolerant import PRICE, mend
 from experiments.world.translator import ModelTranslator
 
 
@@ -43,8 +47,8 @@ class TwinEnvironment:
     """Tasks in, verdicts out; satisfies `rldtf_jax.rldtf.Environment`."""
 
     def __init__(self, tasks: Sequence[Task], tokenizer: Tokenizer, twin: Twin, config: RewardConfig, *, seed: int = 0,
-                 translator: ModelTranslator | None = None, form: str = "short"):
-        """translator: f(a) of III.B; None is the grammar. form: of the prompts, see Task.prompt."""
+                 translator: ModelTranslator | Literal["grammar", "tolerant"] = "grammar", form: str = "short"):
+        """translator: f(a) of III.B. form: of the prompts, see Task.prompt."""
         self.translator = translator
         self.tasks, self.tokenizer, self.twin, self.config, self.seed = list(tasks), tokenizer, twin, config, seed
         self.eos_id = tokenizer.eos_id
@@ -73,9 +77,14 @@ class TwinEnvironment:
     def judge_text(self, tasks: Sequence[Task], texts: Sequence[str], policy: Policy | None = None) -> Verdict:
         """Rewards of M texts that `policy` wrote (the grammar does not ask it).
 
-        What does not parse, or asks for what the scenario lacks, gets -1 and no simulation.
+        What does not parse, or asks for what the scenario lacks, gets -1 and no simulation; `tolerant` asks a price for what it mends.
         """
-        readings = list(map(read, texts) if self.translator is None else self.translator.read(texts, policy))
+        if self.translator == "tolerant":
+            mended = [mend(text, task.scenario) for task, text in zip(tasks, texts)]
+            verdict = self.judge_readings(tasks, [one[:2] for one in mended])
+            price = PRICE * np.array([one.repairs for one in mended], np.float32)
+            return verdict._replace(reward_M=np.maximum(verdict.reward_M - price, np.float32(NO_SERVICE)))
+        readings = list(map(read, texts) if self.translator == "grammar" else self.translator.read(texts, policy))
         return self.judge_readings(tasks, readings)
 
     def judge_readings(self, tasks: Sequence[Task], readings: Sequence[Reading]) -> Verdict:
@@ -91,12 +100,36 @@ class TwinEnvironment:
         return Verdict(np.array([one.R for one in judgements], np.float32), np.array([one.fulfilled for one in judgements], bool),
                        [one.failure for one in judgements], stats)
 
-    def summary(self, tasks: Sequence[Task], verdict: Verdict) -> dict[str, float]:
-        """Mean reward by service class and the share of each kind of failure."""
+    def fields(self, tasks: Sequence[Task], responses: Sequence[np.ndarray]) -> list[list[Field]]:
+        """The workflow's values in each response, with what the task's platform offers in place of each."""
+        return [self._fields(task, np.asarray(ids)) for task, ids in zip(tasks, responses)]
+
+    def _fields(self, task: Task, ids: np.ndarray) -> list[Field]:
+        pieces = self.tokenizer.backend.decode_batch([[i] for i in ids.tolist()], skip_special_tokens=False)
+        ends = np.cumsum([len(piece) for piece in pieces])
+        found = []
+        for name, start, stop in orchestration.values("".join(pieces)):
+            first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
+            begin, end = int(ends[first]) - len(pieces[first]), int(ends[last])
+            text = "".join(pieces[first:last + 1])
+            others = [np.concatenate([ids[:first], self.tokenizer.encode(text[:start - begin] + value + text[len(text) - (end - stop):],
+                                                                        special=False), ids[last + 1:]]).astype(ids.dtype)
+                      for value in written(task.scenario, name) if value != text[start - begin:len(text) - (end - stop)]]
+            found.append(Field(first, last + 1, others))
+        return found
+
+    def summary(self, tasks: Sequence[Task], responses: Sequence[np.ndarray], verdict: Verdict) -> dict[str, float]:
+        """Mean reward by service class, the share of each kind of failure, and how well the language is spoken: of the responses that can
+        be read, the share whose think line says what the request says ("think_copied") and the share whose grant carries the throughput
+        that it is said to be for ("grant_agrees")."""
         by_service: dict[str, list[float]] = {}
         for task, R in zip(tasks, verdict.reward_M):
             by_service.setdefault(task.service, []).append(float(R))
         kinds = Counter(reason for reason in verdict.failure_M if reason)
-        return ({f"reward/{service}": np.mean(values) for service, values in sorted(by_service.items())}
+        texts = self.texts(responses)
+        thinking = [(task, text) for task, text in zip(tasks, texts) if orchestration.THINK in text]
+        copied = [orchestration.think(task.scenario, task.throughput_mbps, task.delay_ms) in text for task, text in thinking]
+        agrees = [carried for text in texts if (carried := orchestration.grant_agrees(text)) is not None]
+        return ({"think_copied": np.mean(copied)} if copied else {}) | ({"grant_agrees": np.mean(agrees)} if agrees else {}) | ({f"reward/{service}": np.mean(values) for service, values in sorted(by_service.items())}
                 | {"failed": sum(kinds.values()) / len(tasks)}
                 | {f"failed/{kind}": count / len(tasks) for kind, count in sorted(kinds.items())})

@@ -125,6 +125,21 @@ def describe_workflow(w: Workflow, wanted_mbps: float | None = None) -> str:
             f"{quantity(figure, 'Mbps', 'kbps')} on {w.num_prb} PRB.")
 
 
+def values(response: str) -> list[tuple[str, int, int]]:
+    """(field, start, stop) of every value that `translate` reads in the answer."""
+    start = response.rfind(END_THINK) + len(END_THINK) if END_THINK in response else 0
+    return [(match.lastgroup, *match.span(match.lastgroup)) for match in _PATTERN.finditer(response, start)]
+
+
+def grant_agrees(response: str) -> bool | None:
+    """Whether the answer's grant carries the throughput that stands before it; None of one without either or that cannot be read."""
+    workflow, _ = read(response)
+    figure = re.search(r"(\d{1,6}) ([Mk])bps on \d+ PRB", response)
+    if workflow is None or figure is None:
+        return None
+    return full_throughput_mbps(workflow, 0.0) >= int(figure[1]) * (1 if figure[2] == "M" else 1e-3)
+
+
 def _two_digits(mbps: float) -> str:
     return f"{float(f'{mbps:.2g}'):g} Mbps" if mbps >= 1 else f"{float(f'{mbps * 1e3:.2g}'):g} kbps"
 

@@ -21,6 +21,7 @@ from twin.spec import SUBCARRIERS_PER_PRB, slot_ms
 from twin.toolbox import is_neural
 from twin.transport import data_elements, transport_block_bits
 
+from experiments.world.orchestration import QAM
 from experiments.world.tasks import Task, present, random_workflow
 
 ITERATIONS = (2, 4, 6, 8, 10, 14, 20)
@@ -57,6 +58,20 @@ def offered(scenario: Scenario, field: str) -> tuple:
     if field == "precoder" and scenario.num_tx_ant == 1:
         return ("none",)
     return present(scenario.absent)[field]
+
+
+def written(scenario: Scenario, field: str) -> list[str]:
+    """The values of a workflow's field that a platform offers, as the orchestration language writes them."""
+    if field == "num_prb":
+        return [str(n) for n in range(1, scenario.max_prb + 1)]
+    values = offered(scenario, field)
+    if field == "bits_per_symbol":
+        return [QAM[bits] for bits in values]
+    if field == "code_rate":
+        return [f"{rate:.2f}" for rate in values]
+    if field == "code":
+        return ["LDPC" if code == "ldpc" else code for code in values]
+    return [str(value) for value in values]
 
 
 def combining(scenario: Scenario, num_transmissions: int) -> str:

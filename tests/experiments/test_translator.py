@@ -64,9 +64,10 @@ def test_a_training_step_asks_the_policy_it_samples_from_to_translate(taught):
     environment, model, _, budget = taught
     config = RLDTFConfig(prompts_per_step=4, num_perturb=1, sample=SampleConfig(max_new_tokens=budget, temperature=0.05),
                          policy=OptimConfig(lr=1e-4))
-    static, state, frozen = rldtf.initial(model, value_model(model, 0), config, 0)
+    models, state = rldtf.initial(model, value_model(model, 0), config, 0)
     asked, read = [], environment.translator.read
     environment.translator.read = lambda texts, policy: asked.append(policy) or read(texts, policy)
-    _, metrics = rldtf.rldtf_step(static, environment, config, 0, state, 0, frozen)
-    assert len(asked) == 1 and asked[0].graphdef == static.policy_def
+    _, metrics = rldtf.rldtf_step(models, [rldtf.Arm(config, 0, environment)], (state,), 0)
+    metrics, = metrics["arms"]
+    assert len(asked) == 1 and asked[0].graphdef == models.static.policy_def
     assert metrics["failed"] == 0 and metrics["skipped"] == 0 and metrics["weight/over_threshold"] > 0

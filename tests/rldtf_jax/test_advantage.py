@@ -114,3 +114,26 @@ def test_sweeping_gamma_and_lambda_compiles_nothing(compilations):
         for x in np.linspace(0, 1, 4):
             adv.gae(R, value, mask, float(x), float(1 - x))
     assert compiled == []
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+def test_counterfactual_credit_is_zero_on_average_under_the_policy_and_exact_where_exhaustive(seed, V):
+    """One position, V tokens: A(v) = R(v) - sum_u pi(u) R(u), from draws of the others in exact proportion."""
+    rng = np.random.default_rng(seed)
+    p, R = rng.dirichlet(np.ones(V)), rng.normal(size=V)
+    A = np.zeros(V)
+    for v in range(V):
+        others = np.delete(p, v) / (1 - p[v])
+        change = R[v] - others @ np.delete(R, v)
+        A[v] = adv.counterfactual(np.float32([R[v]]), np.float32([[change]]), np.float32([[1 - p[v]]]), np.ones((1, 1), bool))[0][0, 0]
+        np.testing.assert_allclose(A[v], R[v] - p @ R, atol=1e-5)
+    np.testing.assert_allclose(p @ A, 0, atol=1e-5)
+
+
+def test_counterfactual_credit_is_unbiased_with_few_draws():
+    rng, n = np.random.default_rng(0), 200_000
+    p, R, v = np.array([0.5, 0.3, 0.15, 0.05]), np.array([1.0, -0.5, 0.2, -1.0]), 1
+    drawn = rng.choice([0, 2, 3], n, p=p[[0, 2, 3]] / (1 - p[v]))
+    A, _ = adv.counterfactual(np.full(n, R[v], np.float32), np.float32(R[v] - R[drawn])[:, None], np.full((n, 1), 1 - p[v], np.float32),
+                                    np.ones((n, 1), bool))
+    assert abs(float(A.mean()) - (R[v] - p @ R)) < 4 * float(A.std()) / n**0.5

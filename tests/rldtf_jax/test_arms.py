@@ -21,9 +21,9 @@ from tiny_training import HighTokens, critic, policy
 
 from rldtf_jax import arms as together
 from rldtf_jax import rldtf
-from rldtf_jax.arms import Arm
 from rldtf_jax.config import ConfigError, OptimConfig
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, Diverged, run
+from rldtf_jax.rldtf import Arm
 
 POLICY, CRITIC = policy(0), critic(1)
 RL = dataclasses.replace(FAST, policy=OptimConfig(lr=1e-3, warmup_steps=2), critic=OptimConfig(lr=1e-3))
@@ -49,21 +49,21 @@ def grid(base=RL, seeds=(3, 4), **axes):
 
 
 def train_together(arms, width, steps=4, mesh=None, base_policy=POLICY):
-    static, groups, frozen = together.initial(base_policy, CRITIC, arms, width, mesh)
+    models, states = together.initial(base_policy, CRITIC, arms, width, mesh)
     history = []
     for step in range(steps):
-        groups, metrics = together.arms_step(static, arms, groups, step, frozen, mesh)
+        states, metrics = rldtf.rldtf_step(models, arms, states, step)
         history.append(jax.device_get(metrics))
-    return [jax.device_get(together.take(groups, i)) for i in range(len(arms))], history
+    return [jax.device_get(together.take(models, states, i)) for i in range(len(arms))], history
 
 
 def train_alone(arm, steps=4, base_policy=POLICY):
-    static, state, frozen = rldtf.initial(base_policy, CRITIC, arm.config, arm.seed)
-    history = []
+    models, state = rldtf.initial(base_policy, CRITIC, arm.config, arm.seed)
+    states, arm, history = (state,), arm._replace(env=Seeded(arm.seed)), []
     for step in range(steps):
-        state, metrics = rldtf.rldtf_step(static, Seeded(arm.seed), arm.config, arm.seed, state, step, frozen)
-        history.append(jax.device_get(metrics))
-    return jax.device_get(state), history
+        states, metrics = rldtf.rldtf_step(models, [arm], states, step)
+        history.append(jax.device_get(metrics["arms"][0]))
+    return jax.device_get(states[0]), history
 
 
 def assert_near(state, other, arm, share=0.01):
@@ -95,7 +95,6 @@ def test_every_arm_is_what_it_is_alone(width, changes):
             assert_near(states[i], state, arm)
         for step, metrics in enumerate(alone):
             mine = history[step]["arms"][i]
-            metrics.pop("runtime")
             assert mine.keys() == metrics.keys()
             (assert_equal if width == 1 else functools.partial(assert_close, rtol=5e-3, atol=1e-3))(mine, metrics)
             assert all(mine[name] == metrics[name] for name in ("reward", "weight/mean", "tokens"))  # the twin's part
@@ -108,8 +107,8 @@ def test_one_call_of_the_judge_serves_all_arms():
     alone = []
     for arm in arms:
         env = Seeded(arm.seed)
-        static, state, frozen = rldtf.initial(POLICY, CRITIC, arm.config, arm.seed)
-        rldtf.rldtf_step(static, env, arm.config, arm.seed, state, 0, frozen)
+        models, state = rldtf.initial(POLICY, CRITIC, arm.config, arm.seed)
+        rldtf.rldtf_step(models, [arm._replace(env=env)], (state,), 0)
         alone += env.calls[0]
     assert arms[0].env.calls[0] == alone
     assert history[0]["runtime"] == {"twin/sequences": len(alone)}
@@ -126,7 +125,7 @@ def test_other_values_compile_nothing(compilations):
 def test_a_diverging_arm_is_frozen_and_the_others_go_on():
     arms = grid(dataclasses.replace(RL, epochs=1, minibatches=1), k1=(0.5, float("inf"), 1.0), seeds=(3,))
     states, history = train_together(arms, 3, steps=MAX_SKIPPED_IN_A_ROW + 2)
-    start = together.take(together.initial(POLICY, CRITIC, arms, 3)[1], 1)
+    start = together.take(*together.initial(POLICY, CRITIC, arms, 3), 1)
     assert_equal(states[1].learner.policy, jax.device_get(start.learner.policy))
     assert states[1].learner.skipped == MAX_SKIPPED_IN_A_ROW
     assert [step["arms"][1] == {"diverged": True} for step in history] == [False] * MAX_SKIPPED_IN_A_ROW + [True] * 2
@@ -138,9 +137,9 @@ def test_a_diverging_arm_is_frozen_and_the_others_go_on():
 
 def test_when_all_arms_have_diverged_training_ends(tmp_path):
     arms = grid(dataclasses.replace(RL, k1=float("inf"), epochs=1, minibatches=1), alpha=(0.0, 1.0, 2.0), seeds=(3,))
-    static, groups, frozen = together.initial(POLICY, CRITIC, arms, 3)
+    models, states = together.initial(POLICY, CRITIC, arms, 3)
     with pytest.raises(Diverged):
-        run(lambda state, step: together.arms_step(static, arms, state, step, frozen), groups, steps=20, save_every=10,
+        run(lambda states, step: rldtf.rldtf_step(models, arms, states, step), states, steps=20, save_every=10,
             directory=str(tmp_path), identity={}, position=lambda step: {}, boards=())
 
 
@@ -169,7 +168,7 @@ def on_devices():
     states, _ = train_together(arms, 4, steps=3, mesh=mesh)  # the last group has two arms and two copies
     for state, arm in zip(states, arms):
         assert_near(state, train_alone(arm, 3)[0], arm)
-    _, groups, _ = together.initial(POLICY, CRITIC, arms, 4, mesh)
+    _, groups = together.initial(POLICY, CRITIC, arms, 4, mesh)
     weights = jax.tree.leaves(groups[0].learner.policy)[0]
     assert {shard.data.shape[0] for shard in weights.addressable_shards} == {1} and len(weights.sharding.device_set) == 4
 

@@ -13,7 +13,9 @@ from tiny_training import EOS, RL, HighTokens
 
 from rldtf_jax import lora, optim, rldtf
 from rldtf_jax.config import OptimConfig
-from rldtf_jax.token_weight import perturb
+from rldtf_jax.rldtf import Arm, OneByOne, Prompts
+from rldtf_jax.sample import Samples
+from rldtf_jax.token_weight import WEIGHTS, perturb
 
 T = RL.sample.max_new_tokens
 
@@ -37,10 +39,22 @@ def first_state(reference=POLICY):
     return rldtf.RLState(learner(), nnx.state(reference), jnp.int32(0), jnp.float32(1))
 
 
+def take_step(models, env, config, seed, state, step):
+    """(state, metrics) of one arm."""
+    (state,), metrics = rldtf.rldtf_step(models, [Arm(config, seed, env)], (state,), step)
+    return state, metrics["arms"][0]
+
+
 def one_step(config=ONE, env=None, state=None, step=0, seed=3):
-    return jax.device_get(rldtf.rldtf_step(
-        static(config.aggregation, config.microbatches, config.logit_chunk), env or HighTokens(), config, seed,
-        state or first_state(), step))
+    models = OneByOne(static(config.aggregation, config.microbatches, config.logit_chunk))
+    return jax.device_get(take_step(models, env or HighTokens(), config, seed, state or first_state(), step))
+
+
+def judged(env, tasks, tokens, lengths, config, seed=0):
+    """(verdict, S) of given responses."""
+    ended = np.array([EOS in row[:n] for row, n in zip(tokens, lengths)])
+    one, = rldtf.judge([Arm(config, seed, env)], [Prompts(tasks, None, None, None)], [Samples(tokens, lengths, None, ended)], [None], 0)
+    return one.verdict, one.S.total
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
@@ -76,7 +90,7 @@ def test_a_second_step_compiles_nothing(compilations, changes):
     counts = []
     for step in range(3):
         with compilations() as compiled:
-            state, _ = rldtf.rldtf_step(static(), HighTokens(), config, 3, state, step)
+            state, _ = take_step(OneByOne(static()), HighTokens(), config, 3, state, step)
         counts.append(len(compiled))
     assert counts[1:] == [0, 0]
 
@@ -104,14 +118,14 @@ def test_baseline_and_perturbed_responses_are_judged_in_one_call_and_give_equati
     ended = np.array([True, True, False, True])
     tokens[np.flatnonzero(ended), lengths[ended] - 1] = EOS
     config = dataclasses.replace(ONE, num_perturb=N)
-    verdict, S = rldtf.judge_with_perturbations(env, ["a", "b", "c", "d"], tokens, lengths, config, 9, policy=None)
+    verdict, S = judged(env, ["a", "b", "c", "d"], tokens, lengths, config, 9)
     (asked,) = env.asked
     assert [task for task, _ in asked[:4]] == ["a", "b", "c", "d"]
     assert len(asked) == 4 + N * lengths[ended].sum()
     expected = np.zeros((4, T))
     for b in np.flatnonzero(ended):
         for t in range(lengths[b]):
-            p = perturb(tokens[:b + 1], lengths[:b + 1], N, 9, config.delete_prob)
+            p = perturb(tokens[:b + 1], lengths[:b + 1], N, rldtf.hash_seed(9, 0), config.delete_prob)
             changed = [ids for row, position, ids in zip(*p) if (row, position) == (b, t)]
             R = [HighTokens().judge([b], [ids]).reward_M[0] if EOS in ids else -1 for ids in changed]
             expected[b, t] = plain.sensitivity(float(verdict.reward_M[b]), [float(x) for x in R])
@@ -123,7 +137,7 @@ def test_a_truncated_response_gets_minus_1_and_no_perturbation():  # TRAPS 16
     env = Recording(reward=lambda R: 0 * R + 0.75)
     tokens, lengths = np.full((2, T), 5), np.array([T, 2])
     tokens[1, 1] = EOS
-    verdict, S = rldtf.judge_with_perturbations(env, [0, 1], tokens, lengths, ONE, 0, policy=None)
+    verdict, S = judged(env, [0, 1], tokens, lengths, ONE)
     np.testing.assert_array_equal(verdict.reward_M, np.float32([-1, 0.75]))
     assert verdict.failure_M == ["truncated", None] and verdict.fulfilled_M.tolist() == [False, True]
     assert {task for task, _ in env.asked[0][2:]} == {1}
@@ -134,7 +148,7 @@ def test_a_perturbed_response_that_lost_its_end_is_judged_as_a_truncated_one(): 
     env = Recording(reward=lambda R: 0 * R + 0.75)
     tokens, lengths = np.array([[5, 6, EOS, 9, 9]]), np.array([3])
     config = dataclasses.replace(ONE, num_perturb=4)
-    verdict, S = rldtf.judge_with_perturbations(env, ["a"], tokens, lengths, config, 0, policy=None)
+    verdict, S = judged(env, ["a"], tokens, lengths, config)
     np.testing.assert_allclose(S, [[0, 0, 1.75, 0, 0]])  # whatever it says, R = -1 without an end
     (_, *asked), = env.asked
     assert all(EOS in ids or not ids for _, ids in asked)  # and nothing of it is run
@@ -176,7 +190,8 @@ def test_in_the_critics_warm_up_only_the_critic_learns():
 
 @pytest.mark.parametrize("option", [
     {"advantage": "gae"}, {"advantage": "group"}, {"advantage": "leave-one-out"}, {"whiten": True},
-    {"kl_target": "old"}], ids=str)
+    {"kl_target": "old"}, {"perturb": "in-kind"}, {"perturb": "policy"}, {"perturb": "policy", "advantage": "counterfactual"},
+    *({"weight_by": name} for name in WEIGHTS)], ids=str)
 def test_every_option_trains(option):
     config = dataclasses.replace(ONE, prompts_per_step=4, samples_per_prompt=2, **option)
     state, metrics = one_step(config, step=2)
@@ -209,7 +224,7 @@ def test_lora_starts_as_the_whole_model_and_trains_nothing_but_its_deltas():
     assert_equal(lora.merge(frozen.critic, first.critic), nnx.state(CRITIC))
     before = jax.device_get((frozen, first.policy))
     state = rldtf.RLState(first, jax.tree.map(jnp.copy, first.policy), jnp.int32(0), jnp.float32(1))
-    state, metrics = rldtf.rldtf_step(static(), HighTokens(), ONE, 3, state, ONE.checkpoint_every - 1, frozen)
+    state, metrics = take_step(OneByOne(static(), frozen), HighTokens(), ONE, 3, state, ONE.checkpoint_every - 1)
     assert metrics["skipped"] == 0 and abs(metrics["kl"]) < 1e-6  # the reference is the model that LoRA started from
     assert_equal(frozen, before[0])
     assert_equal(state.reference, state.learner.policy)
@@ -285,3 +300,35 @@ def test_mean_one_weights_have_a_mean_of_1_over_the_batch_whatever_the_minibatch
     weights = [rows.weight_BxT[counted(rows)] for rows, _ in updates[:2]]
     np.testing.assert_allclose(np.concatenate(weights).mean(), 1, rtol=1e-5)
     assert abs(weights[0].mean() - 1) > 1e-3
+
+
+def test_alternatives_follow_the_policy_without_the_sampled_token():
+    samples = HighTokens().batch(0, 2)[1:]
+    rng, num = np.random.default_rng(0), 4000
+    tokens = np.where(np.arange(5 + T) < samples[1][:, None] + T, rng.integers(2, 10, (2, 5 + T)), 0)
+    tokens[:, :5] = np.where(np.arange(5) < samples[1][:, None], samples[0], tokens[:, :5])
+    found = rldtf.alternatives(static(), nnx.state(POLICY), tokens, samples[1], samples[1] + T, jax.random.split(jax.random.key(0), 2),
+                               1.3, T, num)
+    logits = np.asarray(POLICY(tokens, samples[1] + T)) / 1.3
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    for b in range(2):
+        for t in range(T):
+            at = p[b, samples[1][b] - 1 + t].copy()
+            sampled = tokens[b, samples[1][b] + t]
+            np.testing.assert_allclose(found.other_BxT[b, t], 1 - at[sampled], atol=1e-5)
+            np.testing.assert_allclose(found.entropy_BxT[b, t], -(at[at > 0] * np.log(at[at > 0])).sum(), atol=1e-4)
+            at[sampled] = 0
+            share = np.bincount(found.tokens_NxBxT[:, b, t], minlength=len(at)) / num
+            assert share[sampled] == 0 and np.abs(share - at / at.sum()).max() < 4 * 0.5 / num**0.5
+
+
+def test_in_kind_perturbations_are_of_values_alone():
+    env = Recording()
+    one_step(dataclasses.replace(ONE, perturb="in-kind"), env)
+    (asked,), B = env.asked, ONE.prompts_per_step
+    own = {task: ids for task, ids in asked[:B]}
+    whole = {task for task, ids in own.items() if ids}
+    assert len(asked) == B + sum(len(own[task]) - 1 for task in whole) > B
+    for task, ids in asked[B:]:
+        assert len(ids) == len(own[task]) and sum(a != b for a, b in zip(ids, own[task])) == 1 and ids[-1] == EOS

@@ -7,9 +7,17 @@ import plain_equations as plain
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from rldtf_jax.token_weight import Perturbations, mean_one, perturb, sensitivity, token_weights
+from rldtf_jax import token_weight
+from rldtf_jax.token_weight import (Field, Perturbations, inverted, mean_one, perturb, perturb_by_policy, perturb_in_kind, permuted,
+                                    reshaped, signed_change, token_weights, top_entropy)
 
 B, T = 4, 7
+
+
+def sensitivity(*arguments):
+    return token_weight.sensitivity(*arguments).total
+
+
 SEEDS = st.integers(0, 2**32 - 1)
 ALPHAS = st.floats(0, 8, width=32)
 THRESHOLDS = st.floats(0, 1, width=32)
@@ -169,3 +177,87 @@ def test_short_responses_are_perturbed_too(length):
     assert [x.tolist() for x in p.tokens] == [[], []][:2 * length]
     S = sensitivity(np.zeros(1), np.ones(2 * length), p, 2)
     np.testing.assert_array_equal(S, [[length, 0]])
+
+
+@given(SEEDS, st.integers(1, 3))
+def test_the_parts_of_the_sensitivity_add_up_to_it_and_come_from_their_own_perturbations(seed, N):
+    rng = np.random.default_rng(seed)
+    tokens, lengths = responses(seed)
+    p = perturb(tokens, lengths, N, seed)
+    R_0, R_n, unreadable = rng.normal(size=B), rng.normal(size=len(p.row)), rng.random(len(p.row)) < 0.5
+    S = token_weight.sensitivity(R_0, R_n, p, T, unreadable)
+    np.testing.assert_allclose(S.total, sensitivity(R_0, R_n, p, T), atol=1e-6)
+    np.testing.assert_allclose(S.service, sensitivity(R_0, np.where(unreadable, R_0[p.row], R_n), p, T), atol=1e-6)
+
+
+@given(SEEDS)
+def test_signed_change_and_sensitivity_agree_where_all_changes_have_one_sign(seed):
+    rng = np.random.default_rng(seed)
+    tokens, lengths = responses(seed)
+    p = perturb(tokens, lengths, 2, seed)
+    R_0, worse = rng.normal(size=B), rng.random(len(p.row))
+    np.testing.assert_allclose(signed_change(R_0, R_0[p.row] - worse, p, T), sensitivity(R_0, R_0[p.row] - worse, p, T), atol=1e-6)
+    np.testing.assert_allclose(signed_change(R_0, R_0[p.row] + worse, p, T), -sensitivity(R_0, R_0[p.row] + worse, p, T), atol=1e-6)
+
+
+def test_in_kind_a_field_is_perturbed_as_a_whole_and_what_is_no_field_is_not():
+    response = np.array([7, 3, 4, 8])
+    others = [np.array([7, 5, 8]), np.array([7, 6, 8])]
+    p = perturb_in_kind([[Field(1, 3, others)], [Field(0, 1, [])]], 5, 0)
+    assert p.row.tolist() == [0] * 10 and sorted(p.position.tolist()) == [1] * 5 + [2] * 5
+    assert {tuple(ids) for ids in p.tokens} == {tuple(ids) for ids in others} and response.tolist() == [7, 3, 4, 8]
+    by_position = [[tuple(ids) for t, ids in zip(p.position, p.tokens) if t == at] for at in (1, 2)]
+    assert by_position[0] == by_position[1]  # the tokens of a field share their perturbations
+
+
+@given(SEEDS, st.integers(1, 3))
+def test_by_the_policy_every_position_takes_each_of_its_alternatives(seed, N):
+    tokens, lengths = responses(seed)
+    others = np.random.default_rng(seed).integers(20, 30, (N, B, T))
+    p = perturb_by_policy(tokens, lengths, others)
+    expected = [(b, t, [*tokens[b, :t], others[n, b, t], *tokens[b, t + 1:length]])
+                for b, length in enumerate(lengths) for t in range(length) for n in range(N)]
+    assert [(b, t, ids.tolist()) for b, t, ids in zip(*p)] == expected
+
+
+@given(SEEDS)
+def test_permuting_keeps_each_responses_weights(seed):
+    S, mask = random_sensitivity(seed)
+    w = np.where(mask, S, 1.0)
+    moved = permuted(w, mask, seed)
+    np.testing.assert_array_equal(moved[~mask], w[~mask])
+    for b in range(B):
+        assert sorted(moved[b, mask[b]]) == sorted(w[b, mask[b]])
+
+
+@given(SEEDS)
+def test_inverting_reverses_the_order(seed):
+    S, mask = random_sensitivity(seed)
+    other = inverted(S, mask)
+    for b in range(B):
+        most = S[b, mask[b]].max()
+        np.testing.assert_allclose(other[b, mask[b]], most - S[b, mask[b]], rtol=1e-6)
+    np.testing.assert_array_equal(other[~mask], 0)
+
+
+@given(SEEDS, st.floats(0.05, 0.95))
+def test_top_entropy_keeps_the_share_with_the_most(seed, share):
+    rng = np.random.default_rng(seed)
+    _, mask = random_sensitivity(seed)
+    entropy = np.where(mask, rng.random((B, T)), np.inf)
+    kept = top_entropy(entropy, mask, share)
+    chosen = entropy[kept > 0]
+    assert not kept[~mask].any() and chosen.min() >= np.max(entropy[mask & (kept == 0)], initial=0)
+    assert abs(len(chosen) - share * mask.sum()) <= 1
+
+
+@given(SEEDS)
+def test_reshaping_adds_no_weight(seed):
+    S, mask = random_sensitivity(seed)
+    w = reshaped(S, mask)
+    np.testing.assert_allclose(np.where(mask, w, 0).sum(-1), mask.sum(-1), rtol=1e-5)
+    for b in range(B):
+        if S[b, mask[b]].any():
+            np.testing.assert_allclose(w[b, mask[b]] / w[b, mask[b]].max(), S[b, mask[b]] / S[b, mask[b]].max(), rtol=1e-5)
+        else:
+            np.testing.assert_array_equal(w[b], 1)

@@ -21,6 +21,7 @@ from rldtf_jax.config import OptimConfig, RLDTFConfig, SampleConfig, SFTConfig
 from rldtf_jax.metrics import JSONL, read
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from rldtf_jax.rldtf import Verdict
+from rldtf_jax.token_weight import Field
 
 SHAPE = Qwen2Config(12, 32, 48, 2, 4, 2, rope_theta=1e4, num_tokens=10)
 EOS, HIGH = 1, 5
@@ -60,7 +61,12 @@ class HighTokens:
         reward = np.where([bool(text) for text in texts], 2 * share - 1, -1).astype(np.float32)
         return Verdict(reward, share >= 0.5, [None if text else "empty" for text in texts], {"sequences": len(texts)})
 
-    def summary(self, tasks, verdict):
+    def fields(self, tasks, responses):
+        """Every token before the EOS is a value, which may be any other id."""
+        return [[Field(t, t + 1, [np.concatenate([ids[:t], [v], ids[t + 1:]]) for v in range(2, SHAPE.num_tokens) if v != ids[t]])
+                 for t in range(max(0, len(ids) - 1))] for ids in map(np.asarray, responses)]
+
+    def summary(self, tasks, responses, verdict):
         return {"failed": sum(reason is not None for reason in verdict.failure_M) / len(tasks)}
 
 
