@@ -95,16 +95,21 @@ class InstructConfig:
 class RejectConfig:
     """Rejection sampling: rounds until the success rate on the validation tasks stops growing."""
 
+    practice: int = 0  # tasks that a round before the first asks the twin about, each with a random workflow as phase 1 is taught
     max_rounds: int = 3
+    tasks_per_round: int | None = None  # drawn for each round; None: all
     samples_per_task: int = 4
     keep_per_task: int = 2
+    keep_by: Literal["newest", "reward"] = "newest"  # which of a task's responses that fulfil it
     epochs: int = 4  # over the kept responses at most, whatever sft.steps says
     min_gain: float = 0.01  # of the success rate, or the rounds end
     sft: SFTConfig = SFTConfig()
 
     def __post_init__(self):
         _at_least(1, self, "max_rounds", "samples_per_task", "keep_per_task", "epochs")
-        _at_least(0, self, "min_gain")
+        _at_least(0, self, "min_gain", "practice")
+        if self.tasks_per_round is not None:
+            _at_least(1, self, "tasks_per_round")
 
 
 @dataclasses.dataclass(frozen=True)

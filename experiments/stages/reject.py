@@ -4,8 +4,10 @@
 """
 
 import dataclasses
+import itertools
 import json
 import os
+import random
 from typing import Sequence
 
 import numpy as np
@@ -16,8 +18,10 @@ from rldtf_jax.qwen2 import Qwen2
 from experiments.config import ExperimentConfig, command
 from experiments.files import json_lines, whole
 from experiments.stages.instruct import instruct
-from experiments.stages.run import Run, curriculum, opened, respond, say, sequences, stage_model
+from experiments.stages.run import Run, curriculum, opened, practice, respond, say, sequences, stage_model
+from experiments.world import tasks as task_files
 from experiments.world.environment import TwinEnvironment
+from experiments.world.search import sized_workflow
 
 
 def reject(run: Run) -> Qwen2:
@@ -27,43 +31,77 @@ def reject(run: Run) -> Qwen2:
         return done
     config = run.config.reject
     model = instruct(run)
+    practise(run)
     train, validation = run.environment("train"), run.environment("validation")
 
     def success(model):
         return respond(run, model, validation, range(len(validation.tasks)), salt=1,
                        temperature=1.0).verdict.fulfilled_M.mean()
 
-    rate, sampled = success(model), []
-    say(f"reject: {rate:.1%} of the validation tasks before the first round")
-    for number in range(1, config.max_rounds + 1):
-        directory = run.path("reject", f"round_{number}")
-        sampled = sample_round(run, model, train, number) + sampled
-        kept = keep(sampled, config.keep_per_task)
+    def refine(model, sampled: list[dict], number: int):
+        """(model, rate) after training on what is kept of all that was sampled."""
+        directory, kept = run.path("reject", f"round_{number}"), keep(sampled, config.keep_per_task, config.keep_by)
         if not kept:
-            say("reject: no sampled response fulfils its task; going on with the model of phase 1")
-            break
+            return None
         pairs = [(train.tasks[row["task"]].prompt(run.config.tasks.prompt), row["response"]) for row in kept]
         rows = sequences(run.tokenizer, curriculum(run, pairs))
         steps = min(config.sft.steps, -(-config.epochs * len(rows.tokens) // config.sft.batch_size))  # few responses are soon learnt by heart
         refined = sft.train(model, rows, dataclasses.replace(config.sft, steps=steps),
-                            seed=run.config.seed + number, directory=directory, title=f"reject {number}",
-                            **run.config.loop_options)
-        new_rate = success(refined)
-        say(f"reject: {new_rate:.1%} after round {number}, trained on {len(kept)} kept responses")
-        if new_rate >= rate:
-            model = refined
-        if new_rate < rate + config.min_gain:
+                            seed=run.config.seed + number, directory=directory, title=f"reject {number}", **run.config.loop_options)
+        rate = success(refined)
+        say(f"reject: {rate:.1%} after round {number}, trained on {len(kept)} kept responses")
+        return refined, rate
+
+    rate, sampled = success(model), practised_rows(run)
+    say(f"reject: {rate:.1%} of the validation tasks before the first round")
+    if sampled:
+        model, rate = refine(model, sampled, 0)
+    for number in range(1, config.max_rounds + 1):
+        sampled = sample_round(run, model, train, number) + sampled
+        refined = refine(model, sampled, number)
+        if refined is None:
+            say("reject: no sampled response fulfils its task; going on with the model of phase 1")
             break
-        rate = new_rate
+        if refined[1] >= rate:
+            model = refined[0]
+        if refined[1] < rate + config.min_gain:
+            break
+        rate = refined[1]
     hf.save(model, run.path("reject", "model"))
     return model
 
 
+def practise(run: Run) -> None:
+    """The round before the first: practice tasks, each with a random workflow sized for it; what fulfils its task on the training noise
+    stays in `reject/practised.jsonl`, as tasks with that workflow. So training has many more tasks than a search has found feasible."""
+    path, number = run.path("reject", "practised.jsonl"), run.config.reject.practice
+    if not number or os.path.exists(path):
+        return
+    rng = random.Random(f"practise {run.config.seed}")
+    tasks = list(itertools.islice(practice(run.config, run.tasks["train"]), number))
+    workflows = [sized_workflow(rng, task) for task in tasks]
+    verdict = run.environment("train").judge_readings(tasks, [(workflow, None) for workflow in workflows])
+    found = list({dataclasses.replace(task, witness=None): dataclasses.replace(task, witness=workflow)
+                  for task, workflow, good in zip(tasks, workflows, verdict.fulfilled_M) if good}.values())
+    say(f"reject: {len(found)} of {number} random workflows fulfil their practice task")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    task_files.save(found, path)
+
+
+def practised_rows(run: Run) -> list[dict]:
+    """What `practise` has found, as `sample_round`'s rows."""
+    first, found = len(run.tasks["train"]), run.practised()
+    verdict = run.environment("train").judge_readings(found, [(task.witness, None) for task in found]) if found else None
+    return [{"task": first + i, "response": task.response(task.witness, run.config.instruct.think), "reward": float(verdict.reward_M[i]),
+             "fulfilled": True} for i, task in enumerate(found)]
+
+
 def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: int) -> list[dict]:
-    """A round's responses to all training tasks: rows of task (index), response, reward, fulfilled."""
-    path = run.path("reject", f"round_{number}", "sampled.jsonl")
+    """A round's responses to its tasks: rows of task (index), response, reward, fulfilled."""
+    path, config, total = run.path("reject", f"round_{number}", "sampled.jsonl"), run.config.reject, len(environment.tasks)
     if not os.path.exists(path):
-        indices = np.repeat(np.arange(len(environment.tasks)), run.config.reject.samples_per_task)
+        chosen = np.random.default_rng((run.config.seed, number)).permutation(total)[:config.tasks_per_round]
+        indices = np.repeat(np.sort(chosen), config.samples_per_task)
         responses = respond(run, model, environment, indices, salt=100 + number, temperature=1.0)
         say(f"reject: round {number} sampled {len(indices)} responses, {responses.verdict.fulfilled_M.sum()} fulfil")
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -73,14 +111,14 @@ def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: i
     return json_lines(path)
 
 
-def keep(sampled: Sequence[dict], keep_per_task: int) -> list[dict]:
-    """The distinct responses that fulfil, at most keep_per_task a task, the first (newest) ones."""
+def keep(sampled: Sequence[dict], keep_per_task: int, keep_by: str = "newest") -> list[dict]:
+    """The distinct responses that fulfil, at most keep_per_task a task: the first (newest) ones or those with the highest reward."""
     kept: dict[int, dict[str, dict]] = {}
-    for row in sampled:
+    for row in sampled if keep_by == "newest" else sorted(sampled, key=lambda row: -row["reward"]):
         good = kept.setdefault(row["task"], {})
         if row["fulfilled"] and len(good) < keep_per_task:
             good.setdefault(row["response"], row)
-    return [row for good in kept.values() for row in good.values()]
+    return [row for _, good in sorted(kept.items()) for row in good.values()]
 
 
 def main(config: ExperimentConfig) -> None:

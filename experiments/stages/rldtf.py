@@ -36,7 +36,7 @@ def train_critic(run: Run, policy: Qwen2) -> Qwen2:
     rounds of rejection sampling have already paid for."""
     path = run.path("critic", "rows.npz")
     if not os.path.exists(path):  # encoded once: a resumed RLDTF stage comes by here too
-        tasks = run.tasks["train"]
+        tasks = run.environment("train").tasks
         rows = [row for sampled in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl")))
                 for row in json_lines(sampled)]
         texts = sequences(run.tokenizer, [(tasks[row["task"]].prompt(run.config.tasks.prompt), row["response"]) for row in rows])

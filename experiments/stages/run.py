@@ -59,13 +59,19 @@ class Run:
     def path(self, *parts: str) -> str:
         return os.path.join(self.config.run_dir, *parts)
 
+    def practised(self) -> list[Task]:
+        """The practice tasks that rejection sampling has found a workflow for, each with it; they are trained on like those of train."""
+        path = self.path("reject", "practised.jsonl")
+        return task_files.load(path) if os.path.exists(path) else []
+
     def environment(self, split: str, seed: int | None = None) -> TwinEnvironment:
         """The tasks of a split on its own noise; seed: of their order, default the run's."""
         translator = self.config.translator
         if translator == "model":
             translator = ModelTranslator(self.tokenizer, self.config.rldtf.sample.max_new_tokens)
+        tasks = [*self.tasks[split], *(self.practised() if split == "train" else ())]
         return TwinEnvironment(
-            self.tasks[split], self.tokenizer, self.twins(worlds.NOISE_OF_SPLIT.get(split, "evaluate")), self.config.rldtf.reward,
+            tasks, self.tokenizer, self.twins(worlds.NOISE_OF_SPLIT.get(split, "evaluate")), self.config.rldtf.reward,
             seed=self.config.seed if seed is None else seed, translator=translator, form=self.config.tasks.prompt)
 
 

@@ -14,6 +14,7 @@ from twin.toolbox import MODULES, TOOLS
 
 from rldtf_jax.config import ConfigError
 
+SPACINGS_KHZ = next(argument.choices for tool in TOOLS for argument in tool.arguments if argument.field == "scs_khz")
 SYMBOLS_PER_MS_KHZ = 14 / 15  # OFDM symbols per ms and kHz of subcarrier spacing: 14 in a slot of 15 / scs ms
 ON_SIONNA = ("encode.polar", "detect.ep", "detect.kbest", "detect.deeprx-small", "detect.deeprx")  # a hundred times as slow
 
@@ -25,6 +26,7 @@ class Family:
     environments: {name: [channels, [low, high] delay spread in ns, [low, high] speed in m/s]}, equally likely
     antennas: (transmit, receive), equally likely; snr_db: (lowest, highest, step)
     load: (low, high), from which the SNR follows (`loaded_snr_db`); None: any SNR is equally likely
+    load_khz: the subcarrier spacing of the grant that is loaded; None: the middle one of those that the platform has
     max_prb: grants, log-uniform between the first and the last one where there is a load, else equally likely
     compute_gflops, full_power_mhz, delays_ms: choices; short_of_power, correlated, aligned: shares of the platforms
     present: {tool or module: share of the platforms that have it}; of each stage's methods one stays
@@ -40,6 +42,7 @@ class Family:
     delays_ms: tuple[float, ...]
     kinds: dict[str, float]
     load: tuple[float, float] | None = None
+    load_khz: int | None = 30
     full_power_mhz: tuple[float, ...] = (1.44,)
     short_of_power: float = 0.0
     correlated: float = 0.0
@@ -75,25 +78,29 @@ def draw_scenario(rng: random.Random, family: Family, throughput_mbps: float) ->
     if family.load is None:
         max_prb, snr_db = rng.choice(family.max_prb), rng.randrange(low, high + 1, step)
     else:
-        max_prb = round(family.max_prb[0] * (family.max_prb[-1] / family.max_prb[0]) ** rng.random())
-        snr_db = loaded_snr_db(throughput_mbps, rng.uniform(*family.load), max_prb, num_tx, num_rx, power_mhz, step)
+        max_prb, snr_db = round(family.max_prb[0] * (family.max_prb[-1] / family.max_prb[0]) ** rng.random()), math.nan
+        load = rng.uniform(*family.load)
     scenario = dict(
-        channel=rng.choice(channels), snr_db=float(snr_db), num_tx_ant=num_tx, num_rx_ant=num_rx, carrier_ghz=3.5,
+        channel=rng.choice(channels), num_tx_ant=num_tx, num_rx_ant=num_rx, carrier_ghz=3.5,
         delay_spread_ns=_log_uniform(rng, *spread, step=5), speed_mps=_log_uniform(rng, *speed, step=0.5), max_prb=max_prb,
         compute_gflops=rng.choice(family.compute_gflops),
         antenna_correlation=rng.choice(("medium", "high")) if rng.random() < family.correlated else "low",
         full_power_mhz=power_mhz, access="aligned" if rng.random() < family.aligned else "immediate",
         absent=draw_absent(rng, family))
-    return Scenario(**scenario) if low <= snr_db <= high else None
+    if family.load is not None:
+        spacings = [khz for khz in SPACINGS_KHZ if f"grid.{khz}" not in scenario["absent"]]
+        khz = family.load_khz or spacings[(len(spacings) - 1) // 2]
+        snr_db = loaded_snr_db(throughput_mbps, load, max_prb, num_tx, num_rx, power_mhz, step, khz)
+    return Scenario(snr_db=float(snr_db), **scenario) if low <= snr_db <= high else None
 
 
 def loaded_snr_db(throughput_mbps: float, load: float, num_prb: int, num_tx: int, num_rx: int, full_power_mhz: float = 0.0,
-                  step: int = 1) -> int:
-    """The SNR in dB, a multiple of step, at which the throughput loads a grant of 30 kHz resource blocks by `load`: one beam of all
-    antennas, or as many layers as there are, whichever carries more."""
-    bandwidth_mhz = num_prb * SUBCARRIERS_PER_PRB * 0.03
+                  step: int = 1, scs_khz: int = 30) -> int:
+    """The SNR in dB, a multiple of step, at which the throughput loads a grant of resource blocks of this spacing by `load`: one beam of
+    all antennas, or as many layers as there are, whichever carries more."""
+    bandwidth_mhz = num_prb * SUBCARRIERS_PER_PRB * scs_khz * 1e-3
     power = min(1.0, full_power_mhz / bandwidth_mhz) if full_power_mhz else 1.0
-    efficiency = throughput_mbps / load / (num_prb * SUBCARRIERS_PER_PRB * 30 * SYMBOLS_PER_MS_KHZ * 1e-3)  # bits a resource element
+    efficiency = throughput_mbps / load / (num_prb * SUBCARRIERS_PER_PRB * scs_khz * SYMBOLS_PER_MS_KHZ * 1e-3)  # bits a resource element
     layers = min(num_tx, num_rx)
     snr = min((2 ** min(efficiency, 99) - 1) / (num_rx * num_tx), (2 ** min(efficiency / layers, 99) - 1) * layers / num_rx)
     return step * round(10 * math.log10(snr / power) / step)

@@ -64,7 +64,7 @@ def written(scenario: Scenario, field: str) -> list[str]:
     """The values of a workflow's field that a platform offers, as the orchestration language writes them."""
     if field == "num_prb":
         return [str(n) for n in range(1, scenario.max_prb + 1)]
-    values = offered(scenario, field)
+    values = present(scenario.absent)[field] if field == "precoder" else offered(scenario, field)  # aiming one antenna is no error
     if field == "bits_per_symbol":
         return [QAM[bits] for bits in values]
     if field == "code_rate":
