@@ -85,6 +85,7 @@ class InstructConfig:
     pairs: int = 8000
     think: bool = True  # each response begins with the think line; the later stages go on with what is taught here
     reading: SFTConfig | None = None  # before: a link and targets in, the think line out; so a model from nothing learns to copy
+    words: SFTConfig | None = None  # then: a request and the link in, the quality of service and the think line out
     sft: SFTConfig = SFTConfig()
 
     def __post_init__(self):

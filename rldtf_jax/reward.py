@@ -29,12 +29,15 @@ class RewardConfig:
     weight_violated: tuple[float, float, float] = (0.3, 0.3, 0.3)  # w-, bonus for being close
     margin: Literal["relative", "absolute"] = "relative"
     margin_cap: tuple[float, float, float] = (1.0, 2.0, 2.0)  # of the relative margins; BER in decades
+    closeness: Literal["paper", "steep"] = "paper"  # sigmoid(1 / |m|), or 1 where the target is met and exp(-|m|) where it is missed
 
     def __post_init__(self):
         for name in ("weight_satisfied", "weight_violated", "margin_cap"):
             triple = getattr(self, name)
             if len(triple) != 3 or min(triple) < 0:
                 raise ValueError(f"{name} = {triple}: expected three numbers >= 0 (delay, throughput, BER)")
+        if self.closeness not in ("paper", "steep"):
+            raise ValueError(f"closeness = {self.closeness!r}: expected 'paper' or 'steep'")
         if self.margin not in ("relative", "absolute"):
             raise ValueError(f"margin = {self.margin!r}: expected 'relative' or 'absolute'")
 
@@ -74,12 +77,14 @@ def reward(measured, required, config: RewardConfig = RewardConfig()) -> Array:
       measured: (B, 3) delay_ms, throughput_mbps, ber from the twin.
       required: (B, 3) the targets, in the same order.
     Returns:
-      (B,) 1 - sum_i w+_i m_i where all targets are met, else -1 + sum_i w-_i sigmoid(1 / |m_i|).
+      (B,) 1 - sum_i w+_i m_i where all targets are met, else -1 + sum_i w-_i sigmoid(1 / |m_i|). The sigmoid lies in [1/2, 1], so that
+      violations differ little, and a target met by far earns less than one met exactly; `closeness` = "steep" has neither.
     """
     m = margins(measured, required, config)
     xp = m.__array_namespace__()
     waste = xp.asarray(config.weight_satisfied, dtype=m.dtype) * m
-    closeness = xp.asarray(config.weight_violated, dtype=m.dtype) * _sigmoid_of_inverse(xp.abs(m))
+    near = _sigmoid_of_inverse(xp.abs(m)) if config.closeness == "paper" else xp.exp(xp.minimum(m, xp.zeros_like(m)))
+    closeness = xp.asarray(config.weight_violated, dtype=m.dtype) * near
     return xp.where(
         fulfilled(measured, required),
         config.base_satisfied - xp.sum(waste, axis=-1),

@@ -24,6 +24,9 @@ from experiments.world.environment import TwinEnvironment
 from experiments.world.search import sized_workflow
 
 
+VALIDATION_TRIES = 4  # responses to each validation task
+
+
 def reject(run: Run) -> Qwen2:
     """Rejection sampling (III.B): sample, run the twin, keep what fulfils, train on it, until that stops helping."""
     done = stage_model(run, "reject")
@@ -35,8 +38,8 @@ def reject(run: Run) -> Qwen2:
     train, validation = run.environment("train"), run.environment("validation")
 
     def success(model):
-        return respond(run, model, validation, range(len(validation.tasks)), salt=1,
-                       temperature=1.0).verdict.fulfilled_M.mean()
+        tries = np.repeat(np.arange(len(validation.tasks)), VALIDATION_TRIES)
+        return respond(run, model, validation, tries, salt=1, temperature=1.0).verdict.fulfilled_M.mean()
 
     def refine(model, sampled: list[dict], number: int):
         """(model, rate) after training on what is kept of all that was sampled."""

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, strategies as st
 
 from experiments.config import ExperimentConfig, TasksConfig
-from experiments.stages.instruct import LONGEST, trimmed
+from experiments.stages.instruct import LONGEST, reading, trimmed, words
 from experiments.stages.run import practice
 from rldtf_jax.sft import Sequences
 from twin import Workflow
@@ -41,3 +41,10 @@ def test_the_think_line_begins_with_a_literal_copy_of_the_prompt(drawn):
     for task in drawn:
         copied = re.search(r"<think> (SNR .*? PRB):", task.response(Workflow()))
         assert copied and copied.group(1) in task.prompt()
+
+
+def test_lessons_end_with_the_think_line_and_show_no_tools(drawn):
+    for task, (read, thought), (asked, said) in zip(drawn, reading(drawn), words(drawn)):
+        assert task.request in asked and "Tools:" not in asked + read
+        assert said.endswith(thought.strip()) and said.startswith("QoS:") == task.infers
+        assert task.response(Workflow()).startswith(said)

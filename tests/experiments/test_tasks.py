@@ -129,19 +129,31 @@ def test_some_method_of_every_stage_stays():
                 assert not names or names - set(task.scenario.absent)
 
 
-@given(st.sampled_from(wording.RATES_MBPS), st.floats(0.1, 0.9), st.integers(1, 50), st.sampled_from([(1, 1), (2, 2), (4, 1), (2, 4)]))
-def test_the_load_is_what_the_snr_makes_it(throughput, load, num_prb, antennas):
+@given(st.sampled_from(wording.RATES_MBPS), st.floats(0.1, 0.9), st.integers(1, 50), st.sampled_from([(1, 1), (2, 2), (4, 1), (2, 4)]),
+       st.sampled_from((15, 30, 60, 120)))
+def test_the_load_is_what_the_snr_makes_it(throughput, load, num_prb, antennas, scs_khz):
     """At the SNR that follows from a load Shannon's bound carries throughput / load, within half a dB of rounding."""
     tx, rx = antennas
-    snr_db = families.loaded_snr_db(throughput, load, num_prb, tx, rx)
+    snr_db = families.loaded_snr_db(throughput, load, num_prb, tx, rx, scs_khz=scs_khz)
 
     def carried(snr_db):
         snr, layers = 10 ** (snr_db / 10), min(tx, rx)
         bits = max(math.log2(1 + snr * rx * tx), layers * math.log2(1 + snr * rx / layers))
-        return bits * num_prb * 12 * 14 / 0.5 * 1e-3  # Mbit/s: resource elements of a slot of 0.5 ms
+        return bits * num_prb * 12 * 14 * scs_khz / 15 * 1e-3  # Mbit/s: resource elements of a slot of 15 / scs ms
 
     if snr_db < 100:
         assert carried(snr_db - 0.51) <= throughput / load <= carried(snr_db + 0.51)
+
+
+def test_a_platform_with_one_spacing_is_loaded_on_that_one():
+    """The same draws as with 30 kHz, but for the SNR, which a load on half the bandwidth raises and on more of it lowers."""
+    own, fixed = (dataclasses.replace(FAMILIES["link"], load_khz=khz, snr_db=(-39, 79, 1), short_of_power=0.0,
+                                      present={"grid": 0.0, "grid.15": 1.0}) for khz in (None, 30))
+    pairs = [(families.draw_scenario(random.Random(seed), own, 2.0), families.draw_scenario(random.Random(seed), fixed, 2.0))
+             for seed in range(200)]
+    higher = [a.snr_db - b.snr_db for a, b in pairs if a and b]
+    assert len(higher) > 150
+    assert min(higher) >= 1 and max(higher) > 4
 
 
 def test_a_drifting_site_changes_little_from_step_to_step():

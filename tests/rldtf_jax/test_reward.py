@@ -135,3 +135,29 @@ def test_numpy_and_jax_say_the_same(measured, required, config):
     plain_R, traced_R = reward(ours, np.asarray(theirs), config), jax.jit(reward, static_argnames="config")(ours, theirs, config)
     assert isinstance(plain_R, np.ndarray) and isinstance(traced_R, jax.Array)
     np.testing.assert_allclose(plain_R, traced_R, rtol=1e-5, atol=1e-5)
+
+
+STEEP = RewardConfig(closeness="steep")
+
+
+@given(QOS, st.integers(0, 2), st.floats(-0.9, 0.9), st.floats(-0.9, 0.9))
+def test_steep_closeness_pays_the_whole_bonus_for_what_is_met_and_less_the_further_a_target_is_missed(required, i, one_margin, other):
+    less, more = sorted((one_margin, other))
+    missed = (i + 1) % 3
+
+    def at(margin):
+        m = [0.2, 0.2, 0.2]
+        m[i], m[missed] = margin, -0.5
+        return one(better_by(required, m), required, STEEP)
+
+    expected = -1 + 0.3 * (1 + np.exp(-0.5) + np.exp(min(less, 0)))
+    np.testing.assert_allclose(at(less), expected, atol=2e-3)
+    assert at(less) <= at(more) + 1e-5 and (at(less) < at(more) - 1e-4 or less > -0.002 or more - less < 0.005)
+
+
+@given(QOS, QOS)
+def test_steep_closeness_leaves_what_is_fulfilled_as_it_is_and_every_violation_below_it(measured, required):
+    if fulfilled(np.float32(measured), np.float32(required)):
+        assert one(measured, required, STEEP) == one(measured, required)
+    else:
+        assert -1 < one(measured, required, STEEP) <= -0.1 + 1e-6
