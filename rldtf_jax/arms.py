@@ -115,7 +115,7 @@ def sample_arms(static: Static, frozen, learner, prompts_AxBxP, lengths_AxB, key
 @functools.partial(jax.jit, static_argnames=("static", "mesh", "num_tokens"))
 def old_states_arms(static: Static, frozen, critic, anchor, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB, *, num_tokens: int,
                     mesh: Mesh | None):
-    """`rldtf.old_states` over axis A."""
+    """`update.old_states` over axis A."""
     def one(frozen, critic, anchor, tokens_BxS, prompt_lengths_B, lengths_B):
         return rldtf.old_states(static, lora.merge(frozen.critic, critic), lora.merge(frozen.policy, anchor), tokens_BxS,
                                 prompt_lengths_B, lengths_B, num_tokens)
@@ -125,7 +125,7 @@ def old_states_arms(static: Static, frozen, critic, anchor, tokens_AxBxS, prompt
 
 @functools.partial(jax.jit, static_argnames=("static", "mesh"), donate_argnames=("learner",))
 def update_arms(static: Static, frozen, learner, anchor, rows, hyper, running_A, *, mesh: Mesh | None):
-    """`rldtf.update` over axis A; arms that are not running keep what they are."""
+    """`update.update` over axis A; arms that are not running keep what they are."""
     def one(frozen, learner, anchor, rows, hyper, running):
         new, metrics = rldtf.update(static, learner, lora.merge(frozen.policy, anchor), rows, hyper, frozen)
         return jax.tree.map(lambda n, o: jnp.where(running, n, o), new, learner), metrics
