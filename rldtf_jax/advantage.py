@@ -46,11 +46,11 @@ def leave_one_out(reward_B, value_BxT, mask_BxT, group_size):
 
 
 def counterfactual(reward_B, change_BxT, other_BxT, mask_BxT):
-    """A_t = R(y) - sum_v pi(v | s_t) R(y with v at t): signed credit with the twin in place of COMA's critic (arXiv:1705.08926).
+    """A_t = R(y) - sum_v pi(v | s_t) R(y with v at t): signed credit as COMA's (arXiv:1705.08926), the twin for its critic.
 
     Args:
-      change_BxT: R(y) less the mean reward over draws v from pi(. | s_t) without the sampled token; other_BxT: 1 - pi(a_t | s_t).
-        Their product is A_t where every v is drawn in proportion, and unbiased where a few are.
+      change_BxT: R(y) less the mean reward over draws v from pi(. | s_t) without the sampled token.
+      other_BxT: 1 - pi(a_t | s_t). The product is A_t where every v is drawn in proportion, and unbiased where a few are.
     """
     return _gradient_free(jnp.asarray(other_BxT) * change_BxT, reward_B[:, None], mask_BxT)
 

@@ -16,13 +16,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rldtf_jax import lora, rldtf
 from rldtf_jax.config import ConfigError, RLDTFConfig, flat
-from rldtf_jax.rldtf import Arm, OneByOne, Prompts, Recalled, RLState
+from rldtf_jax.judge import Arm, Prompts
+from rldtf_jax.rldtf import OneByOne, Recalled, RLState
 from rldtf_jax.sample import Samples, sample
 from rldtf_jax.update import Alternatives, Frozen, Rollouts, Static
 
 WORDS = ("perturb", "weight_by", "weights", "advantage")
 TRACED = (  # what may differ between arms; anything else shapes the compiled programs or the data
-    *WORDS, "alpha", "threshold", "lam", "num_perturb", "delete_prob", "clip", "beta_ent", "beta_kl", "k1", "k2", "adaptive_kl", "gae_gamma", "gae_lam", "critic_warmup", "sample.temperature",
+    *WORDS, "alpha", "threshold", "lam", "num_perturb", "delete_prob", "clip", "beta_ent", "beta_kl", "k1", "k2",
+    "adaptive_kl", "gae_gamma", "gae_lam", "critic_warmup", "sample.temperature",
     *(f"{model}.{name}" for model in ("policy", "critic")
       for name in ("lr", "warmup_steps", "final_lr_ratio", "weight_decay", "b1", "b2", "grad_clip")))
 SHARE_OF_MEMORY = 0.8  # of a device, that may be planned for
@@ -56,9 +58,10 @@ def arm_mesh(width: int | None = None) -> Mesh | None:
         (count,), ("arm",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
 
 
-def initial(policy, critic, arms: Sequence[Arm], width: int, mesh: Mesh | None = None) -> tuple["OneByOne | SideBySide", tuple[RLState, ...]]:
-    """(how the arms' models are run, what they start from): a state each, or groups of `width` of them on an axis A, the last filled
-    with copies of the first arm that are never looked at."""
+def initial(policy, critic, arms: Sequence[Arm], width: int, mesh: Mesh | None = None
+            ) -> tuple["OneByOne | SideBySide", tuple[RLState, ...]]:
+    """(how the arms' models are run, what they start from): a state each, or groups of `width` of them on an axis A, the
+    last filled with copies of the first arm that are never looked at."""
     check([arm.config for arm in arms])
     if width == 1 and mesh is None:
         models, states = zip(*(rldtf.initial(policy, critic, arm.config, arm.seed) for arm in arms))
@@ -134,18 +137,19 @@ def update_arms(static: Static, frozen, learner, anchor, rows, hyper, running_A,
 
 
 @functools.partial(jax.jit, static_argnames=("static", "mesh", "num_tokens", "num"))
-def alternatives_arms(static: Static, frozen, learner, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB, keys_AxB, temperature_A, *,
-                      num_tokens: int, num: int, mesh: Mesh | None) -> Alternatives:
+def alternatives_arms(static: Static, frozen, learner, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB, keys_AxB,
+                      temperature_A, *, num_tokens: int, num: int, mesh: Mesh | None) -> Alternatives:
     """`update.alternatives` over axis A."""
     def one(frozen, policy, *rows):
         return rldtf.alternatives(static, lora.merge(frozen, policy), *rows, num_tokens, num)
 
-    return _over_arms(one, mesh, frozen.policy, learner.policy, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB, keys_AxB, temperature_A)
+    return _over_arms(one, mesh, frozen.policy, learner.policy, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB, keys_AxB,
+                      temperature_A)
 
 
 class SideBySide(NamedTuple):
-    """Groups of arms in one program each, the arms of a group on an axis A; groups take turns. As `rldtf.OneByOne`, whose methods say what
-    each is for."""
+    """Groups of arms in one program each, the arms of a group on an axis A; groups take turns. The methods are those of
+    `rldtf.OneByOne`."""
 
     static: Static
     frozen: Frozen
@@ -172,30 +176,36 @@ class SideBySide(NamedTuple):
     def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
         config, eos_id, drawn = arms[0].config, arms[0].env.eos_id, []
         for group, (some, p) in zip(states, self.groups(arms, prompts)):
-            inputs = self.put(*(np.stack(x) for x in zip(*(one[1:3] for one in p))), jnp.stack([one.keys_B for one in p]), _temperatures(some))
-            drawn.append(sample_arms(self.static, self.frozen, group.learner, *inputs, max_new_tokens=config.sample.max_new_tokens,
-                                     eos_id=eos_id, mesh=self.mesh))
+            inputs = self.put(*(np.stack(x) for x in zip(*(one[1:3] for one in p))),
+                              jnp.stack([one.keys_B for one in p]), _temperatures(some))
+            drawn.append(sample_arms(self.static, self.frozen, group.learner, *inputs, eos_id=eos_id, mesh=self.mesh,
+                                     max_new_tokens=config.sample.max_new_tokens))
         return [Samples(*(x[i] for x in group)) for group in jax.device_get(drawn) for i in range(self.width)][:len(arms)]
 
     def recall(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, step: int) -> list[Recalled]:
-        """The anchor's weights and hidden states, which nothing on the host reads, stay a group's: they are with its first arm."""
+        """The anchor's weights and hidden states, which nothing on the host reads, stay a group's, with its first arm."""
         T, found = arms[0].config.sample.max_new_tokens, []
         for group, (some, p, j) in zip(states, self.groups(arms, prompts, joined)):
-            anchor = group.reference if some[0].config.kl_target == "reference" else jax.tree.map(jnp.copy, group.learner.policy)
-            rows = self.put(*(np.stack(x) for x in ([tokens for tokens, _ in j], [one.lengths_B for one in p], [n for _, n in j])))
-            value, hidden = old_states_arms(self.static, self.frozen, group.learner.critic, anchor, *rows, num_tokens=T, mesh=self.mesh)
+            anchor = group.reference if some[0].config.kl_target == "reference" else jax.tree.map(
+                jnp.copy, group.learner.policy)
+            rows = self.put(*(np.stack(x) for x in (
+                [tokens for tokens, _ in j], [one.lengths_B for one in p], [lengths for _, lengths in j])))
+            value, hidden = old_states_arms(self.static, self.frozen, group.learner.critic, anchor, *rows, num_tokens=T,
+                                            mesh=self.mesh)
             others = [None] * self.width
             if any(arm.config.asks_the_policy for arm in some):
                 num = max(arm.config.num_perturb for arm in some)
                 keys = self.put(jnp.stack([rldtf.other_keys(one.keys_B) for one in p]), _temperatures(some))
-                drawn = alternatives_arms(self.static, self.frozen, group.learner, *rows, *keys, num_tokens=T, num=num, mesh=self.mesh)
-                others = [jax.tree.map(lambda x, i=i: x[i], drawn)._replace(tokens_NxBxT=drawn.tokens_NxBxT[i, :arm.config.num_perturb])
-                          for i, arm in enumerate(some)]
+                drawn = alternatives_arms(self.static, self.frozen, group.learner, *rows, *keys, num_tokens=T, num=num,
+                                          mesh=self.mesh)
+                others = [Alternatives(tokens[:arm.config.num_perturb], *rest)
+                          for arm, tokens, *rest in zip(some, *jax.device_get(drawn))]
             found.append((value, anchor, hidden, others))
         return [Recalled(value_BxT, *((anchor, hidden) if i == 0 else (None, None)), others[i])
                 for value, anchor, hidden, others in found for i, value_BxT in enumerate(np.asarray(value))][:len(arms)]
 
-    def update(self, states, arms: Sequence[Arm], recalled: Sequence[Recalled], rows: Sequence[Rollouts], running, step: int):
+    def update(self, states, arms: Sequence[Arm], recalled: Sequence[Recalled], rows: Sequence[Rollouts], running,
+               step: int):
         """(states, metrics of each arm)."""
         updated, metrics = [], []
         for group, (some, past, all_rows, runs) in zip(states, self.groups(arms, recalled, rows, list(running))):
@@ -206,16 +216,18 @@ class SideBySide(NamedTuple):
             learner, seen = group.learner, []
             for chosen in zip(*(rldtf.minibatches(arm.config, arm.seed, step) for arm in some)):
                 part = stacked if chosen[0] is rldtf.ALL else jax.vmap(_rows)(stacked, np.stack(chosen))
-                learner, found = update_arms(self.static, self.frozen, learner, past[0].anchor, *self.put(part, hyper, np.array(runs)),
-                                             mesh=self.mesh)
+                learner, found = update_arms(self.static, self.frozen, learner, past[0].anchor,
+                                             *self.put(part, hyper, np.array(runs)), mesh=self.mesh)
                 seen.append(found)
             found, scales = rldtf.mean_metrics(seen), group.kl_scale
             if some[0].config.adaptive_kl is not None:
-                scales = jax.vmap(rldtf.adapted)(scales, found["kl"], np.float32([arm.config.adaptive_kl for arm in some]))
+                scales = jax.vmap(rldtf.adapted)(
+                    scales, found["kl"], np.float32([arm.config.adaptive_kl for arm in some]))
             found = jax.device_get(found | {"since_refresh": step - group.refreshed_at})
             found |= {"lr": hyper.policy.lr, "beta_kl": hyper.beta_kl}
             metrics += [{name: x[i] for name, x in found.items()} for i in range(self.width)]
-            updated.append(rldtf.refreshed(RLState(learner, group.reference, group.refreshed_at, scales), some[0].config, step))
+            updated.append(rldtf.refreshed(
+                RLState(learner, group.reference, group.refreshed_at, scales), some[0].config, step))
         return tuple(updated), metrics[:len(arms)]
 
 

@@ -4,7 +4,7 @@ Dimensions in names: B rollouts of a step, P padded prompt, T response positions
 """
 
 import functools
-from typing import Any, Iterator, NamedTuple, Protocol, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,51 +14,14 @@ from flax import nnx
 from rldtf_jax import advantage as adv
 from rldtf_jax import lora, optim
 from rldtf_jax.config import RLDTFConfig
+from rldtf_jax.judge import Arm, Environment, Judged, Policy, Prompts, hash_seed, judge, unjudged
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, run
-from rldtf_jax.reward import NO_SERVICE
 from rldtf_jax.sample import Samples, row_keys, sample_on_host
-from rldtf_jax.token_weight import (NO_PERTURBATIONS, WEIGHTS, Evidence, Field, Perturbations, Sensitivity, mean_one, perturb,
-                                    perturb_by_policy, perturb_in_kind, sensitivity, signed_change)
+from rldtf_jax.token_weight import WEIGHTS, Evidence, mean_one
 from rldtf_jax.update import Alternatives, Frozen, Hyper, Learner, Rollouts, Static, alternatives, old_states, update
 
 ALL = ...  # rows of a minibatch
 OTHER_TOKENS = 1 << 20  # folded into a row's key for its alternatives; beyond any response's positions
-
-
-class Verdict(NamedTuple):
-    """What the twin says of M responses."""
-
-    reward_M: np.ndarray  # float32, Eq. 2; -1 where there was nothing to run
-    fulfilled_M: np.ndarray  # bool
-    failure_M: list[str | None]  # why there was nothing to run, in a word
-    stats: dict[str, float]  # sequences, distinct workflows, cache hits, simulated, seconds
-
-
-class Policy(NamedTuple):
-    """A model as `sample` takes it."""
-
-    graphdef: Any  # nnx.GraphDef
-    params: Any
-
-
-class Environment(Protocol):
-    """The tasks and their judge. A response is an array of token ids; its text ends at the first EOS."""
-
-    eos_id: int
-
-    def batch(self, step: int, num_prompts: int) -> tuple[list[Any], np.ndarray, np.ndarray]:
-        """(tasks, prompts_BxP, lengths_B) of a step, a function of the step alone; P never changes."""
-
-    def judge(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], policy: Policy) -> Verdict:
-        """Translates c = f(a), by asking `policy` once more if that is what f is; runs the twin once per distinct
-        workflow, and rewards."""
-
-    def fields(self, tasks: Sequence[Any], responses: Sequence[np.ndarray]) -> list[list[Field]]:
-        """The values that it reads from each response, with the others that each might have: for `perturb` = "in-kind" and
-        `weight_by` = "grammar"."""
-
-    def summary(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], verdict: Verdict) -> dict[str, float]:
-        """Further metrics of the rollouts of a step."""
 
 
 class RLState(NamedTuple):
@@ -70,24 +33,6 @@ class RLState(NamedTuple):
     kl_scale: jax.Array  # () float32, what beta_kl is multiplied by; 1 unless it is adaptive
 
 
-class Arm(NamedTuple):
-    """One of the trainings that take a step together: its hyper-parameters, its seed, and its tasks in the order that this seed
-    gives them."""
-
-    config: RLDTFConfig
-    seed: int
-    env: Environment
-
-
-class Prompts(NamedTuple):
-    """The prompts of a step, each as often as it is sampled, and the keys that the responses are drawn with."""
-
-    tasks: list[Any]
-    tokens_BxP: np.ndarray
-    lengths_B: np.ndarray
-    keys_B: jax.Array
-
-
 class Recalled(NamedTuple):
     """What the models say of a step's rollouts before any update."""
 
@@ -95,15 +40,6 @@ class Recalled(NamedTuple):
     anchor: Any  # weights of the KL's second distribution
     anchor_hidden_BxTxD: Any
     alternatives: Alternatives | None  # where the config has a use for them
-
-
-class Judged(NamedTuple):
-    """What the twin says of a step's responses."""
-
-    verdict: Verdict
-    S: Sensitivity  # Eq. 4
-    change_BxT: np.ndarray  # R(y) less the mean reward over the perturbations of token t
-    read_BxT: np.ndarray  # bool, tokens of values that the judge reads; all False where the config has no use for them
 
 
 def advantages(config: RLDTFConfig, reward_B, value_BxT, mask_BxT, change_BxT=None, other_BxT=None):
@@ -130,55 +66,6 @@ def join(prompts_BxP: np.ndarray, prompt_lengths_B: np.ndarray, response_BxT: np
             tokens_BxS, prompts_BxP, prompt_lengths_B, response_BxT, response_lengths_B):
         row[:p], row[p:p + r] = prompt[:p], response[:r]
     return tokens_BxS, np.asarray(prompt_lengths_B + response_lengths_B, np.int32)
-
-
-def perturbations(arm: Arm, prompts: Prompts, samples: Samples, alternatives: Alternatives | None, fields, step: int) -> Perturbations:
-    """Eq. 3 of the rollouts that have their EOS, in the kind that the config names; none where nothing asks for them."""
-    config, seed = arm.config, hash_seed(arm.seed, step)
-    lengths_B = samples.lengths_B * samples.ended_B
-    if not config.perturbs:
-        return NO_PERTURBATIONS
-    if config.perturb == "policy":
-        return perturb_by_policy(samples.tokens_BxR, lengths_B, np.asarray(alternatives.tokens_NxBxT))
-    if config.perturb == "in-kind":
-        return perturb_in_kind(fields, config.num_perturb, seed)
-    return perturb(samples.tokens_BxR, lengths_B, config.num_perturb, seed, config.delete_prob)
-
-
-def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Samples], recalled: Sequence[Recalled], step: int,
-          policy: Policy | None = None) -> list[Judged]:
-    """The responses of all arms and their perturbations in one call of the twin, whose stats all verdicts share.
-
-    A sequence without an EOS is incomplete, R = -1, and costs no simulation: a rollout cut off at its budget (none of
-    its tokens is perturbed) as well as a perturbed response that lost its EOS.
-    """
-    tasks, sequences, perturbed, fields = [], [], [], []
-    for arm, asked, sampled, past in zip(arms, prompts, samples, recalled):
-        rollouts = [tokens[:n] if end else tokens[:0] for tokens, n, end in zip(*sampled[:2], sampled.ended_B)]
-        fields.append(arm.env.fields(asked.tasks, rollouts) if arm.config.reads_fields else [])
-        changed = perturbations(arm, asked, sampled, past and past.alternatives, fields[-1], step)
-        sequences += [*rollouts, *(ids if arm.env.eos_id in ids else ids[:0] for ids in changed.tokens)]
-        tasks += [*asked.tasks, *(asked.tasks[b] for b in changed.row)]
-        perturbed.append(changed)
-    verdict = arms[0].env.judge(tasks, sequences, policy)
-    whole_M = np.array([len(ids) > 0 for ids in sequences], bool)
-    R_M = np.where(whole_M, verdict.reward_M, NO_SERVICE).astype(np.float32)
-    unreadable_M = ~whole_M | np.array([reason is not None for reason in verdict.failure_M], bool)
-    judged, start = [], 0
-    for sampled, changed, found in zip(samples, perturbed, fields):
-        B, T = sampled.tokens_BxR.shape
-        own, others = slice(start, start + B), slice(start + B, start + B + len(changed.row))
-        failure_B = [reason if end else "truncated" for reason, end in zip(verdict.failure_M[own], sampled.ended_B)]
-        read_BxT = np.zeros((B, T), bool)
-        for b, row in enumerate(found):
-            for field in row:
-                read_BxT[b, field.start:field.stop] = True
-        judged.append(Judged(
-            Verdict(R_M[own], verdict.fulfilled_M[own] & sampled.ended_B, failure_B, verdict.stats),
-            sensitivity(R_M[own], R_M[others], changed, T, unreadable_M[others]), signed_change(R_M[own], R_M[others], changed, T),
-            read_BxT))
-        start = others.stop
-    return judged
 
 
 def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, directory: str, **options):
@@ -232,19 +119,21 @@ def draw(arm: Arm, step: int) -> Prompts:
     n = arm.config.samples_per_prompt
     tasks, *prompts = arm.env.batch(step, arm.config.prompts_per_step)
     tasks = [task for task in tasks for _ in range(n)]
-    return Prompts(tasks, *(np.repeat(x, n, 0) for x in prompts), row_keys(step_key(arm.seed, step), jnp.arange(len(tasks))))
+    keys_B = row_keys(step_key(arm.seed, step), jnp.arange(len(tasks)))
+    return Prompts(tasks, *(np.repeat(x, n, 0) for x in prompts), keys_B)
 
 
 def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Recalled, judged: Judged, step: int
           ) -> tuple[Rollouts, jax.Array]:
     """(what the updates of a step are made of, the token weights)."""
     config, mask = arm.config, np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
-    other_BxT, entropy_BxT = (None, None) if recalled.alternatives is None else map(np.asarray, recalled.alternatives[1:])
-    w = WEIGHTS[config.weight_by](Evidence(judged.S, judged.read_BxT, entropy_BxT, mask, hash_seed(arm.seed, step)), config)
+    _, other_BxT, entropy_BxT = (None,) * 3 if recalled.alternatives is None else map(np.asarray, recalled.alternatives)
+    evidence = Evidence(judged.S, judged.read_BxT, entropy_BxT, mask, hash_seed(arm.seed, step))
+    w = WEIGHTS[config.weight_by](evidence, config)
     A, ret = advantages(config, jnp.asarray(judged.verdict.reward_M), recalled.value_BxT, mask, judged.change_BxT, other_BxT)
+    scaled = mean_one(w, mask) if config.weights == "mean-one" else jnp.asarray(w)
     return Rollouts(tokens_BxS, prompts.lengths_B, prompts.lengths_B + samples.lengths_B, samples.logp_BxR,
-                    recalled.anchor_hidden_BxTxD, A, ret, mean_one(w, mask) if config.weights == "mean-one" else jnp.asarray(w),
-                    recalled.value_BxT), w
+                    recalled.anchor_hidden_BxTxD, A, ret, scaled, recalled.value_BxT), w
 
 
 def minibatches(config: RLDTFConfig, seed: int, step: int) -> Iterator[Any]:
@@ -263,9 +152,12 @@ def mean_metrics(seen: Sequence[dict]) -> dict:
 
 
 def rldtf_step(models, arms: Sequence[Arm], states: tuple, step: int) -> tuple[tuple, dict]:
-    """Eq. 1, the episode: one step of every arm, rollout -> judge -> weigh -> update. (states, metrics), metrics["arms"] each arm's own.
+    """Eq. 1, the episode: one step of every arm, rollout -> judge -> weigh -> update.
 
-    models: how the arms' models are run, `OneByOne` here or side by side in one program (`arms.SideBySide`); `states` are its own.
+    Returns (states, metrics), metrics["arms"] each arm's own.
+
+    models: how the arms' models are run, `OneByOne` here or side by side in one program (`arms.SideBySide`); `states` are
+      its own.
     An arm is frozen once MAX_SKIPPED_IN_A_ROW of its updates in a row were not finite: policy and critic stay as they are,
     the twin is not asked for it, and its metrics say "diverged" alone.
     """
@@ -277,16 +169,18 @@ def rldtf_step(models, arms: Sequence[Arm], states: tuple, step: int) -> tuple[t
     # Dispatched before the twin is asked: these forward passes don't wait for rewards.
     recalled = models.recall(states, arms, prompts, joined, step)
 
-    going = [list(x) for x in zip(*(x for x, runs in zip(zip(arms, prompts, samples, recalled), running) if runs))]
+    asked = zip(arms, prompts, samples, [past.alternatives for past in recalled])
+    going = [list(x) for x in zip(*(x for x, runs in zip(asked, running) if runs))]
     answers = iter(judge(*going, step, models.translator(states)) if going else ())
-    judged = [next(answers) if runs else _unjudged(s) for s, runs in zip(samples, running)]
+    judged = [next(answers) if runs else unjudged(s) for s, runs in zip(samples, running)]
 
     weighed = [weigh(*x, step) for x in zip(arms, prompts, samples, (tokens for tokens, _ in joined), recalled, judged)]
     states, updated = models.update(states, arms, recalled, [rows for rows, _ in weighed], running, step)
 
     metrics = [
         found | rollout_metrics(arm, p, s, past, j, w) if runs else {"diverged": True}
-        for arm, p, s, past, j, (_, w), found, runs in zip(arms, prompts, samples, recalled, judged, weighed, updated, running)]
+        for arm, p, s, past, j, (_, w), found, runs in zip(
+            arms, prompts, samples, recalled, judged, weighed, updated, running)]
     stats = next((j.verdict.stats for j, runs in zip(judged, running) if runs), {})
     return states, {
         "arms": metrics, "running": running.sum(),
@@ -294,13 +188,6 @@ def rldtf_step(models, arms: Sequence[Arm], states: tuple, step: int) -> tuple[t
         "runtime": {f"twin/{name}": value for name, value in stats.items()},
         "skipped_in_a_row": 0 if running.any() else MAX_SKIPPED_IN_A_ROW,
         **{name: np.mean([m[name] for m in metrics if name in m] or np.nan) for name in ("reward", "fulfilled")}}
-
-
-def _unjudged(samples: Samples) -> Judged:
-    B, T = samples.tokens_BxR.shape
-    nothing = np.zeros((B, T), np.float32)
-    return Judged(Verdict(np.full(B, NO_SERVICE, np.float32), np.zeros(B, bool), [None] * B, {}), Sensitivity(nothing, nothing),
-                  nothing, np.zeros((B, T), bool))
 
 
 class OneByOne(NamedTuple):
@@ -334,15 +221,16 @@ class OneByOne(NamedTuple):
         rows = tokens_BxS, prompts.lengths_B, lengths_B
         anchor = lora.merge(self.frozen.policy, state.reference if config.kl_target == "reference"
                             else jax.tree.map(jnp.copy, state.learner.policy))
-        value_BxT, hidden_BxTxD = old_states(self.static, lora.merge(self.frozen.critic, state.learner.critic), anchor, *rows,
-                                             config.sample.max_new_tokens)
+        critic = lora.merge(self.frozen.critic, state.learner.critic)
+        value_BxT, hidden_BxTxD = old_states(self.static, critic, anchor, *rows, config.sample.max_new_tokens)
         others = None
         if config.asks_the_policy:
-            others = alternatives(self.static, self.policy(state), *rows, other_keys(prompts.keys_B), config.sample.temperature,
-                                  config.sample.max_new_tokens, config.num_perturb)
+            others = alternatives(self.static, self.policy(state), *rows, other_keys(prompts.keys_B),
+                                  config.sample.temperature, config.sample.max_new_tokens, config.num_perturb)
         return Recalled(value_BxT, anchor, hidden_BxTxD, others)
 
-    def update(self, states, arms: Sequence[Arm], recalled: Sequence[Recalled], rows: Sequence[Rollouts], running, step: int):
+    def update(self, states, arms: Sequence[Arm], recalled: Sequence[Recalled], rows: Sequence[Rollouts], running,
+               step: int):
         """(states, metrics of each arm)."""
         return zip(*(self._update(*x, step) for x in zip(states, arms, recalled, rows, running)))
 
@@ -392,7 +280,8 @@ def hyper_at(config: RLDTFConfig, step: int, kl_scale=1.0) -> Hyper:
     return hyper if config.adaptive_kl is None else hyper._replace(beta_kl=hyper.beta_kl * kl_scale)
 
 
-def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Recalled, judged: Judged, w_BxT) -> dict[str, Any]:
+def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Recalled, judged: Judged, w_BxT
+                    ) -> dict[str, Any]:
     """Rewards, what the critic explains, and what the token weights amount to."""
     verdict, R_B, n = judged.verdict, judged.verdict.reward_M, arm.config.samples_per_prompt
     mask_BxT = np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
@@ -410,8 +299,3 @@ def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Reca
         **arm.env.summary(prompts.tasks, [ids[:n] for ids, n in zip(*samples[:2])], verdict),
         "tokens": prompts.lengths_B.sum() + samples.lengths_B.sum(), "response_tokens": samples.lengths_B.mean(),
     }
-
-
-def hash_seed(*numbers: int) -> int:
-    """One 32-bit seed from several numbers, the same in every process."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -3,7 +3,7 @@
 Beside the paper's perturbation and weights stand others, each a function of the same arrays: see `WEIGHTS`.
 """
 
-from typing import Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ class Perturbations(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A value that the judge reads from a response: its tokens, and the response with each other value that it might have."""
+    """A value that the judge reads from a response: its tokens, and the response with each other value in its place."""
 
     start: int
     stop: int  # one past the last token
@@ -72,8 +72,8 @@ def perturb(tokens_BxT: np.ndarray, lengths_B: np.ndarray, num_perturb: int, see
 
 
 def perturb_in_kind(fields_B: Sequence[Sequence[Field]], num_perturb: int, seed: int) -> Perturbations:
-    """Eq. 3 in kind: a number by a number, a name by a name. `num_perturb` other values of every field, drawn alike for all of its
-    tokens; tokens that belong to no field are left alone, since no value of theirs is read."""
+    """Eq. 3 in kind: a number by a number, a name by a name. `num_perturb` other values of every field, drawn alike for all
+    of its tokens; tokens that belong to no field are left alone, since no value of theirs is read."""
     rows, positions, sequences = [], [], []
     for b, fields in enumerate(fields_B):
         rng = np.random.default_rng((seed, b))
@@ -87,8 +87,8 @@ def perturb_in_kind(fields_B: Sequence[Sequence[Field]], num_perturb: int, seed:
 
 
 def perturb_by_policy(tokens_BxT: np.ndarray, lengths_B: np.ndarray, others_NxBxT: np.ndarray) -> Perturbations:
-    """Eq. 3 with what the policy might have written: N sequences for every position in which the token is one of `others_NxBxT`, which
-    `update.alternatives` draws from the policy's distribution at that position without the sampled token."""
+    """Eq. 3 with what the policy might have written: N sequences for every position, in which the token is one of
+    `others_NxBxT`, which `update.alternatives` draws from the policy's distribution there without the sampled token."""
     rows, positions, sequences = [], [], []
     for b, length in enumerate(np.asarray(lengths_B)):
         response = np.asarray(tokens_BxT[b, :length])
@@ -102,7 +102,9 @@ def perturb_by_policy(tokens_BxT: np.ndarray, lengths_B: np.ndarray, others_NxBx
     return Perturbations(np.asarray(rows, int), np.asarray(positions, int), sequences)
 
 
-def sensitivity(reward_B, perturbed_reward_M, perturbations: Perturbations, max_length: int, unreadable_M=None) -> Sensitivity:
+def sensitivity(
+    reward_B, perturbed_reward_M, perturbations: Perturbations, max_length: int, unreadable_M=None
+) -> Sensitivity:
     """Eq. 4: S_t, the mean absolute change of the reward over the perturbations of token t: (B, max_length).
 
     unreadable_M: which perturbed responses leave nothing to run (default: none).
@@ -172,8 +174,8 @@ def top_entropy(entropy_BxT, mask_BxT, share: float = 0.2) -> np.ndarray:
 
 
 def reshaped(S_BxT, mask_BxT, lam=1e-6) -> np.ndarray:
-    """S_t scaled so that the weights of a response sum to its length, all 1 where no S_t is above 0: the advantage's mass goes where the
-    judge says that it was earned, and none is added (outcome-grounded reshaping, arXiv:2601.07408, with the twin for a judge)."""
+    """S_t scaled so that the weights of a response sum to its length, all 1 where no S_t is above 0: the advantage's mass goes
+    where the judge says that it was earned, and none is added (arXiv:2601.07408, with the twin for a judge)."""
     mask = np.asarray(mask_BxT, bool)
     S = np.where(mask, S_BxT, 0.0)
     total, length = S.sum(-1, keepdims=True), mask.sum(-1, keepdims=True)
@@ -196,7 +198,7 @@ def _eq_5(S_BxT, e: Evidence, c) -> jax.Array:
 
 
 # The config's `weight_by`: (evidence, config) -> w (B, T). A new kind is one more line.
-WEIGHTS: dict[str, Callable[[Evidence, "RLDTFConfig"], np.ndarray]] = {  # noqa: F821
+WEIGHTS: dict[str, Callable[[Evidence, Any], np.ndarray]] = {
     "sensitivity": lambda e, c: _eq_5(e.S.total, e, c),
     "service": lambda e, c: _eq_5(e.S.service, e, c),
     "grammar": lambda e, c: np.where(e.read_BxT & e.mask_BxT, 1.0 + c.alpha, 1.0).astype(np.float32),
@@ -205,4 +207,3 @@ WEIGHTS: dict[str, Callable[[Evidence, "RLDTFConfig"], np.ndarray]] = {  # noqa:
     "entropy": lambda e, c: top_entropy(e.entropy_BxT, e.mask_BxT),
     "reshaped": lambda e, c: reshaped(e.S.total, e.mask_BxT),
 }
-ASK_THE_TWIN = ("sensitivity", "service", "permuted", "inverted", "reshaped")

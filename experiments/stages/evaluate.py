@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from rldtf_jax.token_weight import token_weights
-from rldtf_jax.rldtf import Arm, Policy, Prompts, Verdict, judge
+from rldtf_jax.judge import Arm, Policy, Prompts, Verdict, judge
 from rldtf_jax.sample import Samples
 
 from experiments.config import ExperimentConfig, command

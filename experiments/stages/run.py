@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from rldtf_jax import hf, mesh, sft, tokenizer
 from rldtf_jax.config import ConfigError, differences, flat
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
-from rldtf_jax.rldtf import Policy, Verdict
+from rldtf_jax.judge import Policy, Verdict
 from rldtf_jax.sample import row_keys, sample_on_host
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Twin

@@ -28,8 +28,9 @@ from flax import nnx
 from rldtf_jax import arms as training
 from rldtf_jax import hf, metrics
 from rldtf_jax.config import ConfigError, differences, flat
+from rldtf_jax.judge import Arm
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, Diverged, run as run_loop
-from rldtf_jax.rldtf import Arm, rldtf_step
+from rldtf_jax.rldtf import rldtf_step
 
 from experiments import config as configs
 from experiments.config import ExperimentConfig

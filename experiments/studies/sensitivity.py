@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 from rldtf_jax.config import RLDTFConfig
 from rldtf_jax.reward import RewardConfig
-from rldtf_jax.rldtf import Arm, Prompts, judge
+from rldtf_jax.judge import Arm, Prompts, judge
 from rldtf_jax.sample import Samples
 from rldtf_jax.tokenizer import train_bpe
 from twin import Twin

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rldtf_jax.reward import NO_SERVICE, RewardConfig
-from rldtf_jax.rldtf import Policy, Verdict
+from rldtf_jax.judge import Policy, Verdict
 from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
 from rldtf_jax.token_weight import Field

@@ -10,7 +10,7 @@ from typing import Iterable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from rldtf_jax.rldtf import Policy
+from rldtf_jax.judge import Policy
 from rldtf_jax.sample import bucket, pad_prompts, row_keys, sample_on_host
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Workflow, WorkflowError

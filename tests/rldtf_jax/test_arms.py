@@ -23,7 +23,7 @@ from rldtf_jax import arms as together
 from rldtf_jax import rldtf
 from rldtf_jax.config import ConfigError, OptimConfig
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, Diverged, run
-from rldtf_jax.rldtf import Arm
+from rldtf_jax.judge import Arm
 
 POLICY, CRITIC = policy(0), critic(1)
 RL = dataclasses.replace(FAST, policy=OptimConfig(lr=1e-3, warmup_steps=2), critic=OptimConfig(lr=1e-3))

@@ -13,7 +13,8 @@ from tiny_training import EOS, RL, HighTokens
 
 from rldtf_jax import lora, optim, rldtf
 from rldtf_jax.config import OptimConfig
-from rldtf_jax.rldtf import Arm, OneByOne, Prompts
+from rldtf_jax.judge import Arm, Prompts
+from rldtf_jax.rldtf import OneByOne
 from rldtf_jax.sample import Samples
 from rldtf_jax.token_weight import WEIGHTS, perturb
 

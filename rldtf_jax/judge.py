@@ -1,0 +1,157 @@
+"""The judge's side of a step: what training asks of an environment, and Eq. 3-4 over all arms in one call of the twin.
+
+Dimensions in names: B rollouts of a step, P padded prompt, T response positions, M sequences.
+"""
+
+from typing import Any, NamedTuple, Protocol, Sequence
+
+import jax
+import numpy as np
+
+from rldtf_jax.config import RLDTFConfig
+from rldtf_jax.reward import NO_SERVICE
+from rldtf_jax.sample import Samples
+from rldtf_jax.token_weight import (
+    NO_PERTURBATIONS, Field, Perturbations, Sensitivity, perturb, perturb_by_policy, perturb_in_kind, sensitivity,
+    signed_change)
+from rldtf_jax.update import Alternatives
+
+
+class Verdict(NamedTuple):
+    """What the twin says of M responses."""
+
+    reward_M: np.ndarray  # float32, Eq. 2; -1 where there was nothing to run
+    fulfilled_M: np.ndarray  # bool
+    failure_M: list[str | None]  # why there was nothing to run, in a word
+    stats: dict[str, float]  # sequences, distinct workflows, cache hits, simulated, seconds
+
+
+class Policy(NamedTuple):
+    """A model as `sample` takes it."""
+
+    graphdef: Any  # nnx.GraphDef
+    params: Any
+
+
+class Environment(Protocol):
+    """The tasks and their judge. A response is an array of token ids; its text ends at the first EOS."""
+
+    eos_id: int
+
+    def batch(self, step: int, num_prompts: int) -> tuple[list[Any], np.ndarray, np.ndarray]:
+        """(tasks, prompts_BxP, lengths_B) of a step, a function of the step alone; P never changes."""
+
+    def judge(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], policy: Policy) -> Verdict:
+        """Translates c = f(a), by asking `policy` once more if that is what f is; runs the twin once per distinct
+        workflow, and rewards."""
+
+    def fields(self, tasks: Sequence[Any], responses: Sequence[np.ndarray]) -> list[list[Field]]:
+        """The values that it reads from each response, with the others that each might have; for `perturb` = "in-kind"
+        and `weight_by` = "grammar"."""
+
+    def summary(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], verdict: Verdict) -> dict[str, float]:
+        """Further metrics of the rollouts of a step."""
+
+
+class Arm(NamedTuple):
+    """One of the trainings that take a step together: its hyper-parameters, its seed, and its tasks in the order that this
+    seed gives them."""
+
+    config: RLDTFConfig
+    seed: int
+    env: Environment
+
+
+class Prompts(NamedTuple):
+    """The prompts of a step, each as often as it is sampled, and the keys that the responses are drawn with."""
+
+    tasks: list[Any]
+    tokens_BxP: np.ndarray
+    lengths_B: np.ndarray
+    keys_B: jax.Array
+
+
+class Judged(NamedTuple):
+    """What the twin says of a step's responses."""
+
+    verdict: Verdict
+    S: Sensitivity  # Eq. 4
+    change_BxT: np.ndarray  # R(y) less the mean reward over the perturbations of token t
+    read_BxT: np.ndarray  # bool, tokens of values that the judge reads; all False where the config has no use for them
+
+
+def perturbations(
+    arm: Arm, prompts: Prompts, samples: Samples, alternatives: Alternatives | None, fields, step: int
+) -> Perturbations:
+    """Eq. 3 of the rollouts that have their EOS, in the kind that the config names; none where nothing asks for them."""
+    config, seed = arm.config, hash_seed(arm.seed, step)
+    lengths_B = samples.lengths_B * samples.ended_B
+    if not config.perturbs:
+        return NO_PERTURBATIONS
+    if config.perturb == "policy":
+        return perturb_by_policy(samples.tokens_BxR, lengths_B, np.asarray(alternatives.tokens_NxBxT))
+    if config.perturb == "in-kind":
+        return perturb_in_kind(fields, config.num_perturb, seed)
+    return perturb(samples.tokens_BxR, lengths_B, config.num_perturb, seed, config.delete_prob)
+
+
+def judge(
+    arms: Sequence[Arm],
+    prompts: Sequence[Prompts],
+    samples: Sequence[Samples],
+    alternatives: Sequence[Alternatives | None],
+    step: int,
+    policy: Policy | None = None,
+) -> list[Judged]:
+    """The responses of all arms and their perturbations in one call of the twin, whose stats all verdicts share.
+
+    A sequence without an EOS is incomplete, R = -1, and costs no simulation: a rollout cut off at its budget (none of
+    its tokens is perturbed) as well as a perturbed response that lost its EOS.
+    """
+    tasks, sequences, perturbed, fields = [], [], [], []
+    for arm, asked, sampled, others in zip(arms, prompts, samples, alternatives):
+        rollouts = [tokens[:n] if end else tokens[:0] for tokens, n, end in zip(*sampled[:2], sampled.ended_B)]
+        fields.append(arm.env.fields(asked.tasks, rollouts) if arm.config.reads_fields else [])
+        changed = perturbations(arm, asked, sampled, others, fields[-1], step)
+        sequences += [*rollouts, *(ids if arm.env.eos_id in ids else ids[:0] for ids in changed.tokens)]
+        tasks += [*asked.tasks, *(asked.tasks[b] for b in changed.row)]
+        perturbed.append(changed)
+    verdict = arms[0].env.judge(tasks, sequences, policy)
+    whole_M = np.array([len(ids) > 0 for ids in sequences], bool)
+    R_M = np.where(whole_M, verdict.reward_M, NO_SERVICE).astype(np.float32)
+    unreadable_M = ~whole_M | np.array([reason is not None for reason in verdict.failure_M], bool)
+    judged, start = [], 0
+    for sampled, changed, found in zip(samples, perturbed, fields):
+        B, T = sampled.tokens_BxR.shape
+        own, others = slice(start, start + B), slice(start + B, start + B + len(changed.row))
+        failure_B = [reason if end else "truncated" for reason, end in zip(verdict.failure_M[own], sampled.ended_B)]
+        read_BxT = np.zeros((B, T), bool)
+        for b, row in enumerate(found):
+            for field in row:
+                read_BxT[b, field.start:field.stop] = True
+        judged.append(
+            Judged(
+                Verdict(R_M[own], verdict.fulfilled_M[own] & sampled.ended_B, failure_B, verdict.stats),
+                sensitivity(R_M[own], R_M[others], changed, T, unreadable_M[others]),
+                signed_change(R_M[own], R_M[others], changed, T),
+                read_BxT,
+            )
+        )
+        start = others.stop
+    return judged
+
+
+def unjudged(samples: Samples) -> Judged:
+    B, T = samples.tokens_BxR.shape
+    nothing = np.zeros((B, T), np.float32)
+    return Judged(
+        Verdict(np.full(B, NO_SERVICE, np.float32), np.zeros(B, bool), [None] * B, {}),
+        Sensitivity(nothing, nothing),
+        nothing,
+        np.zeros((B, T), bool),
+    )
+
+
+def hash_seed(*numbers: int) -> int:
+    """One 32-bit seed from several numbers, the same in every process."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
