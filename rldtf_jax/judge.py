@@ -24,6 +24,7 @@ class Verdict(NamedTuple):
     fulfilled_M: np.ndarray  # bool
     failure_M: list[str | None]  # why there was nothing to run, in a word
     stats: dict[str, float]  # sequences, distinct workflows, cache hits, simulated, seconds
+    margin_Mx3: np.ndarray | None = None  # of `reward.margins`, NaN where there was nothing to run; None: not known
 
 
 class Policy(NamedTuple):
@@ -80,9 +81,8 @@ class Judged(NamedTuple):
     read_BxT: np.ndarray  # bool, tokens of values that the judge reads; all False where the config has no use for them
 
 
-def perturbations(
-    arm: Arm, prompts: Prompts, samples: Samples, alternatives: Alternatives | None, fields, step: int
-) -> Perturbations:
+def perturbations(arm: Arm, prompts: Prompts, samples: Samples, alternatives: Alternatives | None,
+                  fields: Sequence[Sequence[Field]], step: int) -> Perturbations:
     """Eq. 3 of the rollouts that have their EOS, in the kind that the config names; none where nothing asks for them."""
     config, seed = arm.config, hash_seed(arm.seed, step)
     lengths_B = samples.lengths_B * samples.ended_B
@@ -95,14 +95,8 @@ def perturbations(
     return perturb(samples.tokens_BxR, lengths_B, config.num_perturb, seed, config.delete_prob)
 
 
-def judge(
-    arms: Sequence[Arm],
-    prompts: Sequence[Prompts],
-    samples: Sequence[Samples],
-    alternatives: Sequence[Alternatives | None],
-    step: int,
-    policy: Policy | None = None,
-) -> list[Judged]:
+def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Samples],
+          alternatives: Sequence[Alternatives | None], step: int, policy: Policy | None = None) -> list[Judged]:
     """The responses of all arms and their perturbations in one call of the twin, whose stats all verdicts share.
 
     A sequence without an EOS is incomplete, R = -1, and costs no simulation: a rollout cut off at its budget (none of
@@ -129,14 +123,11 @@ def judge(
         for b, row in enumerate(found):
             for field in row:
                 read_BxT[b, field.start:field.stop] = True
-        judged.append(
-            Judged(
-                Verdict(R_M[own], verdict.fulfilled_M[own] & sampled.ended_B, failure_B, verdict.stats),
-                sensitivity(R_M[own], R_M[others], changed, T, unreadable_M[others]),
-                signed_change(R_M[own], R_M[others], changed, T),
-                read_BxT,
-            )
-        )
+        margin_Bx3 = None if verdict.margin_Mx3 is None else verdict.margin_Mx3[own]
+        judged.append(Judged(
+            Verdict(R_M[own], verdict.fulfilled_M[own] & sampled.ended_B, failure_B, verdict.stats, margin_Bx3),
+            sensitivity(R_M[own], R_M[others], changed, T, unreadable_M[others]),
+            signed_change(R_M[own], R_M[others], changed, T), read_BxT))
         start = others.stop
     return judged
 
@@ -144,12 +135,8 @@ def judge(
 def unjudged(samples: Samples) -> Judged:
     B, T = samples.tokens_BxR.shape
     nothing = np.zeros((B, T), np.float32)
-    return Judged(
-        Verdict(np.full(B, NO_SERVICE, np.float32), np.zeros(B, bool), [None] * B, {}),
-        Sensitivity(nothing, nothing),
-        nothing,
-        np.zeros((B, T), bool),
-    )
+    return Judged(Verdict(np.full(B, NO_SERVICE, np.float32), np.zeros(B, bool), [None] * B, {}),
+                  Sensitivity(nothing, nothing), nothing, np.zeros((B, T), bool))
 
 
 def hash_seed(*numbers: int) -> int:

@@ -8,7 +8,7 @@ from typing import Literal, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from rldtf_jax.reward import NO_SERVICE, RewardConfig
+from rldtf_jax.reward import NO_SERVICE, RewardConfig, margins
 from rldtf_jax.judge import Policy, Verdict
 from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
@@ -97,8 +97,12 @@ class TwinEnvironment:
                  "distinct": after.distinct - before.distinct, "simulated": after.simulated - before.simulated,
                  "cache_hits": after.memory_hits + after.disk_hits - before.memory_hits - before.disk_hits,
                  "seconds": after.seconds - before.seconds}
+        margin_Mx3 = np.full((len(tasks), 3), np.nan)
+        if ran := [i for i, one in enumerate(judgements) if one.qos]:
+            margin_Mx3[ran] = margins(np.array([tasks[i].measured(judgements[i].qos) for i in ran]),
+                                      np.array([tasks[i].required for i in ran]), self.config)
         return Verdict(np.array([one.R for one in judgements], np.float32), np.array([one.fulfilled for one in judgements], bool),
-                       [one.failure for one in judgements], stats)
+                       [one.failure for one in judgements], stats, margin_Mx3)
 
     def fields(self, tasks: Sequence[Task], responses: Sequence[np.ndarray]) -> list[list[Field]]:
         """The workflow's values in each response, with what the task's platform offers in place of each."""
@@ -121,7 +125,8 @@ class TwinEnvironment:
     def summary(self, tasks: Sequence[Task], responses: Sequence[np.ndarray], verdict: Verdict) -> dict[str, float]:
         """Mean reward by service class, the share of each kind of failure, and how well the language is spoken: of the responses that can
         be read, the share whose think line says what the request says ("think_copied") and the share whose grant carries the throughput
-        that it is said to be for ("grant_agrees")."""
+        that it is said to be for ("grant_agrees"). Of what was run: the share that misses each target ("missed/..."), the mean margin of
+        the fulfilled ("waste/..."), and how many modes there are, the exponential of their entropy ("modes")."""
         by_service: dict[str, list[float]] = {}
         for task, R in zip(tasks, verdict.reward_M):
             by_service.setdefault(task.service, []).append(float(R))
@@ -130,6 +135,13 @@ class TwinEnvironment:
         thinking = [(task, text) for task, text in zip(tasks, texts) if orchestration.THINK in text]
         copied = [orchestration.think(task.scenario, task.throughput_mbps, task.delay_ms) in text for task, text in thinking]
         agrees = [carried for text in texts if (carried := orchestration.grant_agrees(text)) is not None]
-        return ({"think_copied": np.mean(copied)} if copied else {}) | ({"grant_agrees": np.mean(agrees)} if agrees else {}) | ({f"reward/{service}": np.mean(values) for service, values in sorted(by_service.items())}
+        modes = Counter((w.scs_khz, w.bits_per_symbol, w.num_layers, w.code_rate) for w, _ in map(read, texts) if w)
+        share = np.array(list(modes.values())) / max(1, modes.total())
+        by_target = {}
+        for name, margin_M in zip(("delay", "throughput", "errors"), verdict.margin_Mx3.T):
+            by_target[f"missed/{name}"] = (margin_M < 0).mean()
+            if verdict.fulfilled_M.any():
+                by_target[f"waste/{name}"] = margin_M[verdict.fulfilled_M].mean()
+        return by_target | {"modes": np.exp(-np.sum(share * np.log(share)))} | ({"think_copied": np.mean(copied)} if copied else {}) | ({"grant_agrees": np.mean(agrees)} if agrees else {}) | ({f"reward/{service}": np.mean(values) for service, values in sorted(by_service.items())}
                 | {"failed": sum(kinds.values()) / len(tasks)}
                 | {f"failed/{kind}": count / len(tasks) for kind, count in sorted(kinds.items())})

@@ -101,3 +101,24 @@ def test_a_rows_reward_is_the_same_to_the_bit_whatever_is_judged_beside_it(n, se
     row = int(rng.integers(n))
     alone, met = (f(measured[row:row + 1], required[row:row + 1]) for f in (reward, fulfilled))
     assert (alone[0], met[0]) == (R[row], good[row]) and len(R) == n
+
+
+def test_the_summary_counts_what_is_missed_wasted_copied_and_how_many_modes_there_are(environment, drawn, responses):
+    tokens = tokens_of(environment, responses)
+    verdict = environment.judge(drawn, tokens)
+    found = environment.summary(drawn, tokens, verdict)
+    for i, name in enumerate(("delay", "throughput", "errors")):
+        assert found[f"missed/{name}"] == np.mean(verdict.margin_Mx3[:, i] < 0)
+    np.testing.assert_array_equal(verdict.fulfilled_M, (verdict.margin_Mx3 >= 0).all(1))
+    assert found["think_copied"] == 1 and 0 < found["grant_agrees"] <= 1 and found["failed"] == 0
+    assert 5 < found["modes"] <= len(drawn)
+    same = environment.summary(drawn[:1] * 5, tokens[:1] * 5, environment.judge(drawn[:1] * 5, tokens[:1] * 5))
+    assert same["modes"] == pytest.approx(1)
+    wrong = [text.replace("<think> SNR ", "<think> SNR 1") for text in responses]
+    other = environment.summary(drawn, tokens_of(environment, wrong), verdict)
+    assert other["think_copied"] == 0
+
+
+def test_margins_are_nan_where_nothing_ran(environment, drawn, responses):
+    verdict = environment.judge_text(drawn[:2], [responses[0], "nothing"])
+    assert np.isfinite(verdict.margin_Mx3[0]).all() and np.isnan(verdict.margin_Mx3[1]).all()
