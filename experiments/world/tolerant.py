@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from twin import Scenario, Workflow
 
-from experiments.world.orchestration import END_THINK, FIELDS, OPTIONAL, QAM, THINK, values
+from experiments.world.orchestration import END_THINK, FIELDS, QAM, THINK, values
 from experiments.world.search import combining, written
 
 PRICE = 0.05  # of R, for one repair
@@ -54,4 +54,4 @@ def mend(response: str, scenario: Scenario) -> Mended:
 def _valid(scenario: Scenario, name: str, text: str) -> bool:
     if name == "decoder_iterations":
         return 1 <= int(text) <= MAX_ITERATIONS
-    return text in written(scenario, name) or name in OPTIONAL and text in ("none", "1")
+    return text in written(scenario, name) or (name, text) in (("precoder", "none"), ("num_transmissions", "1"))

@@ -52,11 +52,13 @@ def test_the_last_valid_value_of_a_field_counts(seed, data):
     assert (twice.workflow, twice.repairs) == (once.workflow, 1)
 
 
-@given(SEEDS, st.integers(0, 400), st.integers(1, 60))
-def test_whatever_is_cut_out_the_workflow_has_what_the_platform_offers(seed, start, length):
+@given(SEEDS, st.integers(0, 400), st.integers(0, 60), st.lists(st.sampled_from((
+    "0", "1", "7", "300", "kHz", "PRB", "layer", "none", "1 precoding", "9 transmissions", "ir combining", "</think>", "<think>", "rate 0.99",
+    "zf detection", "0 iterations", "99 iterations", "polar", "16QAM")), max_size=4))
+def test_whatever_is_cut_out_or_put_in_the_workflow_has_what_the_platform_offers(seed, start, length, words):
     task, _, text = response_of(seed)
-    workflow, failure, repairs = mend(text[:start] + text[start + length:], task.scenario)
-    assert (workflow is None) == (failure is not None) and repairs <= len(FIELDS) + len(OPTIONAL) + 1
+    workflow, failure, repairs = mend(text[:start] + " ".join(words) + text[start + length:], task.scenario)
+    assert (workflow is None) == (failure is not None) and repairs <= len(FIELDS) + len(OPTIONAL) + 1 + len(words)
     if workflow is not None:
         for field in ("scs_khz", "bits_per_symbol", "code", "code_rate", "estimator", "detector"):
             assert getattr(workflow, field) in offered(task.scenario, field)
