@@ -73,7 +73,7 @@ def make(arguments: list[str]) -> None:
     cache in it."""
     asked = options(arguments, family="link", out=REQUIRED, seed=0, workers=2, budget=BUDGET, **COUNTS)
     family, out = worlds.family(asked.family), asked.out
-    wanted = {split: number for split in COUNTS if (number := getattr(asked, split))}
+    wanted = {split: getattr(asked, split) for split in COUNTS}
     os.makedirs(out, exist_ok=True)
     with contextlib.ExitStack() as stack:
         def twin(purpose):

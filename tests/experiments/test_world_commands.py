@@ -51,16 +51,6 @@ def test_make_draws_the_splits_and_its_checksums_verify(made):
 
 
 @pytest.mark.slow
-def test_make_leaves_out_the_splits_of_which_no_task_is_wanted(tmp_path):
-    out = str(tmp_path / "small")
-    code, _, err = world("make", "family=link-native", f"out={out}", "workers=1", "budget=4", "seed=2", "train=1",
-                         *(f"{split}=0" for split in COUNTS if split != "train"))
-    assert code == 0, err
-    assert set(files(out)) - {"twin.sqlite", "twin.sqlite.lock"} == {"SHA256SUMS", "card.md", "train.jsonl"}
-    assert subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=out).returncode == 0
-
-
-@pytest.mark.slow
 def test_the_card_says_what_is_there_and_how_it_came_about(made):
     with open(os.path.join(made, "card.md")) as file:
         card = file.read()
