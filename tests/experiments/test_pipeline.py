@@ -88,7 +88,7 @@ def test_a_finished_run_asked_for_again_only_reports(finished):
     (("quickstart",), ("quickstart", "key=value")),
     (("rldtf.sample.temperature=0",), ("temperature",)),
     (("rldtf.lora_rank=0",), ("rldtf.lora_rank", "0", "an integer >= 1, or null")),
-    (("translator=llm",), ("translator", "llm", "'grammar', 'model'")),
+    (("translator=llm",), ("translator", "llm", "'grammar', 'tolerant', 'model'")),
     (("wandb=true",), ("wandb", "pip install wandb")),
 ])
 def test_a_wrong_config_is_one_line_and_exit_status_2(tmp_path, arguments, words):
