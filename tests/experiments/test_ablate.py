@@ -109,7 +109,7 @@ def test_a_hydra_job_is_an_arm(swept):
     with open(arm(run_dir, "alpha=2,seed=7", "evaluation.json"), encoding="utf-8") as file:
         assert json.load(file)["cost"]["arms_together"] == 1
     code, _, err = finish(*keys, f"hydra.run.dir={run_dir}/hydra", "+translator=model", module="experiments.studies.multirun")
-    assert code != 0 and "expected 'grammar' in a sweep" in err
+    assert code != 0 and "expected 'grammar' or 'tolerant' in a sweep" in err
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -120,6 +120,7 @@ def test_a_hydra_job_is_an_arm(swept):
     (("rldtf.aggregation=sum,token-mean",), "rldtf.aggregation = sum,token-mean: this cannot be swept in one program"),
     (("alpha=0,1", "seeds=0"), "seeds = 0: expected an integer >= 1"),
     (("alpha=0,1", "alhpa=2"), "alhpa: no such key"),
+    (("weight_by=grammar,magic",), "rldtf.weight_by = 'magic': expected one of"),
     ((), "expected at least one axis"),
 ])
 def test_wrong_arguments_are_one_line(arguments, words, capsys, tmp_path):
