@@ -137,11 +137,12 @@ class TwinEnvironment:
         agrees = [carried for text in texts if (carried := orchestration.grant_agrees(text)) is not None]
         modes = Counter((w.scs_khz, w.bits_per_symbol, w.num_layers, w.code_rate) for w, _ in map(read, texts) if w)
         share = np.array(list(modes.values())) / max(1, modes.total())
-        by_target = {}
+        found = {"modes": np.exp(-np.sum(share * np.log(share)))}
         for name, margin_M in zip(("delay", "throughput", "errors"), verdict.margin_Mx3.T):
-            by_target[f"missed/{name}"] = (margin_M < 0).mean()
+            found[f"missed/{name}"] = (margin_M < 0).mean()
             if verdict.fulfilled_M.any():
-                by_target[f"waste/{name}"] = margin_M[verdict.fulfilled_M].mean()
-        return by_target | {"modes": np.exp(-np.sum(share * np.log(share)))} | ({"think_copied": np.mean(copied)} if copied else {}) | ({"grant_agrees": np.mean(agrees)} if agrees else {}) | ({f"reward/{service}": np.mean(values) for service, values in sorted(by_service.items())}
+                found[f"waste/{name}"] = margin_M[verdict.fulfilled_M].mean()
+        found |= {name: np.mean(seen) for name, seen in (("think_copied", copied), ("grant_agrees", agrees)) if seen}
+        return (found | {f"reward/{service}": np.mean(values) for service, values in sorted(by_service.items())}
                 | {"failed": sum(kinds.values()) / len(tasks)}
                 | {f"failed/{kind}": count / len(tasks) for kind, count in sorted(kinds.items())})

@@ -38,7 +38,7 @@ OPTIONAL = {  # at most one match each
 _PATTERN = re.compile(  # all of them in one pass: a training step reads thousands of responses
     _START + "(?:" + "|".join(pattern.replace("(", f"(?P<{name}>", 1) for name, pattern in (FIELDS | OPTIONAL).items())
     + ")" + _END, re.ASCII)
-_BITS = {name: bits for bits, name in QAM.items()}
+BITS = {name: bits for bits, name in QAM.items()}
 
 
 def quantity(value: float, unit: str, small_unit: str) -> str:
@@ -196,7 +196,7 @@ def _translate_answer(answer: str) -> str:
     if missing:
         raise WorkflowError(f"{missing}: expected {FIELDS[missing]!r} in the answer")
     code = (f"grid(num_prb={int(found['num_prb'])}, scs_khz={int(found['scs_khz'])})\n"
-            f"modulate(bits_per_symbol={_BITS[found['bits_per_symbol']]}, num_layers={int(found['num_layers'])})\n"
+            f"modulate(bits_per_symbol={BITS[found['bits_per_symbol']]}, num_layers={int(found['num_layers'])})\n"
             f"encode(code=\"{found['code'].lower()}\", code_rate={found['code_rate']})\n"
             f"pilots(num_dmrs={int(found['num_dmrs'])})\n"
             f"estimate(method=\"{_word('estimation', found['estimator'])}\")\n"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from twin import Scenario, Workflow
 
-from experiments.world.orchestration import END_THINK, FIELDS, QAM, THINK, values
+from experiments.world.orchestration import BITS, END_THINK, FIELDS, THINK, values
 from experiments.world.search import combining, written
 
 PRICE = 0.05  # of R, for one repair
@@ -42,9 +42,8 @@ def mend(response: str, scenario: Scenario) -> Mended:
             valid[name] = offers[-1] if name == "num_prb" else offers[0]
             repairs += 1
     once = int(valid.get("num_transmissions", 1)) == 1
-    bits = {text: number for number, text in QAM.items()}
     return Mended(Workflow(
-        num_prb=int(valid["num_prb"]), scs_khz=int(valid["scs_khz"]), bits_per_symbol=bits[valid["bits_per_symbol"]],
+        num_prb=int(valid["num_prb"]), scs_khz=int(valid["scs_khz"]), bits_per_symbol=BITS[valid["bits_per_symbol"]],
         num_layers=int(valid["num_layers"]), code=valid["code"].lower(), code_rate=float(valid["code_rate"]),
         decoder_iterations=int(valid["decoder_iterations"]), num_dmrs=int(valid["num_dmrs"]), estimator=valid["estimator"],
         detector=valid["detector"], precoder=valid.get("precoder", "none"), num_transmissions=int(valid.get("num_transmissions", 1)),
