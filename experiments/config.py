@@ -24,14 +24,20 @@ class ModelConfig:
     """Which policy: a preset from nothing, or a local HF directory (config.json + safetensors + tokenizer.json)."""
 
     preset: str = "tiny"
-    hf_dir: str | None = None
+    hf_dir: str | None = None  # relative to where the command runs or, not found there, to the project
     dtype: Literal["float32", "bfloat16"] = "float32"
     vocab_size: int = 1024  # of the domain BPE that a model from nothing gets
 
     def __post_init__(self):
         _at_least(300, self, "vocab_size")
-        if self.hf_dir is not None and not os.path.isdir(self.hf_dir):
+        if self.hf_dir is not None and self.directory is None:
             raise ConfigError(f"hf_dir = {self.hf_dir!r}: no such directory")
+
+    @property
+    def directory(self) -> str | None:
+        """Where hf_dir is."""
+        places = (self.hf_dir, os.path.join(os.path.dirname(CONFIGS), self.hf_dir)) if self.hf_dir else ()
+        return next(filter(os.path.isdir, places), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,35 +74,37 @@ class TasksConfig:
     validation: int = 80
     test: int = 150
     elsewhere: int = 80  # of each of new-links, new-platforms and new-words
+    practice: int = 0  # more to train on after phase 1, drawn anew, feasible or not
     directory: str | None = None
     prompt: Literal["short", "long"] = "short"  # long: for pretrained models
 
     def __post_init__(self):
         _at_least(1, self, "train", "validation", "test")
-        _at_least(0, self, "elsewhere")
+        _at_least(0, self, "elsewhere", "practice")
         if self.directory is not None and not os.path.isdir(self.directory):
             raise ConfigError(f"directory = {self.directory!r}: no such directory")
 
 
 @dataclasses.dataclass(frozen=True)
 class InstructConfig:
-    """Instruction tuning on random workflows whose grants carry what is asked."""
+    """Instruction tuning on workflows whose grants carry what is asked."""
 
+    teacher: Literal["random", "engineer"] = "random"  # engineer: one that asks no twin, see experiments.world.engineer
     pairs: int = 8000
+    per_task: int = 1  # of the pairs, different draws of the engineer's
     think: bool = True  # each response begins with the think line; the later stages go on with what is taught here
     reading: SFTConfig | None = None  # before: a link and targets in, the think line out; so a model from nothing learns to copy
     words: SFTConfig | None = None  # then: a request and the link in, the quality of service and the think line out
-    sft: SFTConfig = SFTConfig()
+    sft: SFTConfig | None = SFTConfig()  # None: model.hf_dir is a model after phase 1, as it comes with the project
 
     def __post_init__(self):
-        _at_least(1, self, "pairs")
+        _at_least(1, self, "pairs", "per_task")
 
 
 @dataclasses.dataclass(frozen=True)
 class RejectConfig:
     """Rejection sampling: rounds until the success rate on the validation tasks stops growing."""
 
-    practice: int = 0  # tasks that a round before the first asks the twin about, each with a random workflow as phase 1 is taught
     max_rounds: int = 3
     tasks_per_round: int | None = None  # drawn for each round; None: all
     samples_per_task: int = 4
@@ -108,7 +116,7 @@ class RejectConfig:
 
     def __post_init__(self):
         _at_least(1, self, "max_rounds", "samples_per_task", "keep_per_task", "epochs")
-        _at_least(0, self, "min_gain", "practice")
+        _at_least(0, self, "min_gain")
         if self.tasks_per_round is not None:
             _at_least(1, self, "tasks_per_round")
 
@@ -149,6 +157,8 @@ class ExperimentConfig:
     def __post_init__(self):
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise ConfigError("wandb = True: expected the package wandb to be installed (pip install wandb)")
+        if self.instruct.sft is None and self.model.hf_dir is None:
+            raise ConfigError("instruct.sft = None: expected steps to train for, or a model.hf_dir that has had them")
         if self.reject.keep_per_task > self.reject.samples_per_task:
             raise ConfigError(f"reject.keep_per_task = {self.reject.keep_per_task}: expected at most "
                               f"reject.samples_per_task = {self.reject.samples_per_task}")

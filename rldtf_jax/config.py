@@ -87,6 +87,7 @@ class RLDTFConfig:
     lam: float = 1e-6
     num_perturb: int = 2  # N
     perturb: Literal["paper", "in-kind", "policy"] = "paper"  # Eq. 3; a value by another of its field; what the policy might have written
+    ask_above: float = 0.0  # perturb = policy: no question about tokens that are another one with at most this probability
     delete_prob: float = 0.5  # share of the paper's perturbations that remove the token
     weight_by: Literal["sensitivity", "service", "grammar", "permuted", "inverted", "entropy", "reshaped"] = "sensitivity"
     weights: Literal["raw", "mean-one"] = "raw"
@@ -101,6 +102,7 @@ class RLDTFConfig:
     kl_target: Literal["reference", "old"] = "reference"
     adaptive_kl: float | None = None  # nats a token; beta_kl grows while the KL is above it and shrinks below
     advantage: Literal["paper", "gae", "group", "leave-one-out", "counterfactual"] = "paper"
+    with_critic: bool = True  # False: no V is computed or learnt, for advantages that ask for none
     gae_gamma: float = 1.0
     gae_lam: float = 0.95
     whiten: bool = False
@@ -131,7 +133,7 @@ class RLDTFConfig:
             value = getattr(self, name)
             _expect(value is None or value > 0, name, value, "a number > 0, or null")
         _expect(self.lam > 0, "lam", self.lam, "a number > 0")
-        for name in ("delete_prob", "gae_gamma", "gae_lam"):
+        for name in ("ask_above", "delete_prob", "gae_gamma", "gae_lam"):
             _expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
         _expect(self.sample.temperature > 0, "sample.temperature", self.sample.temperature, "a number > 0 in training")
         _expect(self.sample.top_k == 0 and self.sample.top_p == 1, "sample.top_k, sample.top_p",
@@ -139,6 +141,8 @@ class RLDTFConfig:
         if self.advantage in ("group", "leave-one-out"):
             _expect(self.samples_per_prompt >= 2, "samples_per_prompt", self.samples_per_prompt,
                     f"an integer >= 2 for advantage = {self.advantage!r}")
+        if self.advantage in ("paper", "gae"):
+            _expect(self.with_critic, "with_critic", self.with_critic, f"True for advantage = {self.advantage!r}")
         if self.advantage == "counterfactual":
             _expect(self.perturb == "policy", "perturb", self.perturb, "'policy' for advantage = 'counterfactual'")
         rows, parts = self.prompts_per_step * self.samples_per_prompt, self.minibatches * self.microbatches

@@ -74,10 +74,10 @@ def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = No
     return _assemble(config, HF, tensors.__getitem__, mesh)
 
 
-def save(model: Qwen2, directory: str | Path) -> None:
+def save(model: Qwen2, directory: str | Path, files: dict[str, str] | None = None, eos_id: int | None = None) -> None:
     """Writes config.json and safetensors that `load` and transformers' Qwen2ForCausalLM read.
 
-    One tensor at a time is fetched from the devices. The directory appears whole or not at all. Raises
+    files: texts to lie beside them, by name: a tokenizer.json. eos_id: the token that ends a response. One tensor at a time is fetched from the devices. The directory appears whole or not at all. Raises
     FileExistsError if it is there already and not empty, ValueError for a model without an LM head.
     """
     directory = Path(directory)
@@ -88,7 +88,10 @@ def save(model: Qwen2, directory: str | Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        (temporary / "config.json").write_text(json.dumps(_hf_config(model.config), indent=2) + "\n")
+        config = _hf_config(model.config) | ({} if eos_id is None else {"eos_token_id": eos_id})
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name, text in (files or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
         _write_safetensors(model, temporary)
         temporary.chmod(0o755)
         temporary.replace(directory)

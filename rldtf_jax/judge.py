@@ -89,7 +89,8 @@ def perturbations(arm: Arm, prompts: Prompts, samples: Samples, alternatives: Al
     if not config.perturbs:
         return NO_PERTURBATIONS
     if config.perturb == "policy":
-        return perturb_by_policy(samples.tokens_BxR, lengths_B, np.asarray(alternatives.tokens_NxBxT))
+        return perturb_by_policy(samples.tokens_BxR, lengths_B, np.asarray(alternatives.tokens_NxBxT),
+                                 np.asarray(alternatives.other_BxT) > config.ask_above)
     if config.perturb == "in-kind":
         return perturb_in_kind(fields, config.num_perturb, seed)
     return perturb(samples.tokens_BxR, lengths_B, config.num_perturb, seed, config.delete_prob)

@@ -95,7 +95,7 @@ def initial(policy, critic, config: RLDTFConfig, seed: int) -> tuple["OneByOne",
     """What a run starts from; the models stay the caller's."""
     (policy_def, policy_params), (critic_def, critic_params) = nnx.split(policy), nnx.split(critic)
     static = Static(policy_def, critic_def, config.aggregation, config.microbatches, config.logit_chunk,
-                    config.dual_clip, config.value_clip)
+                    config.dual_clip, config.value_clip, config.with_critic)
     frozen = Frozen()
     if config.lora_rank is not None:
         keys = jax.random.split(jax.random.key(seed))
@@ -292,7 +292,8 @@ def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Reca
         "reward": R_B.mean(), "fulfilled": verdict.fulfilled_M.mean(),
         **{f"reward_p{q}": np.percentile(R_B, q) for q in (10, 50, 90)},
         **({"informative_groups": (np.ptp(R_B.reshape(-1, n), 1) > 0).mean()} if n > 1 else {}),
-        "explained_variance": 1 - (residual ** 2).sum() / (spread ** 2).sum() if spread.any() else np.nan,
+        **({"explained_variance": 1 - (residual ** 2).sum() / (spread ** 2).sum() if spread.any() else np.nan}
+           if arm.config.with_critic else {}),
         "weight/mean": w.mean(), "weight/effective_sample_size": w.sum() ** 2 / max((w ** 2).sum(), 1e-12) / w.size,
         "weight/over_threshold": (judged.S.total[mask_BxT] > arm.config.threshold).mean(),
         **{f"S/{part}": S[mask_BxT].mean() for part, S in judged.S._asdict().items()},

@@ -86,13 +86,17 @@ def perturb_in_kind(fields_B: Sequence[Sequence[Field]], num_perturb: int, seed:
     return Perturbations(np.asarray(rows, int), np.asarray(positions, int), sequences)
 
 
-def perturb_by_policy(tokens_BxT: np.ndarray, lengths_B: np.ndarray, others_NxBxT: np.ndarray) -> Perturbations:
+def perturb_by_policy(tokens_BxT: np.ndarray, lengths_B: np.ndarray, others_NxBxT: np.ndarray, asked_BxT: np.ndarray | None = None
+                      ) -> Perturbations:
     """Eq. 3 with what the policy might have written: N sequences for every position, in which the token is one of
-    `others_NxBxT`, which `update.alternatives` draws from the policy's distribution there without the sampled token."""
+    `others_NxBxT`, which `update.alternatives` draws from the policy's distribution there without the sampled token.
+
+    asked_BxT: bool, the positions that are asked for (default: all).
+    """
     rows, positions, sequences = [], [], []
     for b, length in enumerate(np.asarray(lengths_B)):
         response = np.asarray(tokens_BxT[b, :length])
-        for t in range(length):
+        for t in range(length) if asked_BxT is None else np.flatnonzero(asked_BxT[b, :length]):
             for other in np.asarray(others_NxBxT[:, b, t]):
                 sequence = response.copy()
                 sequence[t] = other

@@ -40,6 +40,7 @@ class Static(NamedTuple):
     logit_chunk: int | None
     dual_clip: float | None = None
     value_clip: float | None = None
+    with_critic: bool = True
 
 
 class Frozen(NamedTuple):
@@ -76,10 +77,14 @@ class Rollouts(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("static", "num_tokens"))
 def old_states(static: Static, critic, anchor, tokens_BxS, prompt_lengths_B, lengths_B, num_tokens: int):
-    """(V_old(s_t) (B, T), the anchor's hidden states (B, T, D)) of the response positions, before any update."""
-    critic, anchor = nnx.merge(static.critic_def, critic), nnx.merge(static.policy_def, anchor)
+    """(V_old(s_t) (B, T), zero without a critic; the anchor's hidden states (B, T, D)) of the response positions, before any
+    update."""
+    anchor = nnx.merge(static.policy_def, anchor)
     states = functools.partial(response_states, prompt_lengths_B=prompt_lengths_B, num_tokens=num_tokens)
-    value_BxT = critic.value(states(critic.hidden(tokens_BxS, lengths_B)))
+    value_BxT = jnp.zeros((len(tokens_BxS), num_tokens), jnp.float32)
+    if static.with_critic:
+        critic = nnx.merge(static.critic_def, critic)
+        value_BxT = critic.value(states(critic.hidden(tokens_BxS, lengths_B)))
     return value_BxT, states(anchor.hidden(tokens_BxS, lengths_B))
 
 
@@ -124,13 +129,14 @@ def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hy
     stats = token_stats(
         policy_model.unembed, states(policy_model.hidden(rows.tokens_BxS, rows.lengths_B)), tokens_BxT,
         anchor_model.unembed, rows.anchor_hidden_BxTxD, temperature=hyper.temperature, chunk=static.logit_chunk)
-    value_BxT = critic_model.value(states(critic_model.hidden(rows.tokens_BxS, rows.lengths_B)))
+    value_BxT = critic_model.value(states(critic_model.hidden(rows.tokens_BxS, rows.lengths_B))) if static.with_critic else None
 
     token_share = jnp.sum(mask) / num_counted
     per_token = len(mask) / num_counted if static.aggregation == "token-mean" else 1.0
     L_policy = per_token * policy_loss(
         stats.logp, rows.old_logp_BxT, rows.advantage_BxT, rows.weight_BxT, mask, hyper.clip, static.dual_clip)
-    L_value = per_token * value_loss(value_BxT, rows.return_BxT, mask, rows.old_value_BxT, static.value_clip)
+    L_value = per_token * value_loss(
+        value_BxT, rows.return_BxT, mask, rows.old_value_BxT, static.value_clip) if static.with_critic else jnp.float32(0.0)
     L_reg = token_share * regulariser(stats.entropy, stats.kl, mask, hyper.beta_ent, hyper.beta_kl)
 
     def token_mean(x_BxT):

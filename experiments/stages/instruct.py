@@ -1,4 +1,4 @@
-"""Phase 1: instruction tuning on random workflows, their grants sized for what is asked.
+"""Phase 1: instruction tuning on random workflows, their grants sized for what is asked, or on an engineer's.
 
     python -m experiments.stages.instruct preset=quickstart
 
@@ -19,7 +19,8 @@ from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from twin import Workflow
 
 from experiments.config import ExperimentConfig, command
-from experiments.stages.run import Run, curriculum, fresh_model, opened, practice, sequences, stage_model
+from experiments.stages.run import Run, curriculum, fresh_model, keep_model, opened, practice, sequences, stage_model
+from experiments.world.engineer import demonstrations
 from experiments.world.orchestration import END_THINK, describe_link, describe_targets, think
 from experiments.world.search import sized_workflow
 from experiments.world.tasks import Task
@@ -31,20 +32,22 @@ def first_model(run: Run) -> Qwen2:
     """The model that instruction tuning starts from."""
     config = run.config.model
     if config.hf_dir:
-        return hf.load(config.hf_dir, dtype=config.dtype, mesh=run.mesh)
+        return hf.load(config.directory, dtype=config.dtype, mesh=run.mesh)
     shape = Qwen2Config.preset(config.preset, vocab_size=run.tokenizer.vocab_size, dtype=config.dtype)
     return fresh_model(shape, "lm", run.config.seed, run.mesh)
 
 
 def instruct(run: Run) -> Qwen2:
-    """Phase 1: random workflows teach the format and what a grant carries, nothing about the link."""
+    """Phase 1, without a twin: random workflows teach the format and what a grant carries, an engineer's a rule's idea of the link."""
     done = stage_model(run, "instruct")
     if done is not None:
         return done
-    rng = random.Random(f"instruct {run.config.seed}")
-    tasks = list(itertools.islice(practice(run.config, run.tasks["train"]), run.config.instruct.pairs))
-    pairs = [(task.prompt(run.config.tasks.prompt), task.response(sized_workflow(rng, task), run.config.instruct.think))
-             for task in tasks]
+    if run.config.instruct.sft is None:
+        model = first_model(run)
+        keep_model(run, model, "instruct")
+        return model
+    tasks = list(itertools.islice(practice(run.config, run.tasks["train"]), run.config.instruct.pairs // run.config.instruct.per_task))
+    pairs = taught(run, tasks)
     rows, budget = sequences(run.tokenizer, curriculum(run, pairs)), run.config.rldtf.sample.max_new_tokens
     longest = int((rows.lengths - rows.prompt_lengths)[:len(pairs)].max())
     if longest > budget:
@@ -58,8 +61,18 @@ def instruct(run: Run) -> Qwen2:
                               directory=run.path("instruct", title), title=title, **run.config.loop_options)
     model = sft.train(model, rows, run.config.instruct.sft, seed=run.config.seed, directory=run.path("instruct"), title="instruct",
                       **run.config.loop_options)
-    hf.save(model, run.path("instruct", "model"))
+    keep_model(run, model, "instruct")
     return model
+
+
+def taught(run: Run, tasks: Sequence[Task]) -> list[tuple[str, str]]:
+    """(prompt, response) of the tasks as the config's teacher answers them."""
+    config, form = run.config.instruct, run.config.tasks.prompt
+    if config.teacher == "engineer":
+        return demonstrations(tasks, config.per_task, run.path("instruct", "demonstrations"), run.config.seed, run.config.rldtf.reward,
+                              form, config.think)
+    rng = random.Random(f"instruct {run.config.seed}")
+    return [(task.prompt(form), task.response(sized_workflow(rng, task), config.think)) for task in tasks for _ in range(config.per_task)]
 
 
 def reading(tasks: Sequence[Task]) -> list[tuple[str, str]]:
@@ -82,7 +95,7 @@ def trimmed(rows: sft.Sequences) -> sft.Sequences:
 
 
 def main(config: ExperimentConfig) -> None:
-    with opened(config) as run:
+    with opened(config, start_twin=False) as run:
         instruct(run)
 
 

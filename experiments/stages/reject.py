@@ -4,24 +4,21 @@
 """
 
 import dataclasses
-import itertools
+import glob
 import json
 import os
-import random
 from typing import Sequence
 
 import numpy as np
 
-from rldtf_jax import hf, sft
+from rldtf_jax import sft
 from rldtf_jax.qwen2 import Qwen2
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import json_lines, whole
 from experiments.stages.instruct import instruct
-from experiments.stages.run import Run, curriculum, opened, practice, respond, say, sequences, stage_model
-from experiments.world import tasks as task_files
+from experiments.stages.run import Run, curriculum, keep_model, opened, respond, say, sequences, stage_model
 from experiments.world.environment import TwinEnvironment
-from experiments.world.search import sized_workflow
 
 
 VALIDATION_TRIES = 4  # responses to each validation task
@@ -34,7 +31,6 @@ def reject(run: Run) -> Qwen2:
         return done
     config = run.config.reject
     model = instruct(run)
-    practise(run)
     train, validation = run.environment("train"), run.environment("validation")
 
     def success(model):
@@ -55,10 +51,8 @@ def reject(run: Run) -> Qwen2:
         say(f"reject: {rate:.1%} after round {number}, trained on {len(kept)} kept responses")
         return refined, rate
 
-    rate, sampled = success(model), practised_rows(run)
+    rate, sampled = success(model), []
     say(f"reject: {rate:.1%} of the validation tasks before the first round")
-    if sampled:
-        model, rate = refine(model, sampled, 0)
     for number in range(1, config.max_rounds + 1):
         sampled = sample_round(run, model, train, number) + sampled
         refined = refine(model, sampled, number)
@@ -70,33 +64,14 @@ def reject(run: Run) -> Qwen2:
         if refined[1] < rate + config.min_gain:
             break
         rate = refined[1]
-    hf.save(model, run.path("reject", "model"))
+    keep_model(run, model, "reject")
     return model
 
 
-def practise(run: Run) -> None:
-    """The round before the first: practice tasks, each with a random workflow sized for it; what fulfils its task on the training noise
-    stays in `reject/practised.jsonl`, as tasks with that workflow. So training has many more tasks than a search has found feasible."""
-    path, number = run.path("reject", "practised.jsonl"), run.config.reject.practice
-    if not number or os.path.exists(path):
-        return
-    rng = random.Random(f"practise {run.config.seed}")
-    tasks = list(itertools.islice(practice(run.config, run.tasks["train"]), number))
-    workflows = [sized_workflow(rng, task) for task in tasks]
-    verdict = run.environment("train").judge_readings(tasks, [(workflow, None) for workflow in workflows])
-    found = list({dataclasses.replace(task, witness=None): dataclasses.replace(task, witness=workflow)
-                  for task, workflow, good in zip(tasks, workflows, verdict.fulfilled_M) if good}.values())
-    say(f"reject: {len(found)} of {number} random workflows fulfil their practice task")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    task_files.save(found, path)
-
-
-def practised_rows(run: Run) -> list[dict]:
-    """What `practise` has found, as `sample_round`'s rows."""
-    first, found = len(run.tasks["train"]), run.practised()
-    verdict = run.environment("train").judge_readings(found, [(task.witness, None) for task in found]) if found else None
-    return [{"task": first + i, "response": task.response(task.witness, run.config.instruct.think), "reward": float(verdict.reward_M[i]),
-             "fulfilled": True} for i, task in enumerate(found)]
+def feasible(run: Run) -> list[int]:
+    """The training tasks that can be fulfilled, as a search or a sampled response has shown: what RLDTF asks its twin calls for."""
+    shown = {row["task"] for path in glob.glob(run.path("reject", "round_*", "sampled.jsonl")) for row in json_lines(path) if row["fulfilled"]}
+    return [i for i, task in enumerate(run.environment("train").tasks) if i in shown or task.witness is not None]
 
 
 def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: int) -> list[dict]:

@@ -10,13 +10,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rldtf_jax import critic, hf, rldtf
+from rldtf_jax import critic, rldtf
 from rldtf_jax.qwen2 import Qwen2
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import json_lines, whole
-from experiments.stages.reject import reject
-from experiments.stages.run import Run, fresh_model, opened, sequences, stage_model
+from experiments.stages.reject import feasible, reject
+from experiments.stages.run import Run, fresh_model, keep_model, opened, sequences, stage_model
 
 
 def train_rldtf(run: Run) -> Qwen2:
@@ -25,15 +25,17 @@ def train_rldtf(run: Run) -> Qwen2:
     if done is not None:
         return done
     policy = reject(run)
-    model = rldtf.train(policy, train_critic(run, policy), run.environment("train"), run.config.rldtf,
+    model = rldtf.train(policy, train_critic(run, policy), run.environment("train", only=feasible(run)), run.config.rldtf,
                         seed=run.config.seed, directory=run.path("rldtf"), **run.config.loop_options)
-    hf.save(model, run.path("rldtf", "model"))
+    keep_model(run, model, "rldtf")
     return model
 
 
 def train_critic(run: Run, policy: Qwen2) -> Qwen2:
     """The critic before the first step: the policy's backbone and a value head, fitted (Eq. 7) to the rewards that the
-    rounds of rejection sampling have already paid for."""
+    rounds of rejection sampling have already paid for. Not fitted where the advantage asks for none."""
+    if not run.config.rldtf.with_critic:
+        return value_model(policy, run.config.seed, run.mesh)
     path = run.path("critic", "rows.npz")
     if not os.path.exists(path):  # encoded once: a resumed RLDTF stage comes by here too
         tasks = run.environment("train").tasks

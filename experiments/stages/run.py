@@ -59,17 +59,19 @@ class Run:
     def path(self, *parts: str) -> str:
         return os.path.join(self.config.run_dir, *parts)
 
-    def practised(self) -> list[Task]:
-        """The practice tasks that rejection sampling has found a workflow for, each with it; they are trained on like those of train."""
-        path = self.path("reject", "practised.jsonl")
-        return task_files.load(path) if os.path.exists(path) else []
+    @functools.cached_property
+    def practice(self) -> list[Task]:
+        """The tasks that training draws beside those of train, which a search has found feasible."""
+        return list(itertools.islice(practice(self.config, self.tasks["train"], "practice"), self.config.tasks.practice))
 
-    def environment(self, split: str, seed: int | None = None) -> TwinEnvironment:
-        """The tasks of a split on its own noise; seed: of their order, default the run's."""
+    def environment(self, split: str, seed: int | None = None, only: Sequence[int] | None = None) -> TwinEnvironment:
+        """The tasks of a split on its own noise, train's with those of practice behind them; seed: of their order, default the run's;
+        only: some of them."""
         translator = self.config.translator
         if translator == "model":
             translator = ModelTranslator(self.tokenizer, self.config.rldtf.sample.max_new_tokens)
-        tasks = [*self.tasks[split], *(self.practised() if split == "train" else ())]
+        tasks = [*self.tasks[split], *(self.practice if split == "train" else ())]
+        tasks = tasks if only is None else [tasks[i] for i in only]
         return TwinEnvironment(
             tasks, self.tokenizer, self.twins(worlds.NOISE_OF_SPLIT.get(split, "evaluate")), self.config.rldtf.reward,
             seed=self.config.seed if seed is None else seed, translator=translator, form=self.config.tasks.prompt)
@@ -80,10 +82,11 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def opened(config: ExperimentConfig, may_differ: Sequence[str] = ()) -> Iterator[Run]:
+def opened(config: ExperimentConfig, may_differ: Sequence[str] = (), start_twin: bool = True) -> Iterator[Run]:
     """The run directory, opened or made, with its config, twin, tasks and tokenizer; the twin ends with the block.
 
     may_differ: keys of the config that may not be those which the directory was made with.
+    start_twin: its workers import what they need while the caller goes on; without, they start when they are first asked.
 
     Raises:
       ConfigError: the directory was made with another config; nothing in it is touched.
@@ -97,7 +100,8 @@ def opened(config: ExperimentConfig, may_differ: Sequence[str] = ()) -> Iterator
         if device_mesh:
             stack.enter_context(jax.set_mesh(device_mesh))
         twins = open_twins(config, stack)
-        twins("train").start()
+        if start_twin:
+            twins("train").start()
         tasks = prepare_tasks(config, twins)
         yield Run(config, twins, tasks, prepare_tokenizer(config, tasks["train"]), device_mesh)
 
@@ -129,7 +133,9 @@ def _same_config(path: str, config: ExperimentConfig, may_differ: Sequence[str])
     from omegaconf import OmegaConf
 
     # A directory may be moved, and a run may go on with other devices.
-    made = flat(ExperimentConfig()) | flat(OmegaConf.to_container(OmegaConf.load(path)))  # younger keys: their defaults
+    made = flat(OmegaConf.to_container(OmegaConf.load(path)))
+    nothing = tuple(f"{name}." for name, value in made.items() if value is None)  # a group that was left out has no keys
+    made = {name: value for name, value in flat(ExperimentConfig()).items() if not name.startswith(nothing)} | made  # younger keys
     free = ("mesh.", *(f"{name} " for name in ("run_dir", *may_differ)))
     if different := [line for line in differences(made, flat(config)) if not line.startswith(free)]:
         raise ConfigError(f"{path}: made with another config, {different[0]}; choose another run_dir or remove that one")
@@ -160,17 +166,19 @@ def prepare_tasks(config: ExperimentConfig, twins: Callable[[str], Twin]) -> dic
     return task_files.load_splits(directory)
 
 
-def practice(config: ExperimentConfig, train: Sequence[Task]) -> Iterator[Task]:
-    """Tasks without end to learn the language on: drawn anew from the family, of the split train, feasible or not; of one's own, these."""
+def practice(config: ExperimentConfig, train: Sequence[Task], stage: str = "") -> Iterator[Task]:
+    """Tasks without end to learn on: drawn anew from the family, of the split train, feasible or not; of one's own, these. What is
+    drawn for one stage is not what is drawn for another."""
     if config.tasks.directory:
         return itertools.cycle(train)
-    return (task for task in worlds.candidates(worlds.family(config.tasks.family), config.seed) if task.split == "train")
+    seed = f"{stage} {config.seed}".strip()
+    return (task for task in worlds.candidates(worlds.family(config.tasks.family), seed) if task.split == "train")
 
 
 def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokenizer:
     """The HF directory's own tokenizer, or the domain BPE trained on prompts and random responses."""
     if config.model.hf_dir:
-        return tokenizer.load(os.path.join(config.model.hf_dir, "tokenizer.json"))
+        return tokenizer.load(os.path.join(config.model.directory, "tokenizer.json"))
     path = os.path.join(config.run_dir, "tokenizer.json")
     if not os.path.exists(path):
         rng = random.Random(f"bpe {config.seed}")
@@ -198,6 +206,11 @@ def stage_model(run: Run, stage: str) -> Qwen2 | None:
     """The model that a finished stage left, or None."""
     path = run.path(stage, "model")
     return hf.load(path, mesh=run.mesh) if os.path.isdir(path) else None
+
+
+def keep_model(run: Run, model: Qwen2, stage: str) -> None:
+    """Leaves what `stage_model` finds, with the tokenizer, so that it is a directory for model.hf_dir too."""
+    hf.save(model, run.path(stage, "model"), {"tokenizer.json": run.tokenizer.backend.to_str(pretty=True)}, run.tokenizer.eos_id)
 
 
 def sequences(tok: Tokenizer, pairs: Sequence[tuple[str, str]]) -> sft.Sequences:

@@ -34,7 +34,7 @@ def surely_in_time(task: Task, workflow: Workflow) -> bool:
     return last_ms <= task.delay_ms
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@functools.lru_cache(maxsize=1 << 9)
 def prospects(task: Task) -> tuple[tuple[float, Workflow], ...]:
     """(headroom in dB, workflow): the modes that are in time for sure, each with the platform's strongest receiver."""
     return tuple((headroom_db(task, w) + _pilots_db(task, w), w) for w in modes(task) if surely_in_time(task, w))

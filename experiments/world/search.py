@@ -147,8 +147,14 @@ def possible(task: Task, workflow: Workflow | None) -> bool:
 @functools.lru_cache(maxsize=1 << 16)  # a search comes back to a workflow's limit in every round
 def limit(task: Task, workflow: Workflow, config: RewardConfig) -> float:
     """Eq. 2 without a block error and with the error rate just met: what the workflow cannot exceed."""
-    best = np.array([delay_ms(task.scenario, workflow), throughput_mbps(workflow, 0.0), task.ber])
-    return float(reward(best, np.array(task.required), config)) if best[1] >= task.throughput_mbps else NO_SERVICE
+    return float(limits(task, [workflow], config)[0])
+
+
+def limits(task: Task, workflows: Sequence[Workflow], config: RewardConfig) -> np.ndarray:
+    """`limit` of each."""
+    best = np.array([(delay_ms(task.scenario, w), throughput_mbps(w, 0.0), task.ber) for w in workflows]).reshape(-1, 3)
+    R = reward(best, np.broadcast_to(np.array(task.required), best.shape), config)
+    return np.where(best[:, 1] >= task.throughput_mbps, R, NO_SERVICE)
 
 
 def headroom_db(task: Task, workflow: Workflow) -> float:
@@ -158,10 +164,11 @@ def headroom_db(task: Task, workflow: Workflow) -> float:
     return granted_snr_db(task.scenario, w) - takes_db + 10 * math.log10(w.num_transmissions)
 
 
-def modes(task: Task) -> list[Workflow]:
+@functools.lru_cache(maxsize=8)  # a few questions in a row are about one task
+def modes(task: Task) -> tuple[Workflow, ...]:
     """Every mode that the formulas leave a chance, with the platform's strongest classical receiver and, for one layer, its strongest
     neural one, the grant that the throughput takes, and as many iterations as are in time."""
-    s, found = task.scenario, []
+    s, found, grants = task.scenario, [], {}
     estimator, detectors = ([v for v in STRENGTH[f] if v in offered(s, f)] for f in ("estimator", "detector"))
     receivers = [one[-1] for one in ([d for d in detectors if is_neural(d)], [d for d in detectors if not is_neural(d)]) if one]
     code = offered(s, "code")[0]
@@ -169,29 +176,33 @@ def modes(task: Task) -> list[Workflow]:
         chosen = dict(zip(MODE, values))
         if chosen["precoder"] != "none" and chosen["num_layers"] >= s.num_tx_ant:
             continue
-        workflow = granted(task, Workflow(
-            num_prb=1, code=code, decoder_iterations=10, estimator=estimator[-1],
-            combining=combining(s, chosen["num_transmissions"]), **chosen))
-        if workflow is None:
+        fixed = dict(code=code, estimator=estimator[-1], combining=combining(s, chosen["num_transmissions"]), **chosen)
+        carrying = values[:MODE.index("precoder")]  # the grant depends on nothing behind it
+        if carrying not in grants:
+            workflow = granted(task, Workflow(num_prb=1, decoder_iterations=10, **fixed))
+            grants[carrying] = workflow and workflow.num_prb
+        if grants[carrying] is None:
             continue
         for detector in receivers if chosen["num_layers"] == 1 else [d for d in receivers if not is_neural(d)]:
             for iterations in (10, 4, 2):
-                w = dataclasses.replace(workflow, detector=detector, decoder_iterations=iterations)
+                w = Workflow(num_prb=grants[carrying], decoder_iterations=iterations, detector=detector, **fixed)
                 if possible(task, w):
                     found.append(w)
                     break
-    return found
+    return tuple(found)
+
+
+def promises(task: Task, workflows: Sequence[Workflow], config: RewardConfig) -> np.ndarray:
+    """What each mode might earn: Eq. 2's limit times a guess of the chance that the link carries it."""
+    spread_db = 0.0 if task.scenario.channel == "awgn" else 5.0 - math.log10(task.ber)
+    short_db = np.array([spread_db - 4.5 * (w.num_transmissions > 1) - headroom_db(task, w) for w in workflows])
+    return limits(task, workflows, config) / (1 + np.exp(short_db / 2))
 
 
 def shortlist(task: Task, config: RewardConfig) -> list[Workflow]:
-    """The task's modes, the most promising first: Eq. 2's limit times a guess of the chance that the link carries it."""
-    spread_db = 0.0 if task.scenario.channel == "awgn" else 5.0 - math.log10(task.ber)
-
-    def promise(w: Workflow) -> float:
-        late_db = 0.0 if w.num_transmissions == 1 else 4.5
-        return limit(task, w, config) / (1 + math.exp((spread_db - late_db - headroom_db(task, w)) / 2))
-
-    return sorted(modes(task), key=promise, reverse=True)
+    """The task's modes, the most promising first."""
+    found = modes(task)
+    return [found[i] for i in np.argsort(-promises(task, found, config), kind="stable")] if found else []
 
 
 def steps(task: Task, workflow: Workflow) -> list[Workflow]:

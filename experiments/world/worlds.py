@@ -39,7 +39,7 @@ def family(name: str) -> Family:
 
     return config.load([f"preset={name}"], Family, os.path.join(config.CONFIGS, "world"), name)
 
-def candidates(family: Family, seed: int) -> Iterator[Task]:
+def candidates(family: Family, seed: int | str) -> Iterator[Task]:
     """An endless stream of tasks, not yet known to be feasible."""
     rng = random.Random(f"{family.name} {seed}")
     while True:

@@ -21,6 +21,12 @@ def test_practice_is_drawn_anew_without_end_and_never_from_a_held_out_split(draw
     assert len({(task.scenario, task.required) for task in some + other}) > 590
 
 
+def test_what_later_stages_practise_on_is_not_what_phase_1_has_seen(drawn):
+    config = ExperimentConfig(tasks=TasksConfig(family="link-lite"))
+    first, later = (list(itertools.islice(practice(config, drawn, stage), 200)) for stage in ("", "practice"))
+    assert not {(task.scenario, task.required) for task in first} & {(task.scenario, task.required) for task in later}
+
+
 def test_practice_on_ones_own_tasks_is_these_again_and_again(drawn, tmp_path):
     config = ExperimentConfig(tasks=TasksConfig(directory=str(tmp_path)))
     assert list(itertools.islice(practice(config, drawn[:3]), 7)) == [*drawn[:3], *drawn[:3], drawn[0]]

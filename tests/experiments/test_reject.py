@@ -1,17 +1,15 @@
-"""Rejection sampling: what is kept, and the round of practice before the first."""
+"""Rejection sampling: what is kept, and which tasks are left to RLDTF."""
 
+import json
 import os
 
-import numpy as np
 from hypothesis import given, strategies as st
 
-from experiments.config import ExperimentConfig, RejectConfig, TasksConfig
-from experiments.stages.reject import keep, practise, practised_rows
+from experiments.config import ExperimentConfig, TasksConfig
+from experiments.stages.reject import feasible, keep
 from experiments.stages.run import Run
 from experiments.world import tasks as task_files
-from experiments.world import worlds
 from rldtf_jax.tokenizer import train_bpe
-from twin import Twin
 
 ROWS = st.lists(st.fixed_dictionaries({
     "task": st.integers(0, 3), "response": st.sampled_from("abcde"), "reward": st.floats(-1, 1), "fulfilled": st.booleans()}), max_size=40)
@@ -37,19 +35,16 @@ def test_newest_keeps_the_first_rows():
     assert [row["response"] for row in keep(rows, 2, "reward")] == ["b", "c"]
 
 
-def test_practice_finds_tasks_with_workflows_that_fulfil_them_on_the_noise_of_training(tmp_path):
-    config = ExperimentConfig(run_dir=str(tmp_path), tasks=TasksConfig(family="link-lite"), reject=RejectConfig(practice=80))
-    train = task_files.load_splits(os.path.join(task_files.DATA, "link-lite"))["train"][:5]
-    with Twin(workers=2, cache=None, seed=worlds.noise_seed(0, "train"), method="esm", max_blocks=128) as twin:
-        run = Run(config, lambda purpose: twin, {"train": train}, train_bpe([task.prompt() for task in train], 400))
-        practise(run)
-        found = run.practised()
-        assert 4 < len(found) < 60 and {task.split for task in found} == {"train"}
-        assert [task.scenario for task in run.environment("train").tasks] == [task.scenario for task in [*train, *found]]
-        rows = practised_rows(run)
-        verdict = run.environment("train").judge_text(found, [row["response"] for row in rows])
-        np.testing.assert_array_equal(verdict.reward_M, np.float32([row["reward"] for row in rows]))
-        assert verdict.fulfilled_M.all() and [row["task"] for row in rows] == list(range(5, 5 + len(found)))
-        before = os.stat(path := run.path("reject", "practised.jsonl")).st_mtime_ns
-        practise(run)
-        assert os.stat(path).st_mtime_ns == before
+def test_rldtf_trains_on_what_a_search_or_a_sampled_response_has_fulfilled(tmp_path):
+    config = ExperimentConfig(run_dir=str(tmp_path), tasks=TasksConfig(family="link-lite", practice=6))
+    train = task_files.load_splits(os.path.join(task_files.DATA, "link-lite"))["train"][:3]
+    run = Run(config, lambda purpose: None, {"train": train}, train_bpe([task.prompt() for task in train], 400))
+    everything = run.environment("train").tasks
+    assert everything == [*train, *run.practice] and len(run.practice) == 6
+    assert feasible(run) == [0, 1, 2]
+    for number, rows in ((1, [(1, True), (4, False), (5, True)]), (2, [(8, True), (5, False)])):
+        path = tmp_path / "reject" / f"round_{number}" / "sampled.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps({"task": i, "response": "", "reward": 0.0, "fulfilled": good}) + "\n" for i, good in rows))
+    assert feasible(run) == [0, 1, 2, 5, 8]
+    assert run.environment("train", only=feasible(run)).tasks == [everything[i] for i in (0, 1, 2, 5, 8)]

@@ -190,8 +190,10 @@ def test_in_the_critics_warm_up_only_the_critic_learns():
 
 
 @pytest.mark.parametrize("option", [
-    {"advantage": "gae"}, {"advantage": "group"}, {"advantage": "leave-one-out"}, {"whiten": True},
+    {"advantage": "gae"}, {"advantage": "group"}, {"advantage": "leave-one-out"}, {"advantage": "leave-one-out", "with_critic": False},
+    {"whiten": True},
     {"kl_target": "old"}, {"perturb": "in-kind"}, {"perturb": "policy"}, {"perturb": "policy", "advantage": "counterfactual"},
+    {"perturb": "policy", "advantage": "counterfactual", "ask_above": 0.5, "with_critic": False},
     *({"weight_by": name} for name in WEIGHTS)], ids=str)
 def test_every_option_trains(option):
     config = dataclasses.replace(ONE, prompts_per_step=4, samples_per_prompt=2, **option)

@@ -218,6 +218,9 @@ def test_by_the_policy_every_position_takes_each_of_its_alternatives(seed, N):
     expected = [(b, t, [*tokens[b, :t], others[n, b, t], *tokens[b, t + 1:length]])
                 for b, length in enumerate(lengths) for t in range(length) for n in range(N)]
     assert [(b, t, ids.tolist()) for b, t, ids in zip(*p)] == expected
+    asked = np.random.default_rng(seed).random((B, T)) < 0.5
+    some = perturb_by_policy(tokens, lengths, others, asked)
+    assert [(b, t, ids.tolist()) for b, t, ids in zip(*some)] == [one for one in expected if asked[one[0], one[1]]]
 
 
 @given(SEEDS)

@@ -122,6 +122,18 @@ def test_chunked_logits_equal_whole_ones():
     assert_close(gradients(ours), gradients(whole))
 
 
+def test_without_a_critic_the_policy_learns_the_same_and_no_value_is_computed():
+    one, (whole, whole_metrics) = static()._replace(with_critic=False), updated()
+    ours, metrics = jax.device_get(rldtf.update(one, learner(), nnx.state(REFERENCE), rollouts(), hyper()))
+    assert_close(ours.policy, whole.policy)
+    assert_equal(ours.critic, jax.device_get(learner().critic))
+    assert metrics["value_loss"] == 0 and metrics["critic_grad_norm"] == 0
+    assert metrics["loss"] == pytest.approx(whole_metrics["loss"] - K1 * whole_metrics["value_loss"], rel=1e-4)
+    value, anchor_hidden = rldtf.old_states(one, None, nnx.state(REFERENCE), rollouts().tokens_BxS, PROMPT_LENGTHS, LENGTHS, T)
+    assert not np.any(value) and value.shape == (B, T)
+    assert_close(anchor_hidden, old_states(rollouts().tokens_BxS)[1])
+
+
 def test_padding_changes_nothing_to_the_bit():
     dirty = rldtf.update(static(), learner(), nnx.state(REFERENCE), rollouts(behind=7, nothing=np.nan), hyper())
     assert_equal(jax.device_get(dirty), updated())
