@@ -62,6 +62,8 @@ def compare(run: Run, split: str, asked: dict) -> dict:
     return {"num_tasks": len(tasks), "temperature": run.config.evaluate.temperature, "all_fulfil": int(all_good.sum()),
             "methods": {name: summarise(verdict, verdicts["oracle"], all_good) | intents.get(name, {})
                         for name, verdict in verdicts.items()},
+            "by_task": {name: {"fulfilled": v.fulfilled_M.astype(int).tolist(), "reward": [round(R, 6) for R in v.reward_M.tolist()]}
+                        for name, v in verdicts.items()},
             "gains": {f"{b} - {a}": gain(verdicts[b], verdicts[a])
                       for a, b in zip(MODELS, MODELS[1:]) if a in verdicts and b in verdicts}}
 

@@ -1,0 +1,97 @@
+"""Finished runs that differ in their seed alone: every method's figures, and what RLDTF gains on each, with intervals over seeds and tasks.
+
+    python -m experiments.studies.seeds runs/seed0 runs/seed1 runs/seed2 [--json FILE]
+
+The seeds are those of the stages that a run has trained itself; all runs meet the same tasks on the same noise of evaluation.
+"""
+
+import argparse
+import json
+import os
+import sys
+from typing import Any, Sequence
+
+import numpy as np
+
+from rldtf_jax.config import ConfigError
+
+from experiments.files import whole
+from experiments.stages.evaluate import METHODS
+from experiments.statistics import nested_interval
+
+MEASURES = ("fulfilled", "reward")
+POOLED = ("test", "new-links")  # whose tasks are looked at together too
+
+
+def load(run_dir: str) -> dict[str, dict]:
+    """{split: the results of all methods} of a finished run.
+
+    Raises:
+      ConfigError: it is not finished, or was evaluated before results were kept task by task.
+    """
+    path = os.path.join(run_dir, "evaluation.json")
+    if not os.path.exists(path):
+        raise ConfigError(f"{path}: no such file; expected a run that python -m experiments.stages.pipeline has finished")
+    with open(path, encoding="utf-8") as file:
+        result = json.load(file)
+    splits = {"test": result} | result.pop("elsewhere")
+    if "by_task" not in result:
+        raise ConfigError(f"{path}: no by_task; remove it, and python -m experiments.stages.evaluate writes it anew")
+    return splits
+
+
+def compare(runs: Sequence[dict[str, dict]]) -> dict[str, dict[str, Any]]:
+    """{split: {method: {measure: [mean, low, high], "gain": {measure: of RLDTF on it, paired by seed and task}}}}.
+
+    Raises:
+      ConfigError: the runs were evaluated on different numbers of tasks.
+    """
+    if len(sizes := {tuple((split, one["num_tasks"], one["temperature"]) for split, one in run.items()) for run in runs}) > 1:
+        raise ConfigError(f"the runs were evaluated differently, (split, tasks, temperature): {' and '.join(map(str, sorted(sizes)))}")
+
+    def values(splits, name, measure):  # (S, N)
+        return np.array([np.concatenate([run[split]["by_task"][name][measure] for split in splits]) for run in runs], np.float64)
+
+    def with_interval(values_SxN):
+        return [float(values_SxN.mean()), *nested_interval(values_SxN)]
+
+    groups = {split: (split,) for split in runs[0]} | {" + ".join(POOLED): POOLED}
+    return {title: {
+        name: {measure: with_interval(values(splits, name, measure)) for measure in MEASURES} | {"gain": {
+            measure: with_interval(values(splits, "rldtf", measure) - values(splits, name, measure)) for measure in MEASURES}}
+        for name in METHODS if name in runs[0]["test"]["by_task"]} for title, splits in groups.items() if set(splits) <= set(runs[0])}
+
+
+def table(result: dict[str, dict[str, Any]]) -> str:
+    """Markdown, one table a split."""
+    def cell(mean, low, high, sign=""):
+        return f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+    lines = []
+    for split, methods in result.items():
+        lines += [f"{split}", "", "| | fulfilment | mean reward | RLDTF fulfils more by | earns more by |", "|---|---|---|---|---|"]
+        for name, row in methods.items():
+            gains = ["", ""] if name == "rldtf" else [cell(*row["gain"][measure], "+") for measure in MEASURES]
+            lines.append(f"| {METHODS[name]} | {' | '.join([*(cell(*row[measure]) for measure in MEASURES), *gains])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--json", help="file for the figures")
+    arguments = parser.parse_args()
+    try:
+        result = compare([load(run) for run in arguments.runs])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(table(result))
+    if arguments.json:
+        with whole(arguments.json) as file:
+            json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
