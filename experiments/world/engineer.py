@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import random
+import signal
 from typing import NamedTuple, Sequence
 
 import numpy as np
@@ -65,7 +66,7 @@ def demonstrations(tasks: Sequence[Task], each: int, directory: str, seed: int, 
     missing = {start: path for start, path in paths.items() if not os.path.exists(path)}
     if missing:
         work = functools.partial(_of_one, each=each, seed=seed, config=config, form=form, think=think)
-        with multiprocessing.get_context("spawn").Pool() as pool:
+        with multiprocessing.get_context("spawn").Pool(None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is ours
             for start, path in tqdm(missing.items(), desc="demonstrations", unit="chunk", disable=None):
                 with whole(path) as file:
                     for pairs in pool.imap(work, enumerate(tasks[start:start + CHUNK], start), chunksize=10):
