@@ -77,8 +77,9 @@ def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = No
 def save(model: Qwen2, directory: str | Path, files: dict[str, str] | None = None, eos_id: int | None = None) -> None:
     """Writes config.json and safetensors that `load` and transformers' Qwen2ForCausalLM read.
 
-    files: texts to lie beside them, by name: a tokenizer.json. eos_id: the token that ends a response. One tensor at a time is fetched from the devices. The directory appears whole or not at all. Raises
-    FileExistsError if it is there already and not empty, ValueError for a model without an LM head.
+    files: texts to lie beside them, by name: a tokenizer.json. eos_id: the token that ends a response. One tensor at a
+    time is fetched from the devices. The directory appears whole or not at all. Raises FileExistsError if it is there
+    already and not empty, ValueError for a model without an LM head.
     """
     directory = Path(directory)
     if model.head != "lm":

@@ -2,14 +2,20 @@
 
 import dataclasses
 import itertools
+import json
 import re
 
+import jax
 import numpy as np
+import pytest
+from flax import nnx
 from hypothesis import given, strategies as st
 
-from experiments.config import ExperimentConfig, TasksConfig
-from experiments.stages.instruct import LONGEST, reading, trimmed, words
-from experiments.stages.run import practice
+from experiments.config import ExperimentConfig, TasksConfig, load
+from experiments.stages.instruct import LONGEST, instruct, reading, trimmed, words
+from experiments.stages.run import Run, practice, prepare_tokenizer
+from rldtf_jax import hf
+from rldtf_jax.config import ConfigError
 from rldtf_jax.sft import Sequences
 from twin import Workflow
 
@@ -30,6 +36,22 @@ def test_what_later_stages_practise_on_is_not_what_phase_1_has_seen(drawn):
 def test_practice_on_ones_own_tasks_is_these_again_and_again(drawn, tmp_path):
     config = ExperimentConfig(tasks=TasksConfig(directory=str(tmp_path)))
     assert list(itertools.islice(practice(config, drawn[:3]), 7)) == [*drawn[:3], *drawn[:3], drawn[0]]
+
+
+def test_a_phase_1_that_ships_is_taken_as_it_is_and_can_be_gone_on_from(drawn, tmp_path):
+    config = load(["preset=quickstart", f"run_dir={tmp_path}"])
+    tok = prepare_tokenizer(config, drawn)
+    run = Run(config, lambda purpose: None, {"train": drawn}, tok)
+    ours, shipped = (nnx.state(model) for model in (instruct(run), hf.load(config.model.directory)))
+    jax.tree.map(np.testing.assert_array_equal, ours, shipped)
+    again = load(["preset=quickstart", f"run_dir={tmp_path}", f"model.hf_dir={tmp_path}/instruct/model"])
+    assert prepare_tokenizer(again, drawn).apply_chat(drawn[0].prompt()) == tok.apply_chat(drawn[0].prompt())
+    assert json.loads((tmp_path / "instruct" / "model" / "config.json").read_text())["eos_token_id"] == tok.eos_id
+
+
+def test_without_steps_there_must_be_a_model():
+    with pytest.raises(ConfigError, match="instruct.sft = None: expected steps to train for, or a model.hf_dir"):
+        load(["preset=quickstart", "model=tiny"])
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 20)), min_size=1, max_size=60))
