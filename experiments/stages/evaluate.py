@@ -1,6 +1,6 @@
 """Held-out tasks: every stage's model, the rule and the oracle, judged by the same twin.
 
-    python -m experiments.stages.evaluate preset=quickstart
+    python -m experiments.stages.evaluate preset=quickstart [evaluate.temperature=1]
 """
 
 import dataclasses
@@ -33,8 +33,13 @@ FEW = ("random", "constant")  # fulfil so few tasks that none would be common to
 
 
 def evaluate(run: Run) -> dict:
-    """The results of all methods on every held-out split, from <run_dir>/evaluation.json if they are there."""
-    path = run.path("evaluation.json")
+    """The results of all methods on every held-out split, from <run_dir>/evaluation.json if they are there; those of another temperature
+    than the first beside them, in evaluation_at_<temperature>.json."""
+    path, temperature = run.path("evaluation.json"), run.config.evaluate.temperature
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            if json.load(file)["temperature"] != temperature:
+                path = run.path(f"evaluation_at_{temperature:g}.json")
     if not os.path.exists(path):
         say("evaluate: tuning the rule, choosing the constant")
         asked = baselines.methods(run.tasks["train"], run.tasks["validation"], run.twins, run.config.rldtf.reward, run.config.seed)
@@ -151,7 +156,8 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
     for row, ids in zip(tokens, responses):
         row[:len(ids)] = ids
     ended = np.array([run.tokenizer.eos_id in ids for ids in responses])
-    config = dataclasses.replace(config, perturb="paper" if config.perturb == "policy" else config.perturb, advantage="paper")
+    config = dataclasses.replace(config, perturb="paper" if config.perturb == "policy" else config.perturb, weight_by="sensitivity",
+                                 advantage="paper", with_critic=True)  # what S_t is, whatever was learnt from
     judged, = judge([Arm(config, run.config.seed, environment)], [Prompts(tasks, None, None, None)],
                     [Samples(tokens, lengths, None, ended)], [None], 0, Policy(*nnx.split(model)))
     verdict, S = judged.verdict, judged.S.total
@@ -164,7 +170,7 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
 
 
 def main(config: ExperimentConfig) -> None:
-    with opened(config) as run:
+    with opened(config, may_differ=("evaluate.temperature",)) as run:
         print(table(evaluate(run)))
 
 

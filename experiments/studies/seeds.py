@@ -1,6 +1,6 @@
 """Finished runs that differ in their seed alone: every method's figures, and what RLDTF gains on each, with intervals over seeds and tasks.
 
-    python -m experiments.studies.seeds runs/seed0 runs/seed1 runs/seed2 [--json FILE]
+    python -m experiments.studies.seeds runs/seed0 runs/seed1 runs/seed2 [--evaluation evaluation_at_1.json] [--json FILE]
 
 The seeds are those of the stages that a run has trained itself; all runs meet the same tasks on the same noise of evaluation.
 """
@@ -23,13 +23,13 @@ MEASURES = ("fulfilled", "reward")
 POOLED = ("test", "new-links")  # whose tasks are looked at together too
 
 
-def load(run_dir: str) -> dict[str, dict]:
+def load(run_dir: str, name: str = "evaluation.json") -> dict[str, dict]:
     """{split: the results of all methods} of a finished run.
 
     Raises:
       ConfigError: it is not finished, or was evaluated before results were kept task by task.
     """
-    path = os.path.join(run_dir, "evaluation.json")
+    path = os.path.join(run_dir, name)
     if not os.path.exists(path):
         raise ConfigError(f"{path}: no such file; expected a run that python -m experiments.stages.pipeline has finished")
     with open(path, encoding="utf-8") as file:
@@ -80,10 +80,11 @@ def table(result: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+")
+    parser.add_argument("--evaluation", default="evaluation.json", help="file in each run's directory")
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
     try:
-        result = compare([load(run) for run in arguments.runs])
+        result = compare([load(run, arguments.evaluation) for run in arguments.runs])
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

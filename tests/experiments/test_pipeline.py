@@ -8,7 +8,9 @@ import shutil
 import pytest
 from running import finish, start
 
-from experiments.stages.evaluate import METHODS, MODELS
+from experiments.config import load
+from experiments.stages.evaluate import METHODS, MODELS, shaded_responses
+from experiments.stages.run import opened
 
 
 def test_the_run_ends_with_the_path_of_its_report(finished):
@@ -67,6 +69,28 @@ def test_the_report_is_one_page_with_figures_results_and_three_shaded_responses(
     assert page.count("data:image/png;base64,") == 3 and page.count("<div class='response'>") == 3
     assert all(title in page for title in METHODS.values())
     assert not re.search(r"(src|href)='(?!data:)", page)
+
+
+@pytest.mark.parametrize("changes", [{"rldtf.weight_by": "grammar"}, {
+    "rldtf.advantage": "leave-one-out", "rldtf.samples_per_prompt": "2", "rldtf.with_critic": "false", "rldtf.perturb": "policy"}], ids=str)
+def test_shaded_responses_show_s_whatever_was_learnt_from(finished, changes):
+    def shaded(*overrides):
+        config = load(["preset=smoke", f"run_dir={finished[0]}", "rldtf.steps=6", *overrides])
+        with opened(config, may_differ=tuple(changes)) as run:
+            return shaded_responses(run)
+
+    assert shaded() == shaded(*map("=".join, changes.items()))
+
+
+def test_another_temperature_is_evaluated_beside_the_first(finished):
+    run_dir, _ = finished
+    before = open(os.path.join(run_dir, "evaluation.json"), encoding="utf-8").read()
+    code, out, err = finish("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6", "evaluate.temperature=0", module="experiments.stages.evaluate")
+    assert code == 0 and "95 % intervals" in out, err
+    greedy = json.load(open(os.path.join(run_dir, "evaluation_at_0.json"), encoding="utf-8"))
+    first = json.loads(before)
+    assert greedy["temperature"] == 0 and greedy["by_task"]["oracle"] == first["by_task"]["oracle"]
+    assert open(os.path.join(run_dir, "evaluation.json"), encoding="utf-8").read() == before
 
 
 def test_a_finished_run_asked_for_again_only_reports(finished):
