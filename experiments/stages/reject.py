@@ -70,8 +70,13 @@ def reject(run: Run) -> Qwen2:
 
 def feasible(run: Run) -> list[int]:
     """The training tasks that can be fulfilled, as a search or a sampled response has shown: what RLDTF asks its twin calls for."""
-    shown = {row["task"] for path in glob.glob(run.path("reject", "round_*", "sampled.jsonl")) for row in json_lines(path) if row["fulfilled"]}
-    return [i for i, task in enumerate(run.environment("train").tasks) if i in shown or task.witness is not None]
+    shown = {row["task"] for row in all_sampled(run) if row["fulfilled"]}
+    return [i for i, task in enumerate(run.tasks_of("train")) if i in shown or task.witness is not None]
+
+
+def all_sampled(run: Run) -> list[dict]:
+    """What the rounds have sampled: `sample_round`'s rows, round by round."""
+    return [row for path in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl"))) for row in json_lines(path)]
 
 
 def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: int) -> list[dict]:

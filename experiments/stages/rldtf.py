@@ -3,7 +3,6 @@
     python -m experiments.stages.rldtf preset=quickstart rldtf.alpha=2
 """
 
-import glob
 import os
 
 import numpy as np
@@ -14,8 +13,8 @@ from rldtf_jax import critic, rldtf
 from rldtf_jax.qwen2 import Qwen2
 
 from experiments.config import ExperimentConfig, command
-from experiments.files import json_lines, whole
-from experiments.stages.reject import feasible, reject
+from experiments.files import whole
+from experiments.stages.reject import all_sampled, feasible, reject
 from experiments.stages.run import Run, fresh_model, keep_model, opened, sequences, stage_model
 
 
@@ -38,9 +37,7 @@ def train_critic(run: Run, policy: Qwen2) -> Qwen2:
         return value_model(policy, run.config.seed, run.mesh)
     path = run.path("critic", "rows.npz")
     if not os.path.exists(path):  # encoded once: a resumed RLDTF stage comes by here too
-        tasks = run.environment("train").tasks
-        rows = [row for sampled in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl")))
-                for row in json_lines(sampled)]
+        tasks, rows = run.tasks_of("train"), all_sampled(run)
         texts = sequences(run.tokenizer, [(tasks[row["task"]].prompt(run.config.tasks.prompt), row["response"]) for row in rows])
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with whole(path, "wb") as file:

@@ -64,13 +64,16 @@ class Run:
         """The tasks that training draws beside those of train, which a search has found feasible."""
         return list(itertools.islice(practice(self.config, self.tasks["train"], "practice"), self.config.tasks.practice))
 
+    def tasks_of(self, split: str) -> list[Task]:
+        """The tasks of a split; behind train's those of practice."""
+        return [*self.tasks[split], *(self.practice if split == "train" else ())]
+
     def environment(self, split: str, seed: int | None = None, only: Sequence[int] | None = None) -> TwinEnvironment:
-        """The tasks of a split on its own noise, train's with those of practice behind them; seed: of their order, default the run's;
-        only: some of them."""
+        """`tasks_of` a split on its own noise; seed: of their order, default the run's; only: some of them."""
         translator = self.config.translator
         if translator == "model":
             translator = ModelTranslator(self.tokenizer, self.config.rldtf.sample.max_new_tokens)
-        tasks = [*self.tasks[split], *(self.practice if split == "train" else ())]
+        tasks = self.tasks_of(split)
         tasks = tasks if only is None else [tasks[i] for i in only]
         return TwinEnvironment(
             tasks, self.tokenizer, self.twins(worlds.NOISE_OF_SPLIT.get(split, "evaluate")), self.config.rldtf.reward,

@@ -202,7 +202,7 @@ def promises(task: Task, workflows: Sequence[Workflow], config: RewardConfig) ->
 def shortlist(task: Task, config: RewardConfig) -> list[Workflow]:
     """The task's modes, the most promising first."""
     found = modes(task)
-    return [found[i] for i in np.argsort(-promises(task, found, config), kind="stable")] if found else []
+    return [found[i] for i in np.argsort(-promises(task, found, config), kind="stable")]
 
 
 def steps(task: Task, workflow: Workflow) -> list[Workflow]:
