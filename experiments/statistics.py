@@ -39,9 +39,13 @@ def nested_interval(values_SxN: Sequence[Sequence[float]], seed: int = 0, resamp
     which makes up for the variance that a sample of S lacks; with two or three it stays rough."""
     values_SxN = np.asarray(values_SxN, np.float64)
     S, N = values_SxN.shape
-    rng, means = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        drawn = values_SxN[rng.integers(S, size=max(S - 1, 1))][:, rng.integers(N, size=N)]
-        known = drawn[np.isfinite(drawn)]
-        means.append(known.mean() if len(known) else np.nan)
-    return tuple(np.nanpercentile(means, (2.5, 97.5)).tolist()) if np.isfinite(means).any() else (math.nan, math.nan)
+    rng, known_SxN = np.random.default_rng(seed), np.isfinite(values_SxN)
+
+    def how_often(n: int, draws: int) -> np.ndarray:  # (resamples, n), each of n is drawn
+        drawn = rng.integers(n, size=(resamples, draws)) + n * np.arange(resamples)[:, None]
+        return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
+
+    seeds_MxS, tasks_MxN = how_often(S, max(S - 1, 1)), how_often(N, N)
+    total_M, count_M = (((seeds_MxS @ x_SxN) * tasks_MxN).sum(1) for x_SxN in (np.where(known_SxN, values_SxN, 0.0), known_SxN))
+    means = total_M[count_M > 0] / count_M[count_M > 0]
+    return tuple(np.percentile(means, (2.5, 97.5)).tolist()) if len(means) else (math.nan, math.nan)

@@ -214,7 +214,7 @@ class SideBySide(NamedTuple):
             stacked = _stack([x._replace(anchor_hidden_BxTxD=None) for x in all_rows])._replace(
                 anchor_hidden_BxTxD=past[0].anchor_hidden_BxTxD)
             learner, seen = group.learner, []
-            for chosen in zip(*(rldtf.minibatches(arm.config, arm.seed, step) for arm in some)):
+            for chosen in zip(*(rldtf.minibatches(arm, own, step) for arm, own in zip(some, all_rows))):
                 part = stacked if chosen[0] is rldtf.ALL else jax.vmap(_rows)(stacked, np.stack(chosen))
                 learner, found = update_arms(self.static, self.frozen, learner, past[0].anchor,
                                              *self.put(part, hyper, np.array(runs)), mesh=self.mesh)
@@ -268,7 +268,7 @@ def step_bytes(policy, critic, arm: Arm, width: int) -> int:
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype), state)
     drawn, T = rldtf.draw(arm, 0), arm.config.sample.max_new_tokens
     B, P = drawn.tokens_BxP.shape
-    part = B // arm.config.minibatches
+    part = (arm.config.learn_from or B) // arm.config.minibatches
 
     def shape(*sizes, dtype=jnp.int32):
         return jax.ShapeDtypeStruct((width, *sizes), dtype)

@@ -108,7 +108,8 @@ class RLDTFConfig:
     whiten: bool = False
     aggregation: Literal["sum", "token-mean"] = "sum"
     # optimisation
-    epochs: int = 1  # passes over a step's rollouts
+    learn_from: int | None = None  # of a step's rollouts, those with the largest |A|; None: all
+    epochs: int = 1  # passes over these
     minibatches: int = 1  # updates a pass
     microbatches: int = 1  # gradient accumulation within an update
     logit_chunk: int | None = None  # response positions whose float32 logits exist at once; None for all
@@ -123,7 +124,7 @@ class RLDTFConfig:
         for name in ("steps", "prompts_per_step", "samples_per_prompt", "checkpoint_every", "save_every", "keep",
                      "num_perturb", "epochs", "minibatches", "microbatches"):
             _expect(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
-        for name in ("logit_chunk", "lora_rank"):
+        for name in ("learn_from", "logit_chunk", "lora_rank"):
             value = getattr(self, name)
             _expect(value is None or value >= 1, name, value, "an integer >= 1, or null")
         for name in ("alpha", "threshold", "clip", "beta_ent", "beta_kl", "k1", "k2", "critic_warmup"):
@@ -145,8 +146,10 @@ class RLDTFConfig:
             _expect(self.with_critic, "with_critic", self.with_critic, f"True for advantage = {self.advantage!r}")
         if self.advantage == "counterfactual":
             _expect(self.perturb == "policy", "perturb", self.perturb, "'policy' for advantage = 'counterfactual'")
-        rows, parts = self.prompts_per_step * self.samples_per_prompt, self.minibatches * self.microbatches
-        _expect(rows % parts == 0, "minibatches x microbatches", parts, f"a divisor of the {rows} rollouts a step")
+        sampled, parts = self.prompts_per_step * self.samples_per_prompt, self.minibatches * self.microbatches
+        rows = self.learn_from or sampled
+        _expect(rows <= sampled, "learn_from", rows, f"at most the {sampled} rollouts of a step")
+        _expect(rows % parts == 0, "minibatches x microbatches", parts, f"a divisor of the {rows} rollouts that a step learns from")
 
     @property
     def perturbs(self) -> bool:

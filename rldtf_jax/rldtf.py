@@ -136,11 +136,22 @@ def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Re
                     recalled.anchor_hidden_BxTxD, A, ret, scaled, recalled.value_BxT), w
 
 
-def minibatches(config: RLDTFConfig, seed: int, step: int) -> Iterator[Any]:
+def minibatches(arm: Arm, rows: Rollouts, step: int) -> Iterator[Any]:
     """Which rollouts each update of a step takes."""
-    order, B = np.random.default_rng((seed, step, 1)), config.prompts_per_step * config.samples_per_prompt
+    config, order = arm.config, np.random.default_rng((arm.seed, step, 1))
+    chosen = largest(rows.advantage_BxT, config.learn_from or len(rows.advantage_BxT))
     for _ in range(config.epochs):
-        yield from [ALL] if config.minibatches == 1 else np.split(order.permutation(B), config.minibatches)
+        if config.minibatches == 1:
+            yield ALL if config.learn_from is None else chosen
+        else:
+            yield from np.split(order.permutation(chosen), config.minibatches)
+
+
+def largest(advantage_BxT, number: int) -> np.ndarray:
+    """The rollouts with the largest max_t |A_t|, in their order; of equals the first. What they leave out has the least to say: of
+    a group whose rewards are all equal, nothing."""
+    size_B = np.abs(np.asarray(advantage_BxT)).max(-1)
+    return np.sort(np.argsort(-size_B, kind="stable")[:number])
 
 
 def mean_metrics(seen: Sequence[dict]) -> dict:
@@ -238,7 +249,7 @@ class OneByOne(NamedTuple):
         if not runs:
             return state, {}
         learner, hyper, seen = state.learner, hyper_at(arm.config, step, state.kl_scale), []
-        for part in minibatches(arm.config, arm.seed, step):
+        for part in minibatches(arm, rows, step):
             minibatch = rows if part is ALL else jax.tree.map(lambda x: x[part], rows)  # noqa: B023
             learner, metrics = update(self.static, learner, recalled.anchor, minibatch, hyper, self.frozen)
             seen.append(metrics)

@@ -79,10 +79,11 @@ def perturb_in_kind(fields_B: Sequence[Sequence[Field]], num_perturb: int, seed:
         rng = np.random.default_rng((seed, b))
         for field in fields:
             for pick in rng.random(num_perturb) if len(field.others) else ():
+                other = field.others[int(pick * len(field.others))]
                 for t in range(field.start, field.stop):
                     rows.append(b)
                     positions.append(t)
-                    sequences.append(field.others[int(pick * len(field.others))])
+                    sequences.append(other)
     return Perturbations(np.asarray(rows, int), np.asarray(positions, int), sequences)
 
 

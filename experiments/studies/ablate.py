@@ -42,8 +42,9 @@ from experiments.stages.run import Run, opened, respond, say
 from experiments.studies import ablate_report
 from experiments.studies.grid import Cell, SweepConfig, arm_path, cells, is_done, split_axes
 from experiments.world.environment import TwinEnvironment
+from experiments.world.tasks import HELD_OUT
 
-EVALUATED = {"validation": 1, "test": 2}  # split: salt of its sampling keys
+EVALUATED = {"validation": 1} | dict.fromkeys(HELD_OUT, 2)  # split: salt of its sampling keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round
     except Diverged as error:
         say(str(error).partition(";")[0])
         states = None
-    environments = {split: run.environment(split) for split in EVALUATED}
+    environments = {split: run.environment(split) for split in EVALUATED if run.tasks.get(split)}
     rows = metrics.read(one.path)
     seconds = sum(row["step_seconds"] for row in rows) / len(chosen)
     simulated = sum(row.get("twin/simulated", 0) for row in rows) / len(chosen)
@@ -176,14 +177,16 @@ def _train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round
 
 
 def evaluate(run: Run, environments: dict[str, TwinEnvironment], model) -> dict[str, Any]:
-    """One response to every validation and test task: summary and each task's verdict. All arms draw with the same keys."""
-    result = {"diverged": False}
-    for split, environment in environments.items():
-        verdict = respond(run, model, environment, range(len(environment.tasks)), salt=EVALUATED[split],
-                                 temperature=run.config.evaluate.temperature).verdict
-        result[split] = summarise(verdict) | {"task_fulfilled": verdict.fulfilled_M.tolist(),
-                                              "task_reward": verdict.reward_M.tolist()}
-    return result
+    """One response to every task of validation and of the held-out splits, at the config's temperature and, under "greedy", the most
+    likely one: summary and each task's verdict. All arms draw with the same keys."""
+    def at(temperature: float) -> dict[str, Any]:
+        found = {}
+        for split, environment in environments.items():
+            verdict = respond(run, model, environment, range(len(environment.tasks)), salt=EVALUATED[split], temperature=temperature).verdict
+            found[split] = summarise(verdict) | {"task_fulfilled": verdict.fulfilled_M.tolist(), "task_reward": verdict.reward_M.tolist()}
+        return found
+
+    return {"diverged": False, **at(run.config.evaluate.temperature), "greedy": at(0.0)}
 
 
 def not_read_before(config: ExperimentConfig) -> tuple[str, ...]:
@@ -194,22 +197,20 @@ def not_read_before(config: ExperimentConfig) -> tuple[str, ...]:
 
 def sweep(config: SweepConfig, axes: dict[str, tuple]) -> None:
     """Trains what is missing and writes the report."""
-    for line in ablate_report.write(config, axes, train(config, axes)):
+    grid = cells(config, axes)
+    train(config, grid)
+    for line in ablate_report.write(config, axes, grid):
         print(line)
 
 
-def train(config: SweepConfig, axes: dict[str, tuple], own_cache: bool = False) -> list[Cell]:
-    """Trains the arms that are not done; returns all. own_cache: rounds don't share the run's cache of the twin, which is for
-    one machine."""
-    if not axes:
-        raise ConfigError("expected at least one axis, such as alpha=0,1,2")
-    grid = cells(config, axes)
+def train(config: SweepConfig, grid: Sequence[Cell], own_cache: bool = False) -> None:
+    """Trains the arms that are not done. own_cache: rounds don't share the run's cache of the twin, which is for one machine."""
     training.check([cell.config for cell in grid])
     if all(is_done(config, cell.name) for cell in grid):
-        return grid
+        return
     if config.ray is not None:
         on_ray(config, grid)
-        return grid
+        return
     with run_of(config) as run:
         todo = prepare(run, config, grid)
         for one in () if own_cache else todo:
@@ -217,7 +218,6 @@ def train(config: SweepConfig, axes: dict[str, tuple], own_cache: bool = False) 
     for one in todo if own_cache else ():
         with run_of(config, one) as run:
             train_round(run, config, grid, one)
-    return grid
 
 
 def run_of(config: SweepConfig, one: Round | None = None) -> contextlib.AbstractContextManager[Run]:

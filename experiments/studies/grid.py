@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from typing import NamedTuple, Sequence
 
 from rldtf_jax import arms as training
@@ -88,25 +89,40 @@ def _number(text: str) -> int | float:
 
 def cells(config: SweepConfig, axes: dict[str, tuple]) -> list[Cell]:
     """The distinct arms of the grid: with alpha = 0 the other parameters of the weights change nothing."""
+    if not axes:
+        raise ConfigError("expected at least one axis, such as alpha=0,1,2")
     found = {}
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values))
         if chosen.get("alpha", config.rldtf.alpha) == 0:
             chosen = {name: value for name, value in chosen.items() if name not in ONLY_WEIGHTS}
-        tree = dataclasses.asdict(config.rldtf)
-        for name, value in chosen.items():
-            *path, last = name.split(".")
-            node = tree
-            for key in path:
-                node = node[key]
-            node[last] = value
-        rldtf_config = build(RLDTFConfig, tree, "rldtf")
+        rldtf_config = changed(config.rldtf, chosen)
         for seed in range(config.first_seed, config.first_seed + config.seeds):
             name = f"{','.join(f'{key}={as_text(value)}' for key, value in chosen.items())},seed={seed}".removeprefix(",")
             if name in found and found[name].values != chosen:
                 raise ConfigError(f"{name}: two values of an axis read the same; expected at most six digits")
             found[name] = Cell(name, chosen, rldtf_config, seed)
     return list(found.values())
+
+
+def named(config: SweepConfig, arms: dict[str, dict]) -> list[Cell]:
+    """Arms by a name of their own, each the hyper-parameters in which it differs from the config; one seed, the first."""
+    for name in arms:
+        if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            raise ConfigError(f"arms: {name!r}: expected a name of letters, digits, dots, dashes and underscores")
+    return [Cell(name, values, changed(config.rldtf, values), config.first_seed) for name, values in arms.items()]
+
+
+def changed(config: RLDTFConfig, values: dict[str, float | str]) -> RLDTFConfig:
+    """The config with other values of some keys, dotted where they are in a group."""
+    tree = dataclasses.asdict(config)
+    for name, value in values.items():
+        *path, last = name.split(".")
+        node = tree
+        for key in path:
+            node = node[key]
+        node[last] = value
+    return build(RLDTFConfig, tree, "rldtf")
 
 
 def arm_path(config: SweepConfig, name: str, *parts: str) -> str:

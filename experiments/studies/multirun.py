@@ -28,7 +28,7 @@ def job(_: DictConfig) -> None:
     config = configs.load(others, grid.SweepConfig)
     if not os.path.isdir(os.path.join(config.run_dir, "reject", "model")):  # else every job would train it
         raise ConfigError(f"run_dir = {config.run_dir!r}: expected a run whose rejection sampling is done (experiments.stages.reject)")
-    ablate.train(config, axes, own_cache=True)
+    ablate.train(config, grid.cells(config, axes), own_cache=True)
 
 
 if __name__ == "__main__":

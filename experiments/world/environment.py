@@ -43,6 +43,22 @@ class TwinBar:
             self._bar = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Respelt(Sequence):
+    """A response with each of `texts` between `head` and `tail`, in token ids: made when asked for, since most are never asked for."""
+
+    tokenizer: Tokenizer
+    head: np.ndarray
+    texts: Sequence[str]
+    tail: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return np.concatenate([self.head, self.tokenizer.encode(self.texts[i], special=False), self.tail]).astype(self.head.dtype)
+
+
 class TwinEnvironment:
     """Tasks in, verdicts out; satisfies `rldtf_jax.rldtf.Environment`."""
 
@@ -116,10 +132,9 @@ class TwinEnvironment:
             first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
             begin, end = int(ends[first]) - len(pieces[first]), int(ends[last])
             text = "".join(pieces[first:last + 1])
-            others = [np.concatenate([ids[:first], self.tokenizer.encode(text[:start - begin] + value + text[len(text) - (end - stop):],
-                                                                        special=False), ids[last + 1:]]).astype(ids.dtype)
-                      for value in written(task.scenario, name) if value != text[start - begin:len(text) - (end - stop)]]
-            found.append(Field(first, last + 1, others))
+            before, value, after = text[:start - begin], text[start - begin:len(text) - (end - stop)], text[len(text) - (end - stop):]
+            texts = [before + other + after for other in written(task.scenario, name) if other != value]
+            found.append(Field(first, last + 1, Respelt(self.tokenizer, ids[:first], texts, ids[last + 1:])))
         return found
 
     def summary(self, tasks: Sequence[Task], responses: Sequence[np.ndarray], verdict: Verdict) -> dict[str, float]:

@@ -82,7 +82,7 @@ PAPER = {}
 OTHER = dict(advantage="gae", whiten=True, weights="mean-one", aggregation="token-mean", kl_target="old", adaptive_kl=0.05)
 
 
-@pytest.mark.parametrize("width, changes", [(1, PAPER), (1, OTHER), (3, OTHER), (3, dict(lora_rank=2))])
+@pytest.mark.parametrize("width, changes", [(1, PAPER), (1, OTHER), (3, OTHER), (3, dict(lora_rank=2)), (3, dict(learn_from=4))])
 def test_every_arm_is_what_it_is_alone(width, changes):
     arms = grid(dataclasses.replace(RL, **changes), alpha=(0.0, 2.0), threshold=(0.02,)) + grid(
         dataclasses.replace(RL, **changes, beta_kl=0.3, policy=OptimConfig(lr=5e-4)), seeds=(5,), num_perturb=(3,))

@@ -47,7 +47,7 @@ WRONG = [  # (group, the whole message)
     ({"advantage": "counterfactual"}, r"rldtf\.perturb = 'paper': expected 'policy' for advantage = 'counterfactual'"),
     ({"advantage": "group"}, r"rldtf\.samples_per_prompt = 1: expected an integer >= 2 for advantage = 'group'"),
     ({"prompts_per_step": 6, "minibatches": 2, "microbatches": 2},
-     r"rldtf\.minibatches x microbatches = 4: expected a divisor of the 6 rollouts a step"),
+     r"rldtf\.minibatches x microbatches = 4: expected a divisor of the 6 rollouts that a step learns from"),
 ]
 
 

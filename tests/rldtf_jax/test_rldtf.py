@@ -8,6 +8,8 @@ import numpy as np
 import plain_equations as plain
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 from one_learner import CRITIC, POLICY, REFERENCE, assert_close, assert_equal, learner, static
 from tiny_training import EOS, RL, HighTokens
 
@@ -286,6 +288,26 @@ def test_every_epoch_takes_every_rollout_once_in_an_order_of_its_own(updates):
     one_step(RL)
     epochs = [np.concatenate([rows.tokens_BxS for rows, _ in updates[i:i + 2]]).tolist() for i in (0, 2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.data())
+def test_the_rollouts_that_are_left_out_have_no_larger_advantage(A, data):
+    number = data.draw(st.integers(1, len(A)))
+    kept = rldtf.largest(np.float32(A)[:, None] * [0.5, 1.0, 0.0], number)
+    left = np.setdiff1d(np.arange(len(A)), kept)
+    assert len(set(kept)) == number and list(kept) == sorted(kept)
+    assert np.abs(np.array(A)[kept]).min() >= np.abs(np.array(A)[left]).max(initial=0)
+
+
+def test_a_step_may_learn_from_the_informative_rollouts_alone(updates):
+    config = dataclasses.replace(RL, prompts_per_step=4, samples_per_prompt=2, advantage="leave-one-out")
+    one_step(config)
+    one_step(dataclasses.replace(config, learn_from=4))
+    some_of_each = [rows for rows, _ in updates]
+    whole, part = ({rows.tokens_BxS[b].tobytes(): np.abs(rows.advantage_BxT[b]).max() for rows in half for b in range(len(rows.lengths_B))}
+                   for half in (some_of_each[:4], some_of_each[4:]))
+    assert [len(rows.lengths_B) for rows in some_of_each] == 4 * [4] + 4 * [2]
+    assert part.items() <= whole.items() and min(part.values()) >= sorted(whole.values())[-len(part)] > 0
 
 
 def test_advantage_is_the_reward_minus_the_value_stored_at_rollout(updates):  # TRAPS 9
