@@ -125,10 +125,11 @@ class RejectConfig:
 class EvaluateConfig:
     batch_size: int = 200
     temperature: float = 1.0  # of the one-shot response to a held-out task; 0 is greedy
+    tries: int = 0  # responses to each validation task whenever RLDTF's reference is refreshed; 0: none
 
     def __post_init__(self):
         _at_least(1, self, "batch_size")
-        _at_least(0, self, "temperature")
+        _at_least(0, self, "temperature", "tries")
 
 
 @dataclasses.dataclass(frozen=True)

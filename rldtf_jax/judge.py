@@ -50,8 +50,9 @@ class Environment(Protocol):
         """The values that it reads from each response, with the others that each might have; for `perturb` = "in-kind"
         and `weight_by` = "grammar"."""
 
-    def summary(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], verdict: Verdict) -> dict[str, float]:
-        """Further metrics of the rollouts of a step."""
+    def summary(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], verdict: Verdict, logp: Sequence[np.ndarray]
+                ) -> dict[str, float]:
+        """Further metrics of the rollouts of a step; logp: of each token of the responses, when it was sampled."""
 
 
 class Arm(NamedTuple):

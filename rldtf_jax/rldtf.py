@@ -4,7 +4,7 @@ Dimensions in names: B rollouts of a step, P padded prompt, T response positions
 """
 
 import functools
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +68,12 @@ def join(prompts_BxP: np.ndarray, prompt_lengths_B: np.ndarray, response_BxT: np
     return tokens_BxS, np.asarray(prompt_lengths_B + response_lengths_B, np.int32)
 
 
-def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, directory: str, **options):
+def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, directory: str,
+          watch: Callable[[Any], dict[str, float]] | None = None, **options):
     """RLDTF from the policy after rejection sampling; goes on from `directory`; returns the trained policy.
 
     Every draw is a function of (seed, step): a killed and resumed run ends bit-identical to one never killed.
+    watch: policy -> metrics of its own, a function of the policy alone, asked where the reference is refreshed.
     options: boards and sweep, see `loop.run`.
     """
     models, state = initial(policy, critic, config, seed)
@@ -79,7 +81,8 @@ def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, d
 
     def step_fn(states: tuple[RLState], step: int):
         states, metrics = rldtf_step(models, [arm], states, step)
-        return states, metrics["arms"][0] | {name: metrics[name] for name in ("tokens", "runtime")}
+        seen = watch(nnx.merge(models.static.policy_def, models.policy(states[0]))) if watch and refreshes(config, step) else {}
+        return states, metrics["arms"][0] | {name: metrics[name] for name in ("tokens", "runtime")} | seen
 
     def position(step: int):
         return {"data": step * config.prompts_per_step,
@@ -260,9 +263,14 @@ class OneByOne(NamedTuple):
         return refreshed(RLState(learner, state.reference, state.refreshed_at, kl_scale), arm.config, step), metrics
 
 
+def refreshes(config: RLDTFConfig, step: int) -> bool:
+    """Whether a step ends with a checkpoint of the reference."""
+    return (step + 1) % config.checkpoint_every == 0
+
+
 def refreshed(state: RLState, config: RLDTFConfig, step: int) -> RLState:
     """The state after a step; the reference takes the policy's weights at every checkpoint."""
-    if (step + 1) % config.checkpoint_every:
+    if not refreshes(config, step):
         return state
     return state._replace(reference=jax.tree.map(jnp.copy, state.learner.policy),
                           refreshed_at=jnp.full_like(state.refreshed_at, step + 1))
@@ -297,6 +305,8 @@ def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Reca
     verdict, R_B, n = judged.verdict, judged.verdict.reward_M, arm.config.samples_per_prompt
     mask_BxT = np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
     w = np.asarray(w_BxT)[mask_BxT]
+    responses, logp = ([row[:length] for row, length in zip(np.asarray(rows), samples.lengths_B)]
+                       for rows in (samples.tokens_BxR, samples.logp_BxR))
     residual = np.where(mask_BxT, R_B[:, None] - np.asarray(recalled.value_BxT), 0)
     spread = np.where(mask_BxT, R_B[:, None] - R_B.mean(), 0)
     return {
@@ -308,6 +318,6 @@ def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Reca
         "weight/mean": w.mean(), "weight/effective_sample_size": w.sum() ** 2 / max((w ** 2).sum(), 1e-12) / w.size,
         "weight/over_threshold": (judged.S.total[mask_BxT] > arm.config.threshold).mean(),
         **{f"S/{part}": S[mask_BxT].mean() for part, S in judged.S._asdict().items()},
-        **arm.env.summary(prompts.tasks, [ids[:n] for ids, n in zip(*samples[:2])], verdict),
+        **arm.env.summary(prompts.tasks, responses, verdict, logp),
         "tokens": prompts.lengths_B.sum() + samples.lengths_B.sum(), "response_tokens": samples.lengths_B.mean(),
     }

@@ -99,8 +99,9 @@ def results_figure(result: dict) -> bytes:
 
 def curves_figure(rows: list[dict]) -> bytes:
     """Reward, losses and the health of training over the steps of RLDTF."""
-    panels = (("reward", ("reward", "reward_p10", "reward_p90")), ("fulfilled", ("fulfilled", "failed")),
-              ("losses (Eq. 6, 7)", ("policy_loss", "value_loss")), ("KL, entropy", ("kl", "entropy")),
+    tried = sorted({name for row in rows for name in row if name.startswith("validation/pass@")})
+    panels = (("reward", ("reward", "reward_p10", "reward_p90", "validation/reward")), ("fulfilled", ("fulfilled", "failed", *tried)),
+              ("losses (Eq. 6, 7)", ("policy_loss", "value_loss")), ("KL, nats a token", ("kl", "surprisal/think", "surprisal/answer")),
               ("token weights", ("weight/mean", "weight/effective_sample_size", "weight/over_threshold")),
               ("twin, per step", ("twin/sequences", "twin/distinct", "twin/simulated")))
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained")
@@ -108,7 +109,7 @@ def curves_figure(rows: list[dict]) -> bytes:
         for name in names:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             if points:
-                axis.plot(*zip(*points), label=name.rpartition("/")[2], linewidth=1)
+                axis.plot(*zip(*points), label=name if "validation" in name else name.rpartition("/")[2], linewidth=1)
         axis.set(title=title, xlabel="step")
         if axis.lines:
             axis.legend(fontsize=7)

@@ -4,6 +4,7 @@
 """
 
 import os
+from typing import Callable
 
 import numpy as np
 from flax import nnx
@@ -15,7 +16,7 @@ from rldtf_jax.qwen2 import Qwen2
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
 from experiments.stages.reject import all_sampled, feasible, reject
-from experiments.stages.run import Run, fresh_model, keep_model, opened, sequences, stage_model
+from experiments.stages.run import Run, fresh_model, keep_model, opened, respond, sequences, stage_model
 
 
 def train_rldtf(run: Run) -> Qwen2:
@@ -25,9 +26,23 @@ def train_rldtf(run: Run) -> Qwen2:
         return done
     policy = reject(run)
     model = rldtf.train(policy, train_critic(run, policy), run.environment("train", only=feasible(run)), run.config.rldtf,
-                        seed=run.config.seed, directory=run.path("rldtf"), **run.config.loop_options)
+                        seed=run.config.seed, directory=run.path("rldtf"), watch=on_validation(run), **run.config.loop_options)
     keep_model(run, model, "rldtf")
     return model
+
+
+def on_validation(run: Run) -> Callable[[Qwen2], dict[str, float]] | None:
+    """policy -> pass@1, pass@k and the mean and the best R of the k = evaluate.tries responses to each validation task; None for none."""
+    k, environment = run.config.evaluate.tries, run.environment("validation")
+
+    def watch(policy: Qwen2) -> dict[str, float]:
+        tries = np.repeat(np.arange(len(environment.tasks)), k)
+        verdict = respond(run, policy, environment, tries, salt=3, temperature=run.config.rldtf.sample.temperature).verdict
+        good, R = verdict.fulfilled_M.reshape(-1, k), verdict.reward_M.reshape(-1, k)
+        return {"validation/pass@1": good.mean(), f"validation/pass@{k}": good.any(1).mean(),
+                "validation/reward": R.mean(), f"validation/best_of_{k}": R.max(1).mean()}
+
+    return watch if k else None
 
 
 def train_critic(run: Run, policy: Qwen2) -> Qwen2:

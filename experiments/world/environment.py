@@ -137,11 +137,19 @@ class TwinEnvironment:
             found.append(Field(first, last + 1, Respelt(self.tokenizer, ids[:first], texts, ids[last + 1:])))
         return found
 
-    def summary(self, tasks: Sequence[Task], responses: Sequence[np.ndarray], verdict: Verdict) -> dict[str, float]:
+    def thoughts(self, ids: np.ndarray) -> int:
+        """How many of a response's tokens come before the end of its think part; 0 without one."""
+        pieces = self.tokenizer.backend.decode_batch([[i] for i in ids.tolist()], skip_special_tokens=False)
+        before, end, _ = "".join(pieces).rpartition(orchestration.END_THINK)
+        return int(np.searchsorted(np.cumsum(list(map(len, pieces))), len(before + end))) + 1 if end else 0
+
+    def summary(self, tasks: Sequence[Task], responses: Sequence[np.ndarray], verdict: Verdict, logp: Sequence[np.ndarray] = ()
+                ) -> dict[str, float]:
         """Mean reward by service class, the share of each kind of failure, and how well the language is spoken: of the responses that can
         be read, the share whose think line says what the request says ("think_copied") and the share whose grant carries the throughput
         that it is said to be for ("grant_agrees"). Of what was run: the share that misses each target ("missed/..."), the mean margin of
-        the fulfilled ("waste/..."), and how many modes there are, the exponential of their entropy ("modes")."""
+        the fulfilled ("waste/..."), and how many modes there are, the exponential of their entropy ("modes"). With the log-probability of each token its mean surprisal in
+        nats in the think part and behind it ("surprisal/..."), which is the policy's entropy there."""
         by_service: dict[str, list[float]] = {}
         for task, R in zip(tasks, verdict.reward_M):
             by_service.setdefault(task.service, []).append(float(R))
@@ -158,6 +166,10 @@ class TwinEnvironment:
             if verdict.fulfilled_M.any():
                 found[f"waste/{name}"] = margin_M[verdict.fulfilled_M].mean()
         found |= {name: np.mean(seen) for name, seen in (("think_copied", copied), ("grant_agrees", agrees)) if seen}
+        ends = [self.thoughts(np.asarray(ids)) for ids, _ in zip(responses, logp)]
+        for name, parts in (("think", [x[:end] for x, end in zip(logp, ends)]), ("answer", [x[end:] for x, end in zip(logp, ends)])):
+            if sum(map(len, parts)):
+                found[f"surprisal/{name}"] = -np.concatenate(parts).mean()
         return (found | {f"reward/{service}": np.mean(values) for service, values in sorted(by_service.items())}
                 | {"failed": sum(kinds.values()) / len(tasks)}
                 | {f"failed/{kind}": count / len(tasks) for kind, count in sorted(kinds.items())})

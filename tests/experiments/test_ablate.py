@@ -61,7 +61,7 @@ def test_an_arm_is_to_the_bit_what_the_pipeline_trains(swept):
     assert any((other[name] != array).any() for name, array in alone.items())
     expected = rows_of(os.path.join(run_dir, "rldtf", "metrics.jsonl"))
     for mine, alone in zip(rows_of(arm(run_dir, NAMES[1], "metrics.jsonl")), expected, strict=True):
-        assert mine == alone
+        assert mine == {name: value for name, value in alone.items() if not name.startswith("validation/")}  # a sweep is judged at its end
     with open(os.path.join(run_dir, "evaluation.json"), encoding="utf-8") as file:
         stage = json.load(file)["methods"]["rldtf"]
     with open(arm(run_dir, NAMES[1], "evaluation.json"), encoding="utf-8") as file:

@@ -119,6 +119,18 @@ def test_the_summary_counts_what_is_missed_wasted_copied_and_how_many_modes_ther
     assert other["think_copied"] == 0
 
 
+def test_surprisal_is_that_of_the_think_part_and_of_what_follows(environment, drawn, responses):
+    tokens = tokens_of(environment, responses)
+    ends = [environment.thoughts(ids) for ids in tokens]
+    for ids, end, text in zip(tokens, ends, responses):
+        parts = [environment.tokenizer.decode(some.tolist()) for some in (ids[:end], ids[end:])]
+        assert parts[0].endswith("</think>") and text.startswith(parts[0]) and "<think>" not in parts[1]
+    logp = [np.where(np.arange(len(ids)) < end, -0.25, -2.0) for ids, end in zip(tokens, ends)]
+    found = environment.summary(drawn, tokens, environment.judge(drawn, tokens), logp)
+    assert (found["surprisal/think"], found["surprisal/answer"]) == (0.25, 2.0)
+    assert environment.thoughts(tokens[0][ends[0]:]) == 0
+
+
 def test_margins_are_nan_where_nothing_ran(environment, drawn, responses):
     verdict = environment.judge_text(drawn[:2], [responses[0], "nothing"])
     assert np.isfinite(verdict.margin_Mx3[0]).all() and np.isnan(verdict.margin_Mx3[1]).all()

@@ -46,7 +46,11 @@ def test_a_mesh_that_does_not_fit_is_one_line(finished, devices, words):
 def test_an_interrupted_run_has_every_step_once(finished):
     run_dir, _ = finished
     with open(os.path.join(run_dir, "rldtf", "metrics.jsonl")) as file:
-        assert [json.loads(line)["step"] for line in file] == list(range(6))
+        rows = list(map(json.loads, file))
+    assert [row["step"] for row in rows] == list(range(6))
+    for row in rows:  # every step of the smoke preset refreshes the reference
+        assert 0 <= row["validation/pass@1"] <= row["validation/pass@2"] <= 1
+        assert -1 <= row["validation/reward"] <= row["validation/best_of_2"] <= 1
 
 
 def test_all_methods_are_compared_on_the_same_held_out_tasks(finished):

@@ -16,6 +16,7 @@ from tiny_training import EOS, RL, HighTokens
 from rldtf_jax import lora, optim, rldtf
 from rldtf_jax.config import OptimConfig
 from rldtf_jax.judge import Arm, Prompts
+from rldtf_jax.metrics import read
 from rldtf_jax.rldtf import OneByOne
 from rldtf_jax.sample import Samples
 from rldtf_jax.token_weight import WEIGHTS, perturb
@@ -357,3 +358,17 @@ def test_in_kind_perturbations_are_of_values_alone():
     assert len(asked) == B + sum(len(own[task]) - 1 for task in whole) > B
     for task, ids in asked[B:]:
         assert len(ids) == len(own[task]) and sum(a != b for a, b in zip(ids, own[task])) == 1 and ids[-1] == EOS
+
+
+def test_the_policy_is_watched_where_the_reference_is_refreshed(tmp_path):
+    seen = []
+
+    def watch(policy):
+        seen.append(jax.device_get(nnx.state(policy)))
+        return {"watched": len(seen)}
+
+    config = dataclasses.replace(ONE, steps=5, checkpoint_every=2)
+    trained = rldtf.train(POLICY, CRITIC, HighTokens(), config, seed=3, directory=str(tmp_path), watch=watch, boards=())
+    assert [row.get("watched") for row in read(str(tmp_path))] == [None, 1, None, 2, None]
+    changed = jax.tree.map(lambda a, b: np.array_equal(a, b), seen[1], jax.device_get(nnx.state(trained)))
+    assert not all(jax.tree.leaves(changed)) and not all(jax.tree.leaves(jax.tree.map(np.array_equal, *seen)))

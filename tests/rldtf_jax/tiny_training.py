@@ -66,7 +66,7 @@ class HighTokens:
         return [[Field(t, t + 1, [np.concatenate([ids[:t], [v], ids[t + 1:]]) for v in range(2, SHAPE.num_tokens) if v != ids[t]])
                  for t in range(max(0, len(ids) - 1))] for ids in map(np.asarray, responses)]
 
-    def summary(self, tasks, responses, verdict):
+    def summary(self, tasks, responses, verdict, logp):
         return {"failed": sum(reason is not None for reason in verdict.failure_M) / len(tasks)}
 
 
