@@ -61,6 +61,7 @@ class TwinConfig:
     max_blocks: int = 128  # slots of a simulation at most
 
     def __post_init__(self):
+        _at_least(0, self, "seed")
         _at_least(1, self, "workers", "max_blocks")
 
 
@@ -156,6 +157,7 @@ class ExperimentConfig:
         return {"boards": ("tensorboard",) * self.tensorboard + ("wandb",) * self.wandb, "sweep": self.sweep}
 
     def __post_init__(self):
+        _at_least(0, self, "seed")
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise ConfigError("wandb = True: expected the package wandb to be installed (pip install wandb)")
         if self.instruct.sft is None and self.model.hf_dir is None:

@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from typing import Any, Literal
@@ -227,6 +228,7 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         return {_coerce(args[0], key, path): _coerce(args[1], item, f"{path}.{key}") for key, item in value.items()}
     if hint is float:
         _expect(isinstance(value, (int, float)) and not isinstance(value, bool), path, value, "a number")
+        _expect(math.isfinite(value), path, value, "a finite number")
         return float(value)
     if hint is int:
         _expect(isinstance(value, int) and not isinstance(value, bool), path, value, "an integer")

@@ -73,7 +73,9 @@ def make(arguments: list[str]) -> None:
     cache in it."""
     asked = options(arguments, family="link", out=REQUIRED, seed=0, workers=2, budget=BUDGET, **COUNTS)
     family, out = worlds.family(asked.family), asked.out
-    wanted = {split: getattr(asked, split) for split in COUNTS}
+    wanted = {split: number for split in COUNTS if (number := getattr(asked, split))}
+    if not wanted:
+        raise ConfigError(f"{' '.join(f'{split}=0' for split in COUNTS)}: expected at least one task")
     os.makedirs(out, exist_ok=True)
     with contextlib.ExitStack() as stack:
         def twin(purpose):

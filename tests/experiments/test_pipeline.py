@@ -109,6 +109,7 @@ def test_a_finished_run_asked_for_again_only_reports(finished):
 @pytest.mark.parametrize("arguments, words", [
     (("rldtf.alpah=1",), ("rldtf.alpah", "no such key", "alpha")),
     (("rldtf.alpha=-1",), ("rldtf.alpha", "-1", ">= 0")),
+    (("seed=-1",), ("seed", "-1", ">= 0")),
     (("rldtf.alpha=high",), ("rldtf.alpha", "high", "a number")),
     (("preset=nothing",), ("preset", "nothing", "quickstart")),
     (("tasks.directory=/no/such/place",), ("tasks.directory", "/no/such/place", "no such directory")),

@@ -39,7 +39,8 @@ def made(tmp_path_factory):
 
 @pytest.mark.slow
 def test_make_draws_the_splits_and_its_checksums_verify(made):
-    names = [f"{split}.jsonl" for split in COUNTS]
+    names = [f"{split}.jsonl" for split, count in COUNTS.items() if count]
+    assert not [name for name in files(made) if name.endswith(".jsonl") and name not in names]  # a split of 0 leaves no empty file
     assert {"card.md", "SHA256SUMS", *names} < set(files(made))
     assert not [name for name in files(made) if name.endswith(".partial")]
     done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=made,
@@ -120,6 +121,7 @@ BAD = [
     (["make", "out="], "out = '': expected out=..."),
     (["make", "out={}/new", "family=moon"], "preset = 'moon': expected one of link"),
     (["make", "out={}/new", "train=-1"], "train = '-1': expected a whole number >= 0"),
+    (["make", "out={}/new", *(f"{split}=0" for split in COUNTS)], "expected at least one task"),
     (["make", "out={}/new", "workers=0"], "workers = '0': expected a whole number >= 1"),
     (["make", "out={}/new", "seed=1e3"], "seed = '1e3': expected a whole number"),
     (["make", "out={}/new", "valid=3"], "'valid': no such key; expected one of family, out"),
