@@ -66,7 +66,7 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
                 skipped = int((metrics if saving else previous).get("skipped_in_a_row", 0))
                 previous = metrics
                 if saving or skipped >= MAX_SKIPPED_IN_A_ROW:
-                    checkpoints.save(done, state, notes(done, tracker.flush()))
+                    checkpoints.save(done, state, notes(done, tracker.flush(to_disk=True)))
                 if skipped >= MAX_SKIPPED_IN_A_ROW:
                     raise Diverged(f"{directory}: {skipped} updates in a row were not finite by step {done}; "
                                    f"last metrics {jax.device_get(metrics)}")

@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import time
+import warnings
 import zlib
 from typing import Any, Iterator
 
@@ -31,9 +32,11 @@ class Tracker:
         """start, position: first step and JSONL byte to go on from; boards: "tensorboard", "wandb"; show: metrics beside
         the progress bar."""
         os.makedirs(directory, exist_ok=True)
-        self._file = open(os.path.join(directory, JSONL), "ab")
-        if position > self._file.tell():
-            raise ValueError(f"{self._file.name}: {self._file.tell()} bytes long, the checkpoint knows {position}")
+        self._file = open(os.path.join(directory, JSONL), "a+b")
+        if position > (size := self._file.tell()):  # cut or deleted from outside: the checkpoint is worth more than its curves
+            self._file.seek(0)
+            position = self._file.read().rfind(b"\n") + 1
+            warnings.warn(f"{self._file.name}: {size} bytes long where the checkpoint knows more; going on, with the rows that are left")
         self._file.truncate(position)
         self._file.seek(position)
         self._runtime = open(os.path.join(directory, RUNTIME), "ab")
@@ -50,8 +53,8 @@ class Tracker:
         self.flush()
         self._pending = (step, metrics)
 
-    def flush(self) -> int:
-        """Writes what is pending; returns the JSONL's length in bytes, for a checkpoint to keep."""
+    def flush(self, to_disk: bool = False) -> int:
+        """Writes what is pending; returns the JSONL's length in bytes, for a checkpoint to keep. to_disk: it survives a power cut."""
         if self._pending is not None:
             step, metrics = self._pending
             self._pending = None
@@ -69,6 +72,8 @@ class Tracker:
                 board.log(step, {name: value for name, value in row.items() if isinstance(value, (int, float))})
             self._bar.set_postfix({k: f"{row[k]:.3g}" for k in self._show if row.get(k) is not None}, refresh=False)
             self._bar.update(1)
+        if to_disk:
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """Metrics: one JSON line a step, and a resumed run that writes on where its checkpoint was."""
 
+import json
 import math
 import sys
 import types
@@ -77,9 +78,17 @@ def test_a_line_cut_short_is_not_read(tmp_path):
     assert read(str(tmp_path / "nowhere")) == []
 
 
-def test_metrics_shorter_than_the_checkpoint_knows_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match="0 bytes long, the checkpoint knows 12"):
-        Tracker(str(tmp_path), 1, position=12, boards=())
+@pytest.mark.parametrize("cut", [0, 5, 24, 25, 30, None])
+def test_a_run_goes_on_though_its_metrics_are_shorter_than_its_checkpoint_knows(tmp_path, cut):
+    positions = record(tmp_path, [{"loss": 0.5}, {"loss": 0.25}])
+    if cut is None:
+        (tmp_path / JSONL).unlink()
+    else:
+        (tmp_path / JSONL).write_bytes((tmp_path / JSONL).read_bytes()[:cut])
+    with pytest.warns(UserWarning, match=f"{cut or 0} bytes long where the checkpoint knows more"):
+        record(tmp_path, [{"loss": 0.125}], start=2, position=positions[-1])
+    left = [{"step": 0, "loss": 0.5}] if cut in (25, 30) else []  # a line is whole or gone
+    assert list(map(json.loads, (tmp_path / JSONL).read_text().splitlines())) == [*left, {"step": 2, "loss": 0.125}]
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):
