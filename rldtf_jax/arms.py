@@ -105,14 +105,14 @@ def _over_arms(function, mesh: Mesh | None, shared: Any, *per_arm: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("static", "mesh", "max_new_tokens", "eos_id"))
-def sample_arms(static: Static, frozen, learner, prompts_AxBxP, lengths_AxB, keys_AxB, temperature_A, *, max_new_tokens: int,
+def sample_arms(static: Static, frozen, learner, prompts_AxGxP, lengths_AxG, keys_AxB, temperature_A, *, max_new_tokens: int,
                 eos_id: int, mesh: Mesh | None) -> Samples:
     """`sample` over axis A."""
-    def one(frozen, policy, prompts_BxP, lengths_B, keys_B, temperature):
-        return sample(static.policy_def, lora.merge(frozen, policy), prompts_BxP, lengths_B, keys_B,
+    def one(frozen, policy, prompts_GxP, lengths_G, keys_B, temperature):
+        return sample(static.policy_def, lora.merge(frozen, policy), prompts_GxP, lengths_G, keys_B,
                       max_new_tokens=max_new_tokens, eos_id=eos_id, temperature=temperature)
 
-    return _over_arms(one, mesh, frozen.policy, learner.policy, prompts_AxBxP, lengths_AxB, keys_AxB, temperature_A)
+    return _over_arms(one, mesh, frozen.policy, learner.policy, prompts_AxGxP, lengths_AxG, keys_AxB, temperature_A)
 
 
 @functools.partial(jax.jit, static_argnames=("static", "mesh", "num_tokens"))
@@ -176,7 +176,7 @@ class SideBySide(NamedTuple):
     def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
         config, eos_id, drawn = arms[0].config, arms[0].env.eos_id, []
         for group, (some, p) in zip(states, self.groups(arms, prompts)):
-            inputs = self.put(*(np.stack(x) for x in zip(*(one[1:3] for one in p))),
+            inputs = self.put(*(np.stack(x) for x in zip(*(rldtf.read_once(one, config) for one in p))),
                               jnp.stack([one.keys_B for one in p]), _temperatures(some))
             drawn.append(sample_arms(self.static, self.frozen, group.learner, *inputs, eos_id=eos_id, mesh=self.mesh,
                                      max_new_tokens=config.sample.max_new_tokens))
@@ -280,7 +280,8 @@ def step_bytes(policy, critic, arm: Arm, width: int) -> int:
     rows = Rollouts(shape(part, P + T), shape(part), shape(part), f32(part, T), hidden, *[f32(part, T)] * 4)
     hyper = jax.tree.map(lambda x: f32(), rldtf.hyper_at(arm.config, 0))
     programs = (
-        sample_arms.lower(static, frozen, group.learner, shape(B, P), shape(B), keys, f32(), max_new_tokens=T,
+        sample_arms.lower(static, frozen, group.learner, shape(B // arm.config.samples_per_prompt, P),
+                          shape(B // arm.config.samples_per_prompt), keys, f32(), max_new_tokens=T,
                           eos_id=arm.env.eos_id, mesh=None),
         old, update_arms.lower(static, frozen, group.learner, group.reference, rows, hyper, shape(dtype=bool), mesh=None))
     used = [program.compile().memory_analysis() for program in programs]

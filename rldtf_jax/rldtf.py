@@ -126,6 +126,13 @@ def draw(arm: Arm, step: int) -> Prompts:
     return Prompts(tasks, *(np.repeat(x, n, 0) for x in prompts), keys_B)
 
 
+def read_once(prompts: Prompts, config: RLDTFConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(prompts, lengths) as the sampler takes them: one row for all samples of a prompt; on a mesh, over which they may not divide, one
+    for each."""
+    n = config.samples_per_prompt if jax.sharding.get_mesh().empty else 1
+    return prompts.tokens_BxP[::n], prompts.lengths_B[::n]
+
+
 def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Recalled, judged: Judged, step: int
           ) -> tuple[Rollouts, jax.Array]:
     """(what the updates of a step are made of, the token weights)."""
@@ -223,7 +230,7 @@ class OneByOne(NamedTuple):
             jax.device_get([state.learner.skipped_in_a_row for state in states]))
 
     def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
-        return [sample_on_host(self.static.policy_def, self.policy(state), *p[1:], eos_id=env.eos_id,
+        return [sample_on_host(self.static.policy_def, self.policy(state), *read_once(p, config), p.keys_B, eos_id=env.eos_id,
                                max_new_tokens=config.sample.max_new_tokens, temperature=config.sample.temperature)
                 for state, (config, _, env), p in zip(states, arms, prompts)]
 

@@ -1,6 +1,6 @@
 """Sampling: one jitted prefill and one while_loop that stops when every row has ended.
 
-Dimensions in names: B rows, P padded prompt length, R = max_new_tokens, V vocabulary rows.
+Dimensions in names: G prompts, B responses, P padded prompt length, R = max_new_tokens, V vocabulary rows.
 """
 
 from collections.abc import Sequence
@@ -54,8 +54,8 @@ def row_keys(key: jax.Array, row_ids: jax.Array) -> jax.Array:
 def sample(
     graphdef: nnx.GraphDef,
     params: nnx.State,
-    prompts_BxP: jax.Array,
-    prompt_lengths_B: jax.Array,
+    prompts_GxP: jax.Array,
+    prompt_lengths_G: jax.Array,
     keys_B: jax.Array,
     *,
     max_new_tokens: int,
@@ -64,14 +64,18 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Samples:
-    """Samples a response to every right-padded prompt; may be vmapped over a leading axis of params, prompts and keys.
+    """Samples as many responses to every right-padded prompt as there are keys for it, B / G neighbours, after reading it once; may be
+    vmapped over a leading axis of params, prompts and keys.
 
     Row b draws its t-th token with fold_in(keys_B[b], t). temperature 0 is greedy; top_k 0 and top_p 1 filter nothing.
     The log-probabilities are those of the unfiltered distribution at the temperature (at temperature 1 when greedy).
     """
     model = nnx.merge(graphdef, params)
-    B, P = prompts_BxP.shape
-    hidden_BxD, cache = model.prefill(prompts_BxP, prompt_lengths_B, P + max_new_tokens)
+    B, (G, P) = len(keys_B), prompts_GxP.shape
+    hidden_GxD, cache = model.prefill(prompts_GxP, prompt_lengths_G, P + max_new_tokens)
+    by_prompt = hidden_GxD, prompt_lengths_G, cache["kv"], cache["visible_BxS"]
+    hidden_BxD, prompt_lengths_B, kv, visible_BxS = jax.tree.map(lambda x: x if B == G else jnp.repeat(x, B // G, axis=0), by_prompt)
+    cache = cache | {"kv": kv, "visible_BxS": visible_BxS}
     scale = jnp.where(temperature > 0, 1.0 / jnp.where(temperature > 0, temperature, 1.0), 1.0)
 
     def alive(state):
@@ -103,19 +107,20 @@ def sample(
     return jax.lax.while_loop(alive, step, (jnp.int32(0), empty, hidden_BxD, cache))[1]
 
 
-def sample_on_host(graphdef, params, prompts_BxP, prompt_lengths_B, keys_B, **options) -> Samples:
+def sample_on_host(graphdef, params, prompts_GxP, prompt_lengths_G, keys_B, **options) -> Samples:
     """`sample`, its result as numpy arrays. On one CPU device the batch goes in up to CPU_PARTS parts that run side by side.
 
     Decoding steps of a small model are too small for XLA to use more than one core, and a part ends with its own longest
     row. What a row samples does not depend on the rows beside it.
     """
-    B = len(prompts_BxP)
-    parts = next(n for n in range(CPU_PARTS, 0, -1) if n == 1 or B % n == 0 and B // n >= MIN_PART)
+    G, B = len(prompts_GxP), len(keys_B)
+    parts = next(n for n in range(CPU_PARTS, 0, -1) if n == 1 or G % n == 0 and B // n >= MIN_PART)
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         parts = 1
     samples = [
-        sample(graphdef, params, *(x[start : start + B // parts] for x in (prompts_BxP, prompt_lengths_B, keys_B)), **options)
-        for start in range(0, B, B // parts)
+        sample(graphdef, params, *(x[i * len(x) // parts : (i + 1) * len(x) // parts] for x in (prompts_GxP, prompt_lengths_G, keys_B)),
+               **options)
+        for i in range(parts)
     ]
     return Samples(*map(np.concatenate, zip(*jax.device_get(samples))))
 

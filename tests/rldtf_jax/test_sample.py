@@ -108,6 +108,19 @@ def test_parts_that_are_sampled_side_by_side_are_the_batch(monkeypatch, rows, pa
         np.testing.assert_allclose(other, one, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("n", [2, 8])
+def test_a_prompt_that_is_read_once_for_many_responses_has_those_of_as_many_prompts(n, on_host):
+    graphdef, params = nnx.split(random_model(SMALL))
+    keys_B, options = row_keys(jax.random.key(0), np.arange(6 * n)), dict(max_new_tokens=9, eos_id=3, temperature=0.9)
+    draw_all = sample_on_host if on_host else sample
+    once = draw_all(graphdef, params, PROMPTS_BxP, LENGTHS_B, keys_B, **options)
+    each = draw_all(graphdef, params, np.repeat(PROMPTS_BxP, n, 0), np.repeat(LENGTHS_B, n), keys_B, **options)
+    for name, one, other in zip(once._fields, once, each):
+        np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
+    assert not (once.tokens_BxR[0] == once.tokens_BxR[1]).all()
+
+
 def test_prompts_of_many_lengths_share_the_program_of_their_bucket():
     graphdef, params = nnx.split(random_model(SMALL))
 
