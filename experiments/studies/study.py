@@ -17,7 +17,6 @@ import numpy as np
 from scipy import stats
 
 from rldtf_jax import arms as training
-from rldtf_jax import metrics
 from rldtf_jax.config import ConfigError
 
 from experiments import config as configs
@@ -100,10 +99,9 @@ def judged_baselines(config: SweepConfig, path: str) -> dict[str, dict[str, list
 
 
 def outcome(config: SweepConfig, cell: Cell) -> dict[str, Any]:
-    """What `ablate` left of an arm, with its curve of the rollouts' mean reward."""
+    """What `ablate.evaluate` left of an arm."""
     with open(arm_path(config, cell.name, "evaluation.json"), encoding="utf-8") as file:
-        result = json.load(file)
-    return result | {"curve": [row.get("reward") for row in metrics.read(arm_path(config, cell.name))]}
+        return json.load(file)
 
 
 def findings(study: StudyConfig, outcomes: dict[int, dict[str, dict]], without: dict[str, dict[str, list[float]]]) -> dict[str, Any]:

@@ -148,8 +148,8 @@ class TwinEnvironment:
         """Mean reward by service class, the share of each kind of failure, and how well the language is spoken: of the responses that can
         be read, the share whose think line says what the request says ("think_copied") and the share whose grant carries the throughput
         that it is said to be for ("grant_agrees"). Of what was run: the share that misses each target ("missed/..."), the mean margin of
-        the fulfilled ("waste/..."), and how many modes there are, the exponential of their entropy ("modes"). With the log-probability of each token its mean surprisal in
-        nats in the think part and behind it ("surprisal/..."), which is the policy's entropy there."""
+        the fulfilled ("waste/..."), and how many modes there are, the exponential of their entropy ("modes"). With the
+        log-probability of each token its mean surprisal in nats in the think part and behind it ("surprisal/..."): the policy's entropy there."""
         by_service: dict[str, list[float]] = {}
         for task, R in zip(tasks, verdict.reward_M):
             by_service.setdefault(task.service, []).append(float(R))

@@ -17,7 +17,7 @@ BASE = np.random.default_rng(0).uniform(-0.5, 0.7, N)
 def an_outcome(R, validation=0.0, diverged=False):
     """What `ablate` leaves of an arm that earns R on the tasks of test."""
     splits = {"test": {"task_reward": list(R)}, "new-links": {"task_reward": list(R[:20])}, "validation": {"task_reward": [validation] * 5}}
-    return {"cost": COST, "curve": [0.1]} | ({"diverged": True} if diverged else {"diverged": False, **splits, "greedy": splits})
+    return {"cost": COST} | ({"diverged": True} if diverged else {"diverged": False, **splits, "greedy": splits})
 
 
 COST = {"seconds": 60.0, "simulated": 500.0}
