@@ -95,7 +95,6 @@ class InstructConfig:
     per_task: int = 1  # of the pairs, different draws of the engineer's
     think: bool = True  # each response begins with the think line; the later stages go on with what is taught here
     reading: SFTConfig | None = None  # before: a link and targets in, the think line out; so a model from nothing learns to copy
-    words: SFTConfig | None = None  # then: a request and the link in, the quality of service and the think line out
     sft: SFTConfig | None = SFTConfig()  # None: model.hf_dir is a model after phase 1, as it comes with the project
 
     def __post_init__(self):
@@ -110,7 +109,6 @@ class RejectConfig:
     tasks_per_round: int | None = None  # drawn for each round; None: all
     samples_per_task: int = 4
     keep_per_task: int = 2
-    keep_by: Literal["newest", "reward"] = "newest"  # which of a task's responses that fulfil it
     epochs: int = 4  # over the kept responses at most, whatever sft.steps says
     min_gain: float = 0.01  # of the success rate, or the rounds end
     sft: SFTConfig = SFTConfig()

@@ -16,12 +16,11 @@ import numpy as np
 from rldtf_jax import hf, sft
 from rldtf_jax.config import ConfigError
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
-from twin import Workflow
 
 from experiments.config import ExperimentConfig, command
 from experiments.stages.run import Run, curriculum, fresh_model, keep_model, opened, practice, sequences, stage_model
 from experiments.world.engineer import demonstrations
-from experiments.world.orchestration import END_THINK, describe_link, describe_targets, think
+from experiments.world.orchestration import describe_link, describe_targets, think
 from experiments.world.search import sized_workflow
 from experiments.world.tasks import Task
 
@@ -55,10 +54,9 @@ def instruct(run: Run) -> Qwen2:
                           "of the instruction data in tokens")
     rows = trimmed(rows)
     model = first_model(run)
-    for title, lesson in (("reading", reading), ("words", words)) if run.config.instruct.think else ():
-        if config := getattr(run.config.instruct, title):
-            model = sft.train(model, trimmed(sequences(run.tokenizer, lesson(tasks))), config, seed=run.config.seed,
-                              directory=run.path("instruct", title), title=title, **run.config.loop_options)
+    if run.config.instruct.think and run.config.instruct.reading:
+        model = sft.train(model, trimmed(sequences(run.tokenizer, reading(tasks))), run.config.instruct.reading, seed=run.config.seed,
+                          directory=run.path("instruct", "reading"), title="reading", **run.config.loop_options)
     model = sft.train(model, rows, run.config.instruct.sft, seed=run.config.seed, directory=run.path("instruct"), title="instruct",
                       **run.config.loop_options)
     keep_model(run, model, "instruct")
@@ -80,11 +78,6 @@ def reading(tasks: Sequence[Task]) -> list[tuple[str, str]]:
     do not teach it in as many steps, and then holds in long ones."""
     return [(f"{describe_link(t.scenario)} {describe_targets(t.delay_ms, t.throughput_mbps, t.ber, t.errors)}",
              think(t.scenario, t.throughput_mbps, t.delay_ms)) for t in tasks]
-
-
-def words(tasks: Sequence[Task]) -> list[tuple[str, str]]:
-    """(prompt, response) of whole requests without the tools, up to the end of the think line: what is asked for, in any words."""
-    return [(f"{t.request} {describe_link(t.scenario)}", t.response(Workflow()).partition(END_THINK)[0] + END_THINK) for t in tasks]
 
 
 def trimmed(rows: sft.Sequences) -> sft.Sequences:

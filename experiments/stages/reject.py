@@ -39,7 +39,7 @@ def reject(run: Run) -> Qwen2:
 
     def refine(model, sampled: list[dict], number: int):
         """(model, rate) after training on what is kept of all that was sampled."""
-        directory, kept = run.path("reject", f"round_{number}"), keep(sampled, config.keep_per_task, config.keep_by)
+        directory, kept = run.path("reject", f"round_{number}"), keep(sampled, config.keep_per_task)
         if not kept:
             return None
         pairs = [(train.tasks[row["task"]].prompt(run.config.tasks.prompt), row["response"]) for row in kept]
@@ -94,10 +94,10 @@ def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: i
     return json_lines(path)
 
 
-def keep(sampled: Sequence[dict], keep_per_task: int, keep_by: str = "newest") -> list[dict]:
-    """The distinct responses that fulfil, at most keep_per_task a task: the first (newest) ones or those with the highest reward."""
+def keep(sampled: Sequence[dict], keep_per_task: int) -> list[dict]:
+    """The distinct responses that fulfil, at most keep_per_task a task: the first, which are the newest."""
     kept: dict[int, dict[str, dict]] = {}
-    for row in sampled if keep_by == "newest" else sorted(sampled, key=lambda row: -row["reward"]):
+    for row in sampled:
         good = kept.setdefault(row["task"], {})
         if row["fulfilled"] and len(good) < keep_per_task:
             good.setdefault(row["response"], row)

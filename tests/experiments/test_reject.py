@@ -15,24 +15,16 @@ ROWS = st.lists(st.fixed_dictionaries({
     "task": st.integers(0, 3), "response": st.sampled_from("abcde"), "reward": st.floats(-1, 1), "fulfilled": st.booleans()}), max_size=40)
 
 
-@given(ROWS, st.integers(1, 3), st.sampled_from(("newest", "reward")))
-def test_kept_are_distinct_responses_that_fulfil_at_most_so_many_a_task(rows, number, by):
-    kept = keep(rows, number, by)
+@given(ROWS, st.integers(1, 3))
+def test_kept_are_distinct_responses_that_fulfil_at_most_so_many_a_task(rows, number):
+    kept = keep(rows, number)
     assert all(row["fulfilled"] for row in kept)
     for task in range(4):
         mine = [row for row in kept if row["task"] == task]
         good = {row["response"] for row in rows if row["task"] == task and row["fulfilled"]}
         assert len({row["response"] for row in mine}) == len(mine) == min(number, len(good))
-        best = sorted((max(row["reward"] for row in rows if row["task"] == task and row["fulfilled"] and row["response"] == response)
-                       for response in good), reverse=True)
-        if by == "reward":
-            assert [row["reward"] for row in mine] == best[:number]
-
-
-def test_newest_keeps_the_first_rows():
-    rows = [{"task": 0, "response": name, "reward": reward, "fulfilled": True} for name, reward in (("a", 0.1), ("b", 0.9), ("c", 0.5))]
-    assert [row["response"] for row in keep(rows, 2, "newest")] == ["a", "b"]
-    assert [row["response"] for row in keep(rows, 2, "reward")] == ["b", "c"]
+        assert [row["response"] for row in mine] == list(dict.fromkeys(
+            row["response"] for row in rows if row["task"] == task and row["fulfilled"]))[:number]  # the first, newest ones
 
 
 def test_rldtf_trains_on_what_a_search_or_a_sampled_response_has_fulfilled(tmp_path):
