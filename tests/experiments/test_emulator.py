@@ -1,0 +1,55 @@
+"""The rival that learns from the twin's verdicts: it learns what can be learnt, and answers with what the platform can run."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from experiments.config import load
+from experiments.stages.run import opened
+from experiments.studies import emulator
+from experiments.world.search import runs
+from experiments.world.tasks import HELD_OUT, random_workflow
+from rldtf_jax.config import ConfigError
+from rldtf_jax.reward import RewardConfig
+
+
+def made_up(R, seed=0, n=1500):
+    """Verdicts of 300 tasks; R and fulfilment are functions of six figures."""
+    x = np.random.default_rng(seed).normal(3.0, 2.0, (n, 6)).astype(np.float32)
+    rewards = R(x).astype(np.float32)
+    return emulator.Verdicts(x, rewards, (rewards > 0).astype(np.float32), np.arange(n) % 300)
+
+
+def test_what_is_a_function_of_the_figures_is_learnt_and_noise_is_not():
+    data = made_up(lambda x: np.tanh(x[:, 0] - x[:, 1] + 0.5 * np.sin(x[:, 2])))
+    fitted = emulator.fit(data)
+    assert fitted.explained_variance > 0.9 and fitted.accuracy > 0.9
+    R, p = fitted(data.features)
+    assert np.corrcoef(R, data.rewards)[0, 1] > 0.95 and ((p > 0.5) == (data.fulfilled > 0)).mean() > 0.9
+    noise = emulator.fit(made_up(lambda x: np.random.default_rng(1).normal(size=len(x))), epochs=5)
+    assert noise.explained_variance < 0.1 and 0.3 < noise.accuracy < 0.7
+
+
+@given(st.integers(0, 1 << 31))
+@settings(max_examples=20, deadline=None)
+def test_every_figure_is_finite_and_every_answer_runs(drawn, seed):
+    rng = random.Random(seed)
+    task, channels = rng.choice(drawn), ["awgn", "tdl-a"]
+    x = emulator.features(task, random_workflow(rng, task.scenario), channels)
+    assert np.isfinite(x).all() and x[-2:].tolist() == [float(task.scenario.channel == channel) for channel in channels]
+    options = emulator.answers(task, rng, RewardConfig())
+    assert len(set(options)) == len(options) and all(runs(task.scenario, w) for w in options)
+
+
+def test_it_answers_the_held_out_tasks_of_a_run(finished, tmp_path):
+    with opened(load(["preset=smoke", f"run_dir={finished[0]}", "rldtf.steps=6"])) as run:
+        found = emulator.study(run)
+        assert set(HELD_OUT) < set(found) and 0 < found["verdicts"] <= 160
+        for split in HELD_OUT:
+            assert 0 <= found[split]["emulator"]["fulfilment"] <= 1 and found[split]["emulator"]["reward"] <= 1
+        assert emulator.table(found).count("\n") == 1 + len(HELD_OUT)
+    with opened(load(["preset=smoke", f"run_dir={tmp_path}/new"]), start_twin=False) as run:
+        with pytest.raises(ConfigError, match="expected a run whose rejection sampling is done"):
+            emulator.study(run)
