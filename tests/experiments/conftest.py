@@ -1,6 +1,8 @@
+import fcntl
 import itertools
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -23,8 +25,22 @@ def drawn():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A smoke run, interrupted with Ctrl-C in the RLDTF stage and gone on with."""
-    run_dir = str(tmp_path_factory.mktemp("runs") / "smoke")
+    """(run_dir, what it printed) of a smoke run, interrupted with Ctrl-C in the RLDTF stage and gone on with; made once for all of
+    pytest's workers, of which each has a copy."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    made, printed = str(shared / "smoke"), shared / "smoke.txt"
+    with open(shared / "smoke.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            printed.write_text(interrupted_and_gone_on_with(made))
+    copy = str(tmp_path_factory.mktemp("runs") / "smoke")
+    shutil.copytree(made, copy)
+    return copy, printed.read_text().replace(made, copy)
+
+
+def interrupted_and_gone_on_with(run_dir):
     process = start("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6")
     wait_for(os.path.join(run_dir, "rldtf", "checkpoints", "1"), process)
     process.send_signal(signal.SIGINT)
@@ -35,4 +51,4 @@ def finished(tmp_path_factory):
     assert 1 <= len(steps) < 6
     code, out, err = finish("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6")
     assert code == 0, err
-    return run_dir, out
+    return out

@@ -121,7 +121,7 @@ BAD = [
     (["make", "out="], "out = '': expected out=..."),
     (["make", "out={}/new", "family=moon"], "preset = 'moon': expected one of link"),
     (["make", "out={}/new", "train=-1"], "train = '-1': expected a whole number >= 0"),
-    (["make", "out={}/new", *(f"{split}=0" for split in COUNTS)], "expected at least one task"),
+    (["make", "out={}/new", *(f"{split}=0" for split in COUNTS)], "train=0 validation=0 test=0 new-links=0"),
     (["make", "out={}/new", "workers=0"], "workers = '0': expected a whole number >= 1"),
     (["make", "out={}/new", "seed=1e3"], "seed = '1e3': expected a whole number"),
     (["make", "out={}/new", "valid=3"], "'valid': no such key; expected one of family, out"),
