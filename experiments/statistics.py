@@ -49,3 +49,8 @@ def nested_interval(values_SxN: Sequence[Sequence[float]], seed: int = 0, resamp
     total_M, count_M = (((seeds_MxS @ x_SxN) * tasks_MxN).sum(1) for x_SxN in (np.where(known_SxN, values_SxN, 0.0), known_SxN))
     means = total_M[count_M > 0] / count_M[count_M > 0]
     return tuple(np.percentile(means, (2.5, 97.5)).tolist()) if len(means) else (math.nan, math.nan)
+
+
+def with_nested_interval(values_SxN: np.ndarray) -> list[float]:
+    """[mean, low, high] of S seeds and N tasks."""
+    return [float(values_SxN.mean()), *nested_interval(values_SxN)]

@@ -149,10 +149,11 @@ def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Re
 def minibatches(arm: Arm, rows: Rollouts, step: int) -> Iterator[Any]:
     """Which rollouts each update of a step takes."""
     config, order = arm.config, np.random.default_rng((arm.seed, step, 1))
-    chosen = largest(rows.advantage_BxT, config.learn_from or len(rows.advantage_BxT))
+    everything = config.learn_from is None
+    chosen = np.arange(len(rows.advantage_BxT)) if everything else largest(rows.advantage_BxT, config.learn_from)
     for _ in range(config.epochs):
         if config.minibatches == 1:
-            yield ALL if config.learn_from is None else chosen
+            yield ALL if everything else chosen
         else:
             yield from np.split(order.permutation(chosen), config.minibatches)
 

@@ -33,7 +33,10 @@ def train_rldtf(run: Run) -> Qwen2:
 
 def on_validation(run: Run) -> Callable[[Qwen2], dict[str, float]] | None:
     """policy -> pass@1, pass@k and the mean and the best R of the k = evaluate.tries responses to each validation task; None for none."""
-    k, environment = run.config.evaluate.tries, run.environment("validation")
+    k = run.config.evaluate.tries
+    if not k:
+        return None
+    environment = run.environment("validation")
 
     def watch(policy: Qwen2) -> dict[str, float]:
         tries = np.repeat(np.arange(len(environment.tasks)), k)
@@ -42,7 +45,7 @@ def on_validation(run: Run) -> Callable[[Qwen2], dict[str, float]] | None:
         return {"validation/pass@1": good.mean(), f"validation/pass@{k}": good.any(1).mean(),
                 "validation/reward": R.mean(), f"validation/best_of_{k}": R.max(1).mean()}
 
-    return watch if k else None
+    return watch
 
 
 def train_critic(run: Run, policy: Qwen2) -> Qwen2:

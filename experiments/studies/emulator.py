@@ -8,7 +8,6 @@ value most among promising modes with an engineer's details. So it shows what th
 well. Leaves <run_dir>/emulator.json.
 """
 
-import functools
 import json
 import math
 import random
@@ -22,6 +21,7 @@ import optax
 from rldtf_jax.config import ConfigError
 from twin import Workflow
 from twin.delay import delay_ms
+from twin.spec import SUBCARRIERS_PER_PRB
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
@@ -31,8 +31,9 @@ from experiments.statistics import mean_interval, paired_difference
 from experiments.world import baselines
 from experiments.world.baselines import sturdiest, surely_in_time
 from experiments.world.engineer import with_details
+from experiments.world.families import SYMBOLS_PER_MS_KHZ
 from experiments.world.orchestration import read
-from experiments.world.search import granted, granted_snr_db, headroom_db, modes, promises, runs
+from experiments.world.search import granted, granted_snr_db, headroom_db, runs, shortlist
 from experiments.world.tasks import HELD_OUT, Task, present
 
 NETWORKS, WIDTH, EPOCHS, BATCH, LEARNING_RATE = 4, 192, 30, 128, 2e-3
@@ -67,7 +68,7 @@ class Emulator(NamedTuple):
 def features(task: Task, workflow: Workflow, channels: Sequence[str]) -> np.ndarray:
     """(F,) float32: the task's and the workflow's figures, and what formulas make of them."""
     s, w = task.scenario, workflow
-    offered = task.throughput_mbps / (w.num_prb * 12 * w.scs_khz * 14 / 15 * 1e-3)  # bits a resource element
+    offered = task.throughput_mbps / (w.num_prb * SUBCARRIERS_PER_PRB * w.scs_khz * SYMBOLS_PER_MS_KHZ * 1e-3)  # bits a resource element
     fewest = granted(task, w)
     late = delay_ms(s, w) / task.delay_ms
     numbers = [
@@ -138,11 +139,8 @@ def fit(data: Verdicts, seed: int = 0, epochs: int = EPOCHS) -> Emulator:
 
 def answers(task: Task, rng: random.Random, config) -> list[Workflow]:
     """Promising modes and the sturdiest one, with details as an engineer draws them."""
-    options, first = modes(task), sturdiest(task)
-    if not options:
-        return []
-    order = np.argsort(-promises(task, options, config))[:MODES]
-    chosen = [*(options[i] for i in order), *([first] if first else [])]
+    first = sturdiest(task)
+    chosen = [*shortlist(task, config)[:MODES], *([first] if first else [])]
     return list(dict.fromkeys(with_details(task, mode, rng) for mode in chosen for _ in range(DETAILS)))
 
 
@@ -164,8 +162,8 @@ def study(run: Run) -> dict[str, Any]:
     say(f"emulator: {len(data.rewards)} verdicts of {len(np.unique(data.tasks))} tasks; explains {emulator.explained_variance:.2f} of R's variance "
         f"on tasks that it has not seen, says rightly whether {emulator.accuracy:.1%} fulfil")
     found: dict[str, Any] = {"verdicts": len(data.rewards), "explained_variance": emulator.explained_variance, "accuracy": emulator.accuracy}
-    rng, picks = random.Random(f"emulator {run.config.seed}"), functools.partial(choose, emulator)
-    methods: dict[str, Callable] = {"emulator": lambda task: picks(task, channels, rng, config), "sturdiest": sturdiest}
+    rng = random.Random(f"emulator {run.config.seed}")
+    methods: dict[str, Callable] = {"emulator": lambda task: choose(emulator, task, channels, rng, config), "sturdiest": sturdiest}
     for split in filter(run.tasks.get, HELD_OUT):
         tasks = run.tasks[split]
         judged = {name: baselines.rewards(tasks, list(map(answer, tasks)), run.twins("evaluate"), config) for name, answer in methods.items()}

@@ -17,7 +17,7 @@ from rldtf_jax.config import ConfigError
 
 from experiments.files import whole
 from experiments.stages.evaluate import METHODS
-from experiments.statistics import nested_interval
+from experiments.statistics import with_nested_interval
 
 MEASURES = ("fulfilled", "reward")
 POOLED = ("test", "new-links")  # whose tasks are looked at together too
@@ -52,13 +52,10 @@ def compare(runs: Sequence[dict[str, dict]]) -> dict[str, dict[str, Any]]:
     def values(splits, name, measure):  # (S, N)
         return np.array([np.concatenate([run[split]["by_task"][name][measure] for split in splits]) for run in runs], np.float64)
 
-    def with_interval(values_SxN):
-        return [float(values_SxN.mean()), *nested_interval(values_SxN)]
-
     groups = {split: (split,) for split in runs[0]} | {" + ".join(POOLED): POOLED}
     return {title: {
-        name: {measure: with_interval(values(splits, name, measure)) for measure in MEASURES} | {"gain": {
-            measure: with_interval(values(splits, "rldtf", measure) - values(splits, name, measure)) for measure in MEASURES}}
+        name: {measure: with_nested_interval(values(splits, name, measure)) for measure in MEASURES} | {"gain": {
+            measure: with_nested_interval(values(splits, "rldtf", measure) - values(splits, name, measure)) for measure in MEASURES}}
         for name in METHODS if name in runs[0]["test"]["by_task"]} for title, splits in groups.items() if set(splits) <= set(runs[0])}
 
 

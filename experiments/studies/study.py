@@ -3,8 +3,8 @@
     python -m experiments.studies.study pilot|weights [run_dir=runs/study] [key=value ...]
 
 Each seed is a run of its own up to rejection sampling; its arms train from there, one after the other so that each has a cost of its own
-(`ablate` with a round an arm), and are judged on all splits, at temperature 1 and greedy. Seeds that choose an arm, by their validation tasks, are not those that report what it gains. A killed study
-goes on. Leaves <run_dir>/study.md and study.json.
+(`ablate` with a round an arm), and are judged on all splits, at temperature 1 and greedy. Seeds that choose an arm, by their validation
+tasks, are not those that report what it gains. A killed study goes on. Leaves <run_dir>/study.md and study.json.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from rldtf_jax.config import ConfigError
 from experiments import config as configs
 from experiments.files import whole
 from experiments.stages.run import say
-from experiments.statistics import nested_interval
+from experiments.statistics import with_nested_interval
 from experiments.studies import ablate
 from experiments.studies.grid import Cell, SweepConfig, arm_path, named
 from experiments.studies.seeds import POOLED
@@ -116,13 +116,10 @@ def findings(study: StudyConfig, outcomes: dict[int, dict[str, dict]], without: 
     def on_validation(name: str) -> float:
         return float(np.mean([outcomes[seed][name]["validation"]["task_reward"] for seed in study.choose]))
 
-    def with_interval(values_SxN: np.ndarray) -> list[float]:
-        return [float(values_SxN.mean()), *nested_interval(values_SxN)]
-
     def gain(difference_SxN: np.ndarray) -> dict[str, Any]:
         by_seed = difference_SxN.mean(1)
         p = float(stats.ttest_1samp(by_seed, 0).pvalue) if len(by_seed) > 1 and np.ptp(by_seed) > 0 else None
-        return {"reward": with_interval(difference_SxN), "by_seed": by_seed.tolist(), "p_seeds": p}
+        return {"reward": with_nested_interval(difference_SxN), "by_seed": by_seed.tolist(), "p_seeds": p}
 
     def rewards(name: str, splits: Sequence[str], at) -> np.ndarray:  # (S, N)
         return np.array([np.concatenate([at(outcomes[seed][name])[split]["task_reward"] for split in splits]) for seed in study.report])
@@ -139,10 +136,10 @@ def findings(study: StudyConfig, outcomes: dict[int, dict[str, dict]], without: 
             arms[name] = {}
             for temperature, at in TEMPERATURES.items():
                 R = rewards(name, splits, at)
-                arms[name][temperature] = {"reward": with_interval(R), "on_best_baseline": gain(R - known[rule])}
+                arms[name][temperature] = {"reward": with_nested_interval(R), "on_best_baseline": gain(R - known[rule])}
                 if name != study.control and sound(study.control, study.report):
                     arms[name][temperature]["on_control"] = gain(R - rewards(study.control, splits, at))
-        found["splits"][title] = {"best_baseline": rule, "baselines": {name: with_interval(R) for name, R in known.items()}, "arms": arms}
+        found["splits"][title] = {"best_baseline": rule, "baselines": {name: with_nested_interval(R) for name, R in known.items()}, "arms": arms}
     found["cost"] = {name: {key: float(np.mean([outcomes[seed][name]["cost"][key] for seed in study.report]))
                             for key in ("seconds", "simulated")} for name in study.arms}
     return found

@@ -1,6 +1,7 @@
 """The judge that training asks: token ids -> text -> workflow -> twin -> Eq. 2, each distinct thing once."""
 
 import dataclasses
+import functools
 import sys
 from collections import Counter
 from typing import Literal, Sequence
@@ -68,6 +69,7 @@ class TwinEnvironment:
         self.translator = translator
         self.tasks, self.tokenizer, self.twin, self.config, self.seed = list(tasks), tokenizer, twin, config, seed
         self.eos_id = tokenizer.eos_id
+        self.piece = functools.cache(lambda token: tokenizer.backend.decode([token], skip_special_tokens=False))  # its text alone
         self.prompts = [tokenizer.apply_chat(task.prompt(form)) for task in self.tasks]
         self.width = bucket(max(map(len, self.prompts)))
 
@@ -125,7 +127,7 @@ class TwinEnvironment:
         return [self._fields(task, np.asarray(ids)) for task, ids in zip(tasks, responses)]
 
     def _fields(self, task: Task, ids: np.ndarray) -> list[Field]:
-        pieces = self.tokenizer.backend.decode_batch([[i] for i in ids.tolist()], skip_special_tokens=False)
+        pieces = list(map(self.piece, ids.tolist()))
         ends = np.cumsum([len(piece) for piece in pieces])
         found = []
         for name, start, stop in orchestration.values("".join(pieces)):
@@ -139,7 +141,7 @@ class TwinEnvironment:
 
     def thoughts(self, ids: np.ndarray) -> int:
         """How many of a response's tokens come before the end of its think part; 0 without one."""
-        pieces = self.tokenizer.backend.decode_batch([[i] for i in ids.tolist()], skip_special_tokens=False)
+        pieces = list(map(self.piece, ids.tolist()))
         before, end, _ = "".join(pieces).rpartition(orchestration.END_THINK)
         return int(np.searchsorted(np.cumsum(list(map(len, pieces))), len(before + end))) + 1 if end else 0
 
