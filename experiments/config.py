@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import os
 import sys
+import types
+import typing
 from typing import Literal
 
 from rldtf_jax.config import ConfigError, RLDTFConfig, SFTConfig, build
@@ -156,6 +158,8 @@ class ExperimentConfig:
 
     def __post_init__(self):
         _at_least(0, self, "seed")
+        if not self.run_dir.strip():
+            raise ConfigError(f"run_dir = {self.run_dir!r}: expected a directory's name")
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise ConfigError("wandb = True: expected the package wandb to be installed (pip install wandb)")
         if self.instruct.sft is None and self.model.hf_dir is None:
@@ -166,7 +170,9 @@ class ExperimentConfig:
 
 
 def load(arguments: list[str], cls: type = ExperimentConfig, directory: str = CONFIGS, default: str = "quickstart"):
-    """The `cls` of `preset=NAME` (NAME.yaml in `directory`) under the other `key=value` overrides.
+    """The `cls` of `preset=NAME` (NAME.yaml in `directory`) under the other `key=value` overrides, of which the last of a key counts.
+
+    The value of a key that holds free text, a path say, is taken as it stands; all others are read as Hydra reads them.
 
     Raises:
       ConfigError: one line that says what is wrong and where.
@@ -177,7 +183,7 @@ def load(arguments: list[str], cls: type = ExperimentConfig, directory: str = CO
     from omegaconf.errors import OmegaConfBaseException
 
     presets = sorted(name[:-5] for name in os.listdir(directory) if name.endswith(".yaml"))
-    preset = next((a.partition("=")[2] for a in arguments if a.startswith("preset=")), default)
+    preset = ([default] + [a.partition("=")[2] for a in arguments if a.startswith("preset=")])[-1]
     overrides = [a for a in arguments if not a.startswith("preset=")]
     if preset not in presets:
         raise ConfigError(f"preset = {preset!r}: expected one of {', '.join(presets)} "
@@ -185,12 +191,36 @@ def load(arguments: list[str], cls: type = ExperimentConfig, directory: str = CO
     bad = next((a for a in overrides if "=" not in a), None)
     if bad is not None:
         raise ConfigError(f"{bad!r}: expected key=value")
+    texts = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)
+             if _is_text(cls, key.lstrip("+")) and value != "null" and not _is_quoted(value)}
+    others = [o for o in overrides if o.partition("=")[0].lstrip("+") not in texts]
     try:
         with initialize_config_dir(directory, version_base="1.3"):
-            tree = compose(preset, [o if o.split("=")[0] in ("model", "twin") else f"++{o.lstrip('+')}" for o in overrides])
-        return build(cls, OmegaConf.to_container(tree, resolve=True))
+            tree = compose(preset, [o if o.split("=")[0] in ("model", "twin") else f"++{o.lstrip('+')}" for o in others])
+        plain = OmegaConf.to_container(tree, resolve=True)
+        for key, value in texts.items():
+            *groups, name = key.split(".")
+            group = plain
+            for one in groups:
+                group = group.setdefault(one, {}) if isinstance(group, dict) else group
+            if isinstance(group, dict):  # else `build` says that a group was expected
+                group[name] = value
+        return build(cls, plain)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from None
+
+
+def _is_text(cls: type, key: str) -> bool:
+    """Whether the key of a config holds any text (a string that is no choice of a few)."""
+    for name in key.split("."):
+        kind = typing.get_type_hints(cls).get(name) if dataclasses.is_dataclass(cls) else None
+        kinds = [one for one in typing.get_args(kind) if one is not type(None)] if isinstance(kind, types.UnionType) else [kind]
+        cls = kinds[0]
+    return cls is str
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
 
 
 def save(config: ExperimentConfig, path: str) -> None:
@@ -203,16 +233,21 @@ def save(config: ExperimentConfig, path: str) -> None:
 
 
 def command(function, *source, loaded=None):
-    """Runs `function(config)` on the command line's config, or on loaded(); `source` goes to `load` too. Exit status: 2 with
-    one line for a wrong config, 130 after a stop that was asked for, 1 with one line where training diverged."""
+    """Runs `function(config)` on the command line's config, or on loaded(); `source` goes to `load` too."""
+    guarded(lambda: function(loaded() if loaded else load(sys.argv[1:], *source)))
+
+
+def guarded(function):
+    """Runs function() as a command. Exit status: 2 with one line for a wrong config, a wrong file or a disk that takes no more, 130
+    after a stop that was asked for, 1 with one line where training diverged."""
     from rldtf_jax.checkpoint import OtherState
     from rldtf_jax.loop import Diverged, Interrupted
     from rldtf_jax.mesh import DoesNotDivide
 
     try:
-        function(loaded() if loaded else load(sys.argv[1:], *source))
-    except (ConfigError, DoesNotDivide, OtherState, FileNotFoundError, NotADirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        function()
+    except (ConfigError, DoesNotDivide, OtherState, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
         print(f"\n{stop}. The same command goes on from there.", file=sys.stderr)

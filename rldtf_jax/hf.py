@@ -51,23 +51,20 @@ def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = No
     """Reads config.json and the safetensors of an HF directory.
 
     dtype: of parameters and computation; None takes the file's. mesh: parameters go straight to their shards on it.
-    overrides: fields of Qwen2Config, say remat. num_tokens comes from tokenizer.json where there is one.
-    Raises FileNotFoundError for a directory without weights and ValueError, naming the tensor, for one that is
-    missing, unknown, of another shape than the config says, or cut off.
+    overrides: fields of Qwen2Config, say remat. num_tokens comes from tokenizer.json where there is one. Of several
+    files the index says which count; stored rotary frequencies are not read, they follow from the config.
+    Raises FileNotFoundError for a directory without weights or without a file that its index names, and ValueError,
+    naming the tensor, for one that is missing, unknown, of another shape than the config says, or cut off.
     """
     directory = Path(directory)
-    config = json.loads((directory / "config.json").read_text())
+    config = _json(directory / "config.json")
     if "num_tokens" not in config and (directory / "tokenizer.json").exists():
         overrides = {"num_tokens": _count_ids(directory / "tokenizer.json")} | overrides
     if dtype is not None:
         overrides |= {"dtype": dtype, "param_dtype": dtype}
     config = Qwen2Config.from_hf(config, **overrides)
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{directory} holds no *.safetensors")
-    tensors = {}
-    for file in files:
-        tensors |= _map_safetensors(file)
+    tensors = {name: tensor for file in _weight_files(directory) for name, tensor in _map_safetensors(file).items()
+               if not name.endswith(".rotary_emb.inv_freq")}
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)  # some writers repeat the embedding
     _check(directory, _shapes(config, HF), {name: tensor.shape for name, tensor in tensors.items()})
@@ -226,6 +223,35 @@ def _of_one_layer(sharding: NamedSharding | SingleDeviceSharding) -> NamedShardi
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
+def _json(path: Path) -> dict:
+    """The object of a JSON file; raises ValueError, naming it, for one that holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return content
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The safetensors that transformers would read: model.safetensors, or those of the index, or all that are no hidden files."""
+    if (single := directory / "model.safetensors").exists():
+        return [single]
+    if (index := directory / "model.safetensors.index.json").exists():
+        names = _json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError(f"{index}: weight_map: expected an object of tensors' files")
+        files = sorted({directory / Path(name).name for name in names.values()})
+        if absent := [file for file in files if not file.exists()]:
+            raise FileNotFoundError(f"{absent[0]}: no such file; {index.name} names it")
+        return files
+    files = sorted(file for file in directory.glob("*.safetensors") if not file.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(f"{directory} holds no *.safetensors")
+    return files
+
+
 def _map_safetensors(file: Path) -> dict[str, np.ndarray]:
     """The tensors of a file as views of its memory map (8 bytes header size, JSON header, data)."""
     size = file.stat().st_size
@@ -233,7 +259,10 @@ def _map_safetensors(file: Path) -> dict[str, np.ndarray]:
         start = 8 + int.from_bytes(f.read(8), "little")
         if size < 8 or start > size:
             raise ValueError(f"{file}: the header is cut off")
-        header = json.loads(f.read(start - 8))
+        try:
+            header = json.loads(f.read(start - 8))
+        except ValueError:
+            raise ValueError(f"{file}: the header is no JSON; expected safetensors") from None
     data = np.memmap(file, np.uint8, "r")[start:]
     tensors = {}
     for name, entry in header.items():

@@ -65,8 +65,8 @@ class Qwen2Config:
     def from_hf(cls, config: dict[str, Any], **overrides) -> "Qwen2Config":
         """Reads an HF config.json given as a dict.
 
-        Raises ValueError, naming it, for a model type other than qwen2 and for a feature the model does not have
-        (sliding-window attention, scaled rotary positions, an activation other than SiLU).
+        Raises ValueError, naming it, for a model type other than qwen2, for a feature the model does not have
+        (sliding-window attention, scaled rotary positions, an activation other than SiLU), and for a value of another type.
         """
         if config.get("model_type") != "qwen2":
             raise ValueError(f"model_type {config.get('model_type')!r} is not supported, only 'qwen2'")
@@ -80,7 +80,12 @@ class Qwen2Config:
             raise ValueError(f"rope scaling of type {rope_type!r} is not supported, only 'default'")
 
         fields = {f.name for f in dataclasses.fields(cls)} - {"dtype"}
-        known = {name: value for name, value in config.items() if name in fields}
+        known = {name: value for name, value in config.items() if name in fields and value is not None}
+        for field in dataclasses.fields(cls):
+            kinds = {int: int, int | None: int, float: (int, float), bool: bool}.get(field.type)
+            value = known.get(field.name)
+            if kinds and value is not None and (not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool)):
+                raise ValueError(f"{field.name} = {value!r}: expected a value of type {getattr(field.type, '__name__', field.type)}")
         known["rope_theta"] = float(rope.get("rope_theta", config.get("rope_theta", 1e4)))
         known.setdefault("num_key_value_heads", config.get("num_attention_heads"))
         known.setdefault("tie_word_embeddings", False)

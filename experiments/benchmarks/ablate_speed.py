@@ -93,4 +93,4 @@ def main(arguments: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:]), indent=1))
+    configs.guarded(lambda: print(json.dumps(main(sys.argv[1:]), indent=1)))

@@ -18,7 +18,7 @@ from rldtf_jax.config import ConfigError
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 
 from experiments.config import ExperimentConfig, command
-from experiments.stages.run import Run, curriculum, fresh_model, keep_model, opened, practice, sequences, stage_model
+from experiments.stages.run import Run, curriculum, fresh_model, keep_model, opened, practice, reading_model, sequences, stage_model
 from experiments.world.engineer import demonstrations
 from experiments.world.orchestration import describe_link, describe_targets, think
 from experiments.world.search import sized_workflow
@@ -31,7 +31,8 @@ def first_model(run: Run) -> Qwen2:
     """The model that instruction tuning starts from."""
     config = run.config.model
     if config.hf_dir:
-        return hf.load(config.directory, dtype=config.dtype, mesh=run.mesh)
+        with reading_model(run.config):
+            return hf.load(config.directory, dtype=config.dtype, mesh=run.mesh)
     shape = Qwen2Config.preset(config.preset, vocab_size=run.tokenizer.vocab_size, dtype=config.dtype)
     return fresh_model(shape, "lm", run.config.seed, run.mesh)
 

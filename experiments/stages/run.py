@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import math
 import os
 import random
@@ -106,7 +108,9 @@ def opened(config: ExperimentConfig, may_differ: Sequence[str] = (), start_twin:
         if start_twin:
             twins("train").start()
         tasks = prepare_tasks(config, twins)
-        yield Run(config, twins, tasks, prepare_tokenizer(config, tasks["train"]), device_mesh)
+        tok = prepare_tokenizer(config, tasks["train"])
+        _same_sources(os.path.join(config.run_dir, "made_from.json"), config, tasks, tok)
+        yield Run(config, twins, tasks, tok, device_mesh)
 
 
 def open_twins(config: ExperimentConfig, stack: contextlib.ExitStack) -> Callable[[str], Twin]:
@@ -142,6 +146,36 @@ def _same_config(path: str, config: ExperimentConfig, may_differ: Sequence[str])
     free = ("mesh.", *(f"{name} " for name in ("run_dir", *may_differ)))
     if different := [line for line in differences(made, flat(config)) if not line.startswith(free)]:
         raise ConfigError(f"{path}: made with another config, {different[0]}; choose another run_dir or remove that one")
+
+
+def _same_sources(path: str, config: ExperimentConfig, tasks: dict[str, list[Task]], tok: Tokenizer) -> None:
+    """What a directory holds is by the number of its task and in the tokens of its tokenizer: raises ConfigError where those are others
+    than when it was made."""
+    texts = {f"tasks/{split}": "\n".join(json.dumps(task_files.to_dict(task)) for task in some) for split, some in tasks.items()}
+    texts["tokenizer"] = tok.backend.to_str()
+    if not config.tasks.directory:
+        texts[f"world {config.tasks.family}"] = repr(worlds.family(config.tasks.family))
+    sources = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    if not os.path.exists(path):
+        with whole(path) as file:
+            json.dump(sources, file, indent=1)
+        return
+    with open(path, encoding="utf-8") as file:
+        made = json.load(file)
+    if different := next((name for name in sorted({*made, *sources}) if made.get(name) != sources.get(name)), None):
+        raise ConfigError(f"{path}: {different} = {sources.get(different, 'nothing')[:12]}: expected {made.get(different, 'nothing')[:12]}, of which the "
+                          "directory was made; bring it back, or choose another run_dir")
+
+
+@contextlib.contextmanager
+def reading_model(config: ExperimentConfig) -> Iterator[None]:
+    """What is wrong with the files of model.hf_dir, in one line."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"model.hf_dir = {config.model.hf_dir!r}: expected an HF directory that can be read: {error}") from error
 
 
 def prepare_tasks(config: ExperimentConfig, twins: Callable[[str], Twin]) -> dict[str, list[Task]]:
@@ -181,7 +215,8 @@ def practice(config: ExperimentConfig, train: Sequence[Task], stage: str = "") -
 def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokenizer:
     """The HF directory's own tokenizer, or the domain BPE trained on prompts and random responses."""
     if config.model.hf_dir:
-        return tokenizer.load(os.path.join(config.model.directory, "tokenizer.json"))
+        with reading_model(config):
+            return tokenizer.load(os.path.join(config.model.directory, "tokenizer.json"))
     path = os.path.join(config.run_dir, "tokenizer.json")
     if not os.path.exists(path):
         rng = random.Random(f"bpe {config.seed}")

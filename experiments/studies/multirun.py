@@ -8,6 +8,7 @@ Keys are those of experiments.studies.ablate; jobs need a file system in common.
 """
 
 import os
+import sys
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -22,6 +23,10 @@ from experiments.studies import ablate, grid
 
 @hydra.main(config_path=None, version_base="1.3")
 def job(_: DictConfig) -> None:
+    configs.guarded(train)
+
+
+def train() -> None:
     arguments = [override.lstrip("+") for override in HydraConfig.get().overrides.task]
     GlobalHydra.instance().clear()  # the config is composed by a second Hydra
     axes, others = grid.split_axes(arguments)
@@ -31,5 +36,13 @@ def job(_: DictConfig) -> None:
     ablate.train(config, grid.cells(config, axes), own_cache=True)
 
 
+def check(arguments: list[str]) -> None:
+    """Before Hydra, whose own message has several lines."""
+    for argument in arguments:
+        if not argument.startswith(("-", "+", "hydra")):
+            raise ConfigError(f"{argument!r}: expected +key=value or an option of Hydra's")
+
+
 if __name__ == "__main__":
+    configs.guarded(lambda: check(sys.argv[1:]))
     job()

@@ -20,6 +20,7 @@ from rldtf_jax.sample import Samples
 from rldtf_jax.tokenizer import train_bpe
 from twin import Twin
 
+from experiments.config import guarded
 from experiments.files import whole
 from experiments.statistics import mean_interval
 from experiments.world import orchestration, worlds
@@ -94,4 +95,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    guarded(lambda: main(sys.argv[1:]))

@@ -16,7 +16,8 @@ from rldtf_jax.config import ConfigError
 
 SPACINGS_KHZ = next(argument.choices for tool in TOOLS for argument in tool.arguments if argument.field == "scs_khz")
 SYMBOLS_PER_MS_KHZ = 14 / 15  # OFDM symbols per ms and kHz of subcarrier spacing: 14 in a slot of 15 / scs ms
-ON_SIONNA = ("encode.polar", "detect.ep", "detect.kbest", "detect.deeprx-small", "detect.deeprx")  # a hundred times as slow
+NEURAL_RECEIVERS = ("detect.deeprx-small", "detect.deeprx")
+ON_SIONNA = ("encode.polar", "detect.ep", "detect.kbest", *NEURAL_RECEIVERS)  # a hundred times as slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Family:
     load_khz: the subcarrier spacing of the grant that is loaded; None: the middle one of those that the platform has
     max_prb: grants, log-uniform between the first and the last one where there is a load, else equally likely
     compute_gflops, full_power_mhz, delays_ms: choices; short_of_power, correlated, aligned: shares of the platforms
+    accelerated_gflops: choices of compute where a neural receiver is installed; empty: as anywhere
     present: {tool or module: share of the platforms that have it}; of each stage's methods one stays
     kinds: {kind of request, see wording.KINDS: its share}
     """
@@ -41,6 +43,7 @@ class Family:
     compute_gflops: tuple[float, ...]
     delays_ms: tuple[float, ...]
     kinds: dict[str, float]
+    accelerated_gflops: tuple[float, ...] = ()
     load: tuple[float, float] | None = None
     load_khz: int | None = 30
     full_power_mhz: tuple[float, ...] = (1.44,)
@@ -87,6 +90,8 @@ def draw_scenario(rng: random.Random, family: Family, throughput_mbps: float) ->
         antenna_correlation=rng.choice(("medium", "high")) if rng.random() < family.correlated else "low",
         full_power_mhz=power_mhz, access="aligned" if rng.random() < family.aligned else "immediate",
         absent=draw_absent(rng, family))
+    if family.accelerated_gflops and not set(NEURAL_RECEIVERS) <= set(scenario["absent"]):
+        scenario["compute_gflops"] = rng.choice(family.accelerated_gflops)
     if family.load is not None:
         spacings = [khz for khz in SPACINGS_KHZ if f"grid.{khz}" not in scenario["absent"]]
         khz = family.load_khz or spacings[(len(spacings) - 1) // 2]

@@ -34,6 +34,7 @@ SLOW_TRIES = 4  # that a slow one counts as
 MODE = ("scs_khz", "bits_per_symbol", "code_rate", "num_layers", "num_dmrs", "precoder", "num_transmissions")
 STEPPED = (*MODE, "code", "decoder_iterations", "estimator", "detector", "combining")
 SPENDS_BLOCKS = 0.3  # block errors up to which a grant is widened for them
+LEAST_HEADROOM_DB, LEAST_FADING_DB = -1.0, 2.0  # in AWGN, and under fading: none of the 2,300 witnesses that ship has less
 BUDGET = 32  # tries of a task
 SIZED_TRIES = 50
 FINALISTS = 5  # that are asked for on other noise
@@ -164,6 +165,11 @@ def headroom_db(task: Task, workflow: Workflow) -> float:
     return granted_snr_db(task.scenario, w) - takes_db + 10 * math.log10(w.num_transmissions)
 
 
+def hopeless(task: Task, workflow: Workflow) -> bool:
+    """Whether its mode takes more than the link has at its best: no try is spent on it."""
+    return headroom_db(task, workflow) < (LEAST_HEADROOM_DB if task.scenario.channel == "awgn" else LEAST_FADING_DB)
+
+
 @functools.lru_cache(maxsize=8)  # a few questions in a row are about one task
 def modes(task: Task) -> tuple[Workflow, ...]:
     """Every mode that the formulas leave a chance, with the platform's strongest classical receiver and, for one layer, its strongest
@@ -236,7 +242,7 @@ def judged(pairs: Sequence[tuple[Task, Workflow]], twin: Twin, config: RewardCon
 def search(tasks: Sequence[Task], twin: Twin, config: RewardConfig, budget: int = BUDGET, per_round: int = 6) -> list[Found]:
     """For each task the best of at most `budget` tries, of which a slow one counts SLOW_TRIES."""
     tried: list[dict[Workflow, tuple[bool, float]]] = [{} for _ in tasks]
-    frontier = [shortlist(task, config)[:4 * per_round] for task in tasks]
+    frontier = [[w for w in shortlist(task, config)[:4 * per_round] if not hopeless(task, w)] for task in tasks]
     stepped: list[set[Workflow]] = [set() for _ in tasks]
     spent = [0] * len(tasks)
 
@@ -253,7 +259,7 @@ def search(tasks: Sequence[Task], twin: Twin, config: RewardConfig, budget: int 
             fresh = [w for w in frontier[i] if worth_it(i, w)]
             if not fresh and tried[i] and best(i) not in stepped[i]:
                 stepped[i].add(best(i))
-                fresh = [w for w in dict.fromkeys(steps(task, best(i))) if worth_it(i, w)]
+                fresh = [w for w in dict.fromkeys(steps(task, best(i))) if worth_it(i, w) and not hopeless(task, w)]
                 fresh.sort(key=lambda w: (slow(w), -limit(task, w, config)))  # noqa: B023
             for w in fresh[:per_round]:
                 if spent[i] < budget:

@@ -156,12 +156,50 @@ def test_a_missing_shard_is_refused_by_the_names_in_it(tmp_path, monkeypatch):
     monkeypatch.setattr(hf, "SHARD_BYTES", 9000)
     hf.save(random_model(SMALL), tmp_path)
     (tmp_path / sorted(p.name for p in tmp_path.glob("*.safetensors"))[0]).unlink()
+    with pytest.raises(FileNotFoundError, match="model-00001-of-.*: no such file; model.safetensors.index.json names it"):
+        hf.load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
     with pytest.raises(ValueError, match="missing: tensor 'model.embed_tokens.weight' and 3 more"):
         hf.load(tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="safetensors"):
         hf.load(tmp_path)
+
+
+def test_files_that_do_not_belong_to_the_weights_are_not_read(tmp_path, monkeypatch):
+    """A shard of an older save, a Mac's shadow of one, an adapter, stored rotary frequencies."""
+    model, other = random_model(SMALL), random_model(SMALL, seed=1)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 9000)
+    hf.save(model, tmp_path / "hf")
+    hf.save(other, tmp_path / "other")
+    shards = sorted((tmp_path / "other").glob("*.safetensors"))
+    shards[0].rename(tmp_path / "hf" / "model-00001-of-00099.safetensors")
+    (tmp_path / "hf" / "._model-00001-of-00002.safetensors").write_bytes(b"\0\5\26\7")
+    safetensors.torch.save_file({"lora_A": torch.ones(2)}, tmp_path / "hf" / "adapter_model.safetensors")
+    assert_same_parameters(hf.load(tmp_path / "hf"), model)
+
+    monkeypatch.undo()
+    hf.save(other, tmp_path / "single")
+    rewrite(tmp_path / "single", lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    assert_same_parameters(hf.load(tmp_path / "single"), other)
+
+
+@pytest.mark.parametrize("change, message", [
+    ("{", "config.json: expected JSON"), ("[]", "config.json: expected a JSON object"),
+    ({"vocab_size": "50"}, "vocab_size = '50': expected a value of type int"),
+    ({"tie_word_embeddings": 1}, "tie_word_embeddings = 1: expected a value of type bool"),
+    ({"hidden_size": None}, "the config lacks hidden_size")])
+def test_a_wrong_config_is_refused_by_name(tmp_path, change, message):
+    hf.save(random_model(SMALL), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        hf.load(tmp_path)
+
+
+def test_key_value_heads_of_null_are_as_many_as_query_heads(tmp_path):
+    assert Qwen2Config.from_hf(json.loads(json.dumps(hf._hf_config(SMALL) | {"num_key_value_heads": None}))).num_key_value_heads == 4
 
 
 def test_a_save_that_fails_leaves_nothing_and_overwrites_nothing(tmp_path, monkeypatch):
