@@ -78,6 +78,7 @@ class TasksConfig:
     test: int = 150
     elsewhere: int = 80  # of each of new-links, new-platforms and new-words
     practice: int = 0  # more to train on after phase 1, drawn anew, feasible or not
+    only_feasible: bool = True  # RLDTF learns on those alone that a search or a sampled response has shown to be feasible
     directory: str | None = None
     prompt: Literal["short", "long"] = "short"  # long: for pretrained models
 

@@ -25,8 +25,9 @@ def train_rldtf(run: Run) -> Qwen2:
     if done is not None:
         return done
     policy = reject(run)
-    model = rldtf.train(policy, train_critic(run, policy), run.environment("train", only=feasible(run)), run.config.rldtf,
-                        seed=run.config.seed, directory=run.path("rldtf"), watch=on_validation(run), **run.config.loop_options)
+    practised = run.environment("train", only=feasible(run) if run.config.tasks.only_feasible else None)
+    model = rldtf.train(policy, train_critic(run, policy), practised, run.config.rldtf, seed=run.config.seed,
+                        directory=run.path("rldtf"), watch=on_validation(run), **run.config.loop_options)
     keep_model(run, model, "rldtf")
     return model
 
