@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import itertools
@@ -87,21 +88,24 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def opened(config: ExperimentConfig, may_differ: Sequence[str] = (), start_twin: bool = True) -> Iterator[Run]:
+def opened(config: ExperimentConfig, may_differ: Sequence[str] = (), start_twin: bool = True, shared: bool = False) -> Iterator[Run]:
     """The run directory, opened or made, with its config, twin, tasks and tokenizer; the twin ends with the block.
 
+    shared: others that are shared may have it open too (sweeps, which write to directories of their own); without, nobody else.
     may_differ: keys of the config that may not be those which the directory was made with.
     start_twin: its workers import what they need while the caller goes on; without, they start when they are first asked.
 
     Raises:
-      ConfigError: the directory was made with another config; nothing in it is touched.
+      ConfigError: the directory was made with another config, tasks or tokenizer, or another command is at work in it; nothing in
+        it is touched.
     """
     path, device_mesh = os.path.join(config.run_dir, "config.yaml"), on_devices(config)
-    if os.path.exists(path):
-        _same_config(path, config, may_differ)
-    else:
-        configs.save(config, path)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(held(config.run_dir, shared))
+        if os.path.exists(path):
+            _same_config(path, config, may_differ)
+        else:
+            configs.save(config, path)
         if device_mesh:
             stack.enter_context(jax.set_mesh(device_mesh))
         twins = open_twins(config, stack)
@@ -111,6 +115,18 @@ def opened(config: ExperimentConfig, may_differ: Sequence[str] = (), start_twin:
         tok = prepare_tokenizer(config, tasks["train"])
         _same_sources(os.path.join(config.run_dir, "made_from.json"), config, tasks, tok)
         yield Run(config, twins, tasks, tok, device_mesh)
+
+
+@contextlib.contextmanager
+def held(run_dir: str, shared: bool) -> Iterator[None]:
+    """Keeps other commands out of a run directory, or, shared, those that are not."""
+    os.makedirs(run_dir, exist_ok=True)
+    with open(os.path.join(run_dir, ".lock"), "a") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"run_dir = {run_dir!r}: expected a directory that no other command is at work in") from None
+        yield
 
 
 def open_twins(config: ExperimentConfig, stack: contextlib.ExitStack) -> Callable[[str], Twin]:

@@ -226,7 +226,7 @@ def run_of(config: SweepConfig, one: Round | None = None) -> contextlib.Abstract
     if one is not None:
         twin = dataclasses.replace(experiment.twin, cache=os.path.join(one.path, "twin.sqlite"))
         experiment = dataclasses.replace(experiment, twin=twin)
-    return opened(experiment, may_differ=not_read_before(experiment))
+    return opened(experiment, may_differ=not_read_before(experiment), shared=True)
 
 
 def on_ray(config: SweepConfig, grid: Sequence[Cell]) -> None:

@@ -5,7 +5,9 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
+import shutil
 import sys
 
 import pytest
@@ -114,13 +116,22 @@ def test_a_directory_goes_on_only_with_the_tasks_and_tokenizer_that_it_was_made_
             pass
 
 
+def test_two_commands_do_not_work_in_one_directory(tmp_path):
+    config = load(["preset=smoke", f"run_dir={tmp_path}"])
+    expected = "run_dir = '.*': expected a directory that no other command is at work in"
+    with opened(config, start_twin=False):
+        status, _, err = run("experiments.stages.instruct", "preset=smoke", f"run_dir={tmp_path}")
+        assert status == 2 and re.fullmatch(f"error: {expected}\n", err)
+    with opened(config, start_twin=False, shared=True), opened(config, start_twin=False, shared=True):
+        with pytest.raises(ConfigError, match=expected), opened(config, start_twin=False):
+            pass
+
+
 @pytest.mark.parametrize("name, content, message", [
     ("config.json", "{", "expected JSON"), ("config.json", '{"model_type": "gpt2"}', "model_type 'gpt2' is not supported"),
     ("config.json", None, "rope scaling of type 'yarn' is not supported"), ("model.safetensors", "x" * 40, "the header"),
     ("tokenizer.json", "[]", "tokenizer.json")])
 def test_a_model_that_cannot_be_read_is_one_line(name, content, message, tmp_path, capsys, monkeypatch):
-    import shutil
-
     from experiments.stages.instruct import first_model
     from experiments.world.tasks import DATA
 
