@@ -14,9 +14,11 @@ def whole(path: str, mode: str = "w") -> Iterator[IO]:
         with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # a write does not say where
+            error.filename = path
         raise
 
 

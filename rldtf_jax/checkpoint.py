@@ -1,12 +1,14 @@
 """Everything needed to go on bit for bit, through Orbax: atomic, asynchronous, checked when read back."""
 
+import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
 import zlib
-from typing import Any
+from typing import Any, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +35,14 @@ class Checkpoints:
         self.directory = directory
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Starts writing; returns once the state may be changed or donated."""
+        """Starts writing; returns once the state may be changed or donated. Raises OSError if this or the last one cannot be written."""
         if jax.default_backend() == "cpu":  # there the writer would read the very buffers that the next step reuses
             state = jax.tree.map(jnp.copy, state)
         record = {"meta": meta, "layout": _layout(state), "crc32": _crc32(state)}
-        self._manager.save(step, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave({"record": record, "crc32": _crc32_of_json(record)})), force=True)
+        with _writing(self.directory):
+            self._manager.save(step, args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                meta=ocp.args.JsonSave({"record": record, "crc32": _crc32_of_json(record)})), force=True)
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict] | None:
         """(step, state, meta) of the newest sound checkpoint, arrays placed as in `like`; None where there is none.
@@ -82,9 +85,25 @@ class Checkpoints:
                       f"{(str(error).splitlines() or [type(error).__name__])[0]}")
 
     def close(self) -> None:
-        """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until what was saved is on disk; raises OSError if it cannot be."""
+        with _writing(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _writing(directory: str) -> Iterator[None]:
+    """TensorStore calls a full disk a ValueError of many lines, and Orbax does not say where."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or directory
+        raise
+    except ValueError as error:
+        found = re.search(r"[^:]*\[os_error_code='(\d+)'", str(error))
+        if not found:
+            raise
+        raise OSError(int(found[1]), f"{os.strerror(int(found[1]))}, no checkpoint written", directory) from error
 
 
 def _layout(state: Any) -> dict[str, str]:

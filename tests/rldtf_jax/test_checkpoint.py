@@ -1,6 +1,8 @@
 """Checkpoints: what was saved comes back to the bit or not at all."""
 
+import contextlib
 import os
+import resource
 import shutil
 import warnings
 
@@ -147,3 +149,23 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path):
     (half / "manifest.ocdbt").write_bytes(b"half")
     assert is_saved_state(restored(tmp_path), 1)
     assert os.listdir(tmp_path) == ["1"]
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [100, 2000])
+def test_a_disk_that_takes_no_more_is_an_os_error_and_what_was_saved_stays(tmp_path, size):
+    saved(tmp_path, 1)
+    with largest_file(size), pytest.raises(OSError, match="File too large.*" + str(tmp_path)):
+        saved(tmp_path, 2)
+    assert is_saved_state(restored(tmp_path), 1)
+    saved(tmp_path, 2)
+    assert is_saved_state(restored(tmp_path), 2)
