@@ -28,7 +28,7 @@ class Settings:
 
     method: link (blocks are coded, sent and decoded, and errors counted) | esm (the channel, its estimate and the detector's SINR are
       simulated, and the code's block error rate is looked up: several times as fast, and each slot says a probability; what has no
-      table, such as polar codes and neural receivers, goes through the link)
+      table, such as neural receivers, goes through the link)
     backend: native | sionna (the same chain with Sionna's channel, code, mapper and demapper: the oracle of the native stages)
     Blocks come in rounds of independent slots, one transport block each, until there are `enough_block_errors` or `max_blocks`.
     So hopeless points cost a round, and the blocks go to the threshold region and below.

@@ -17,7 +17,6 @@ from rldtf_jax.config import ConfigError
 SPACINGS_KHZ = next(argument.choices for tool in TOOLS for argument in tool.arguments if argument.field == "scs_khz")
 SYMBOLS_PER_MS_KHZ = 14 / 15  # OFDM symbols per ms and kHz of subcarrier spacing: 14 in a slot of 15 / scs ms
 NEURAL_RECEIVERS = ("detect.deeprx-small", "detect.deeprx")
-ON_SIONNA = ("encode.polar", "detect.ep", "detect.kbest", *NEURAL_RECEIVERS)  # a hundred times as slow
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ STRENGTH = {  # methods, the most powerful last; what runs on Sionna comes befor
     "estimator": ("ls-nearest", "ls", "lmmse"),
     "detector": ("deeprx-small", "deeprx", "kbest", "ep", "mrc", "zf", "lmmse"),
 }
-SLOW = {"detector": ("deeprx-small", "deeprx", "kbest", "ep"), "code": ("polar",)}  # run on Sionna
+SLOW = ("deeprx-small", "deeprx", "kbest", "ep")  # detectors that run on Sionna
 SLOW_TRIES = 4  # that a slow one counts as
 MODE = ("scs_khz", "bits_per_symbol", "code_rate", "num_layers", "num_dmrs", "precoder", "num_transmissions")
 STEPPED = (*MODE, "code", "decoder_iterations", "estimator", "detector", "combining")
@@ -81,8 +81,7 @@ def combining(scenario: Scenario, num_transmissions: int) -> str:
 
 
 def slow(workflow: Workflow) -> bool:
-    return workflow.code in SLOW["code"] or workflow.detector in SLOW["detector"] and (
-        workflow.num_layers > 1 or is_neural(workflow.detector))
+    return workflow.detector in SLOW and (workflow.num_layers > 1 or is_neural(workflow.detector))
 
 
 def granted(task: Task, workflow: Workflow, bler: float = 0.0, transmissions: float = 1.0) -> Workflow | None:

@@ -367,6 +367,21 @@ def test_the_effective_sinr_method_lies_on_the_link(simulate, name):
         assert grid[0] < one < grid[-1] and abs(one - other) < 0.3, (target, one, other)
 
 
+@pytest.mark.parametrize("scenario, workflow, grid, rounds", [
+    (AWGN, Workflow(num_prb=1, code="polar", estimator="perfect"), np.arange(1.3, 2.6, 0.6), 8),
+    (AWGN, Workflow(num_prb=1, code="polar", code_rate=0.67, bits_per_symbol=4, estimator="perfect"), np.arange(9.2, 10.5, 0.6), 4),
+    (B, Workflow(num_prb=2, code="polar", bits_per_symbol=4, estimator="lmmse", num_transmissions=2), np.arange(5, 9.1, 2), 6),
+])
+def test_the_effective_sinr_method_lies_on_the_link_of_polar_codes(simulate, scenario, workflow, grid, rounds):
+    """Within 0.3 dB at a block error rate of 10 %, under fading of the same channels 1 dB."""
+    from twin.chain import link as chain
+
+    points = [replace(physical(replace(scenario, snr_db=snr), workflow), rounds=(0, rounds)) for snr in grid]
+    one, other = (falls_to(counts, grid, 0.1) for counts in (
+        simulate(points), [chain.simulate(point, 0, Settings(method="esm")) for point in points]))
+    assert grid[0] < one < grid[-1] and abs(one - other) < (0.3 if scenario is AWGN else 1.0), (one, other)
+
+
 @pytest.mark.parametrize("scenario, workflow", [
     (replace(A, snr_db=6), Workflow(num_prb=8, estimator="ls")),
     (replace(A, snr_db=6), Workflow(num_prb=24, estimator="ls-nearest")),

@@ -3,7 +3,8 @@ the probability that each code block fails (an effective-SINR mapping by mutual 
 
 What is drawn is what decides: the channel, and the noise on the pilots. The noise on the data and the code are averaged over, by tables of the
 twin's own code in Gaussian noise (twin/tables/bler.csv, made by experiments.truth.bler_tables). So a slot costs a fraction of the link's and says more:
-a probability, not a yes or no. Only for LDPC and linear detection.
+a probability, not a yes or no. Only for linear detection, and for codes that have a table: LDPC, and polar blocks, of which every code rate
+has one (twin/tables/polar.csv).
 
 The detector works with an estimate: a symbol comes out with a gain of its own, with interference, and with a noise variance that the demapper
 takes for another. What its LLRs are then worth is the generalised mutual information of twin.chain.information. A gain's imaginary part
@@ -18,14 +19,15 @@ from __future__ import annotations
 
 import csv
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from scipy.special import ndtr
 
 from ..physical import LINEAR, Counts, Point
-from ..tables import BLER
-from ..transport import Segmentation
+from ..tables import BLER, POLAR
+from ..transport import POLAR_LENGTH, coded_bits, num_polar_blocks, polar_info_bits
 from .detection import LEAST_NOISE, METHODS, alone, invert
 from .estimation import knowledge, noise_variance
 from .grid import data_symbols
@@ -36,6 +38,7 @@ MAX_CARRIERS = 48
 # dB by bits per symbol at code rates CALIBRATED_RATES, measured in AWGN at a BLER of 10 % (experiments.truth.twin_truth)
 CALIBRATED_RATES = (0.33, 0.5, 0.67, 0.83)
 CALIBRATION_DB = {2: (0.0, 0.0, 0.05, 0.0), 4: (0.18, 0.22, 0.12, 0.05), 6: (0.53, 0.47, 0.26, 0.08), 8: (0.75, 0.69, 0.57, 0.16)}
+POLAR_CALIBRATION_DB = {2: (0.0, 0.0, 0.0, 0.0), 4: (0.0, 0.06, 0.14, 0.09), 6: (0.14, 0.11, 0.2, 0.19), 8: (0.45, 0.45, 0.55, 0.28)}
 # What LLRs, added bit by bit, lose against symbols combined: dB for 1 to 4 equal copies by bits per
 # symbol, up to LOSS_FADES[0] of information per bit; then less, down to none at LOSS_FADES[1]
 CHASE_LOSS_DB = {2: (0.0, 0.0, 0.0, 0.0), 4: (0.0, 0.4, 0.7, 0.95),
@@ -49,7 +52,24 @@ _jit = numba.njit(cache=True, error_model="numpy", fastmath={"nnan", "ninf", "ns
 
 def covers(point: Point) -> bool:
     """Whether the tables speak of such a point."""
-    return point.code == "ldpc" and point.detector in LINEAR
+    return point.code in ("ldpc", "polar") and point.detector in LINEAR
+
+
+class Blocks(NamedTuple):
+    """The code blocks of a slot: sent coded bits of each, in order; info bits of each, CRC and all; coded bits of the slot."""
+
+    sent: tuple[int, ...]
+    info: int
+    total: int
+
+
+def blocks(point: Point) -> Blocks:
+    """Behind the last polar block the slot has room that carries nothing."""
+    if point.code == "polar":
+        number, total = num_polar_blocks(point.workflow), coded_bits(point.workflow)
+        return Blocks((POLAR_LENGTH,) * number, polar_info_bits(point.code_rate), total)
+    code = point.segmentation
+    return Blocks(code.sent, code.info, sum(code.sent))
 
 
 @cache
@@ -64,6 +84,14 @@ def _table() -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     grid[tuple(np.searchsorted(axis, rows[:, i]) for i, axis in enumerate(axes))] = rows[:, 3:]
     grid[..., 1] = np.log(grid[..., 1])
     return (axes[0], np.log(axes[1]), np.log(axes[2])), grid
+
+
+@cache
+def polar_threshold(info_bits: int) -> tuple[float, float, float]:
+    """As `threshold`, of a polar block with so many information bits."""
+    with open(POLAR, newline="") as file:
+        rows = {int(row["info_bits"]): row for row in csv.DictReader(file)}
+    return tuple(float(rows[info_bits][name]) for name in ("threshold", "width", "share"))
 
 
 @lru_cache(maxsize=4096)
@@ -217,9 +245,9 @@ def detected(point: Point, h: np.ndarray, gains, noise: np.ndarray) -> np.ndarra
 
 
 @lru_cache(maxsize=1024)
-def _shares(code: Segmentation, num_symbols: int, number: int) -> np.ndarray:
+def _shares(code: Blocks, num_symbols: int, number: int) -> np.ndarray:
     """How the code blocks' bits lie on the looked-at elements: weights [C, T F] of the mean over each block."""
-    edges = np.concatenate([[0], np.cumsum(code.sent)]) / sum(code.sent) * num_symbols * number
+    edges = np.concatenate([[0], np.cumsum(code.sent)]) / code.total * num_symbols * number
     cells = np.arange(num_symbols * number)
     inside = np.clip(np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells), 0, 1)
     return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
@@ -238,7 +266,7 @@ def block_information(point: Point, symbols: np.ndarray) -> np.ndarray:
     """Mutual information per coded bit of the code blocks, by scale of their LLRs [S, C, scales],
     from symbols after detection [3, S, T, F, L]."""
     _, num_slots, num_symbols, number, num_layers = symbols.shape
-    shares = _shares(point.segmentation, num_symbols, number)
+    shares = _shares(blocks(point), num_symbols, number)
     out = np.zeros((num_slots, len(shares), NUM_SCALES), np.float32)
     gain, noise, assumed = symbols.reshape(3, num_slots, -1, num_layers)
     noise_db = 10 * np.log10(noise)
@@ -251,7 +279,7 @@ def _best(point: Point, info: np.ndarray, copies: int = 1) -> np.ndarray:
     """Information [S, C] at the best scale, as tables take it, from that at all [S, C, scales]; of
     so many copies, Chase combined."""
     mean, m = np.clip(_greatest(info), 0, 1), point.bits_per_symbol
-    better_db = np.interp(point.code_rate, CALIBRATED_RATES, CALIBRATION_DB[m])
+    better_db = np.interp(point.code_rate, CALIBRATED_RATES, CALIBRATION_DB[m] if point.code == "ldpc" else POLAR_CALIBRATION_DB[m])
     better_db = better_db - CHASE_LOSS_DB[m][copies - 1] * np.interp(mean, LOSS_FADES, (1, 0))
     return information(snr_for(mean, m) * 10 ** (better_db / 10), m) if np.any(better_db) else mean
 
@@ -264,12 +292,13 @@ def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.nd
     information adds over new coded bits; once the circular buffer is sent, bits are repeated, and
     signal-to-noise ratios add instead. All transmissions' LLRs have one scale in common.
     """
-    code, num_slots = point.segmentation, symbols[0].shape[1]
-    room, sent = code.mother_length - code.filler, np.array(code.sent, float)
+    code, num_slots, polar = blocks(point), symbols[0].shape[1], point.code == "polar"
+    room = POLAR_LENGTH if polar else point.segmentation.mother_length - point.segmentation.filler
+    sent = np.array(code.sent, float)
     before, out, share = np.ones(num_slots), [], np.zeros(num_slots)
-    collected = np.zeros((num_slots, code.num_blocks, NUM_SCALES))
+    collected = np.zeros((num_slots, len(sent), NUM_SCALES))
     for k, new in enumerate(symbols, 1):
-        if point.combining == "chase":
+        if polar or point.combining == "chase":
             together = _combined(together, new) if k > 1 else new
             mean, length = _best(point, block_information(point, together), copies=k), sent
         else:
@@ -277,12 +306,13 @@ def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.nd
             mean, length = _best(point, collected / k), sent * k
         repeats = np.maximum(length / room, 1.0)
         mean = np.where(repeats > 1, information(snr_for(mean, 1) * repeats, 1), mean)
-        limit, width, typical = np.array([threshold(code.info / min(e, room), code.info, point.decoder_iterations) for e in length]).T
+        limit, width, typical = np.array([
+            polar_threshold(code.info) if polar else threshold(code.info / min(e, room), code.info, point.decoder_iterations) for e in length]).T
         beyond = (limit - mean) / width
         each = ndtr(beyond)
         block = np.minimum(-np.expm1(np.sum(np.log1p(-np.minimum(each, 1 - 1e-16)), axis=1)), before)
         # Just below the threshold a few bits are wrong; far below it a decoder leaves about the channel's own errors
-        hard, deep = ndtr(-np.sqrt(2 * snr_for(mean, 1))), ndtr((beyond - DEEP) / DEEP_WIDTH)
+        hard, deep = ndtr(-np.sqrt(2 * snr_for(mean, 1))), (0.0 if polar else ndtr((beyond - DEEP) / DEEP_WIDTH))
         share = np.minimum(np.mean(each * (typical + deep * np.maximum(hard - typical, 0)), axis=1), block)
         out.append(block)
         before = block
@@ -292,7 +322,7 @@ def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.nd
 def simulate_round(point: Point, channels, gains, noises) -> Counts:
     """Expected counts of a round whose transmissions meet these channels and noises."""
     failed, share = failures(point, [detected(point, h, gains, noise) for h, noise in zip(channels, noises)])
-    num_slots = failed.shape[1]
-    code = point.segmentation
-    return Counts(num_slots, num_slots * code.num_blocks * code.info, float(share.sum()) * code.num_blocks * code.info,
+    num_slots, code = failed.shape[1], blocks(point)
+    num_bits = len(code.sent) * code.info
+    return Counts(num_slots, num_slots * num_bits, float(share.sum()) * num_bits,
                   tuple(failed.sum(1).tolist()), float(share.sum()), float(np.sum(share**2)), tuple(np.sum(failed**2, axis=1).tolist()))
