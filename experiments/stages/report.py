@@ -15,7 +15,7 @@ import numpy as np
 from rldtf_jax import metrics
 
 from experiments.config import ExperimentConfig, command
-from experiments.files import whole
+from experiments.files import json_lines, whole
 from experiments.stages.evaluate import COLUMNS, METHODS, cells, evaluate, shaded_responses
 from experiments.stages.run import Run, opened
 
@@ -58,6 +58,7 @@ def write(run: Run, result: dict) -> str:
         "<p class='note'>Responses to held-out requests. The darker a token, the larger its weight w (Eq. 5); "
         "point at one for S and w.</p>",
         *map(shaded_html, shaded_responses(run)),
+        "<h2>Machines</h2>", machines_table(run),
         "<h2>Config</h2>", f"<pre>{html.escape(config)}</pre></html>"])
     path = run.path("report.html")
     with whole(path) as file:
@@ -79,6 +80,14 @@ def results_table(result: dict) -> str:
     return ("<p>Tasks that no stage has seen, on noise that no one has met, one response each "
             f"(temperature {result['temperature']:g}), 95 % intervals. Score: mean R over the fulfilled ones.</p>"
             + "".join(parts) + f"<p>Paired differences on the test tasks:</p><ul>{gains}</ul>")
+
+
+def machines_table(run: Run) -> str:
+    """Where the commands of this run ran, in order; of two runs with one seed that differ, the numerics say whether they could be equal."""
+    rows = json_lines(run.path("machines.jsonl"))
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(row[name])}</td>" for name in rows[0]) + "</tr>" for row in rows)
+    return (f"<table><tr>{''.join(f'<th>{name}</th>' for name in rows[0])}</tr>{body}</table>"
+            "<p class='note'>The same command, seed and numerics give the same run to the bit, interrupted or not.</p>")
 
 
 def results_figure(result: dict) -> bytes:

@@ -30,6 +30,7 @@ from twin import Twin
 from experiments import config as configs
 from experiments.config import ExperimentConfig
 from experiments.files import whole
+from experiments.stages import machine
 from experiments.world import tasks as task_files
 from experiments.world import worlds
 from experiments.world.environment import TwinEnvironment
@@ -114,6 +115,7 @@ def opened(config: ExperimentConfig, may_differ: Sequence[str] = (), start_twin:
         tasks = prepare_tasks(config, twins)
         tok = prepare_tokenizer(config, tasks["train"])
         _same_sources(os.path.join(config.run_dir, "made_from.json"), config, tasks, tok)
+        machine.note(os.path.join(config.run_dir, "machines.jsonl"))
         yield Run(config, twins, tasks, tok, device_mesh)
 
 

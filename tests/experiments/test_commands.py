@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from experiments.config import CONFIGS, guarded, load
+from experiments.files import json_lines
+from experiments.stages import machine
 from experiments.stages.run import opened
 from rldtf_jax.config import ConfigError
 
@@ -114,6 +116,17 @@ def test_a_directory_goes_on_only_with_the_tasks_and_tokenizer_that_it_was_made_
     with pytest.raises(ConfigError, match=r"made_from.json: tasks/train = [0-9a-f]{12}: expected [0-9a-f]{12}, of which the directory was made"):
         with opened(config, start_twin=False):
             pass
+
+
+def test_a_run_directory_notes_each_machine_once(tmp_path, monkeypatch):
+    path = str(tmp_path / "machines.jsonl")
+    for _ in range(2):
+        machine.note(path)
+    monkeypatch.setattr(machine, "processor", lambda: "another, 2 cores")
+    machine.note(path)
+    (one, other), here = json_lines(path), machine.machine()
+    assert one["numerics"] == other["numerics"] == here["numerics"] and re.fullmatch("[0-9a-f]{8}", here["numerics"])
+    assert other == here and one["processor"] != other["processor"]
 
 
 def test_two_commands_do_not_work_in_one_directory(tmp_path):

@@ -71,7 +71,7 @@ def test_the_report_is_one_page_with_figures_results_and_three_shaded_responses(
     run_dir, _ = finished
     page = open(os.path.join(run_dir, "report.html"), encoding="utf-8").read()
     assert page.count("data:image/png;base64,") == 3 and page.count("<div class='response'>") == 3
-    assert all(title in page for title in METHODS.values())
+    assert all(title in page for title in METHODS.values()) and page.count("<th>numerics</th>") == 1
     assert not re.search(r"(src|href)='(?!data:)", page)
 
 

@@ -369,7 +369,7 @@ def test_the_effective_sinr_method_lies_on_the_link(simulate, name):
 
 @pytest.mark.parametrize("scenario, workflow, grid, rounds", [
     (AWGN, Workflow(num_prb=1, code="polar", estimator="perfect"), np.arange(1.3, 2.6, 0.6), 8),
-    (AWGN, Workflow(num_prb=1, code="polar", code_rate=0.67, bits_per_symbol=4, estimator="perfect"), np.arange(9.2, 10.5, 0.6), 4),
+    (AWGN, Workflow(num_prb=1, code="polar", bits_per_symbol=4, estimator="perfect"), np.arange(7.3, 8.6, 0.6), 4),
     (B, Workflow(num_prb=2, code="polar", bits_per_symbol=4, estimator="lmmse", num_transmissions=2), np.arange(5, 9.1, 2), 6),
 ])
 def test_the_effective_sinr_method_lies_on_the_link_of_polar_codes(simulate, scenario, workflow, grid, rounds):

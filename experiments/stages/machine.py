@@ -1,0 +1,48 @@
+"""What a run's figures depend on beside its config and seed: the processor and the versions of what computes."""
+
+import json
+import os
+import platform
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.files import json_lines, whole
+
+
+def machine() -> dict[str, str]:
+    """The processor, the libraries, and `numerics`: a checksum of a small model's forward and backward pass. Where that differs, the
+    last bits of a training do, and after some steps its samples."""
+    versions = f"JAX {jax.__version__}, NumPy {np.__version__}, Python {platform.python_version()}"
+    return {"processor": processor(), "backend": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "versions": versions,
+            "numerics": f"{checksum():08x}"}
+
+
+def processor() -> str:
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def checksum() -> int:
+    """Of attention, a gated MLP and their gradient at fixed numbers, in float32."""
+    def loss(w):
+        attended = jax.nn.softmax(x @ w @ x.T / 8) @ x
+        return jax.nn.logsumexp(jax.nn.silu(attended @ w) * jnp.tanh(x), axis=-1).mean()
+
+    x, w = (jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32) for seed, shape in enumerate(((96, 64), (64, 64))))
+    value, slope = jax.jit(jax.value_and_grad(loss))(w)
+    return zlib.crc32(np.asarray(slope).tobytes(), zlib.crc32(np.asarray(value).tobytes()))
+
+
+def note(path: str) -> None:
+    """Adds this machine to the JSON lines at `path`, where it is not the last one there."""
+    noted, here = json_lines(path) if os.path.exists(path) else [], machine()
+    if noted[-1:] != [here]:
+        with whole(path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in (*noted, here))
