@@ -4,6 +4,9 @@ the deterministic translation of that language into the twin's code (III.B, the 
 import functools
 import math
 import re
+from decimal import Decimal
+
+import numpy as np
 
 from twin import Scenario, Workflow, WorkflowError, parse
 from twin.delay import throughput_mbps as full_throughput_mbps
@@ -41,38 +44,48 @@ _PATTERN = re.compile(  # all of them in one pass: a training step reads thousan
 BITS = {name: bits for bits, name in QAM.items()}
 
 
+def number(value: float | Decimal) -> str:
+    """A number as people write it, without a digit less or more than it has: what a prompt says is what the judge goes by."""
+    return f"{Decimal(repr(value + 0.0)) if isinstance(value, float) else Decimal(value):f}".removesuffix(".0")
+
+
+def power_of_ten(value: float) -> str:
+    """The same of an error rate: 1e-3, 1.5e-3."""
+    return np.format_float_scientific(value, trim="-", exp_digits=1)
+
+
 def quantity(value: float, unit: str, small_unit: str) -> str:
-    """A value in whole numbers of its unit or of a thousandth of it: (0.5, "ms", "us") -> "500 us"."""
+    """A value in whole numbers of its unit, or else in thousandths of it: (0.5, "ms", "us") -> "500 us"."""
     if value >= 1 and float(value).is_integer():
         return f"{value:.0f} {unit}"
-    return f"{value * 1000:.0f} {small_unit}"
+    return f"{number((Decimal(repr(float(value))) * 1000).normalize())} {small_unit}"
 
 
 def describe_link(scenario: Scenario) -> str:
     """The state of link and platform, as the short prompt shows it."""
     s = scenario
-    channel = s.channel + (f" {s.delay_spread_ns:.0f} ns at {s.speed_mps:g} m/s" if s.channel.startswith(("tdl", "cdl")) else "")
+    channel = s.channel + (f" {number(s.delay_spread_ns)} ns at {number(s.speed_mps)} m/s" if s.channel.startswith(("tdl", "cdl")) else "")
     more = [f"{s.antenna_correlation} correlation"] * (s.antenna_correlation != "low") + (
-        [f"full power up to {s.full_power_mhz:g} MHz"] if s.full_power_mhz else []) + [f"{s.access} access"] * (s.access != "immediate")
-    return ", ".join([f"Link: {channel}", _size(s), *more, f"{s.compute_gflops:g} GFLOPS."])
+        [f"full power up to {number(s.full_power_mhz)} MHz"] if s.full_power_mhz else []) + [f"{s.access} access"] * (s.access != "immediate")
+    return ", ".join([f"Link: {channel}", _size(s), *more, f"{number(s.compute_gflops)} GFLOPS."])
 
 
 def _size(s: Scenario) -> str:
-    return f"SNR {s.snr_db:.0f} dB, {s.num_tx_ant}x{s.num_rx_ant} antennas, {s.max_prb} PRB"
+    return f"SNR {number(s.snr_db)} dB, {s.num_tx_ant}x{s.num_rx_ant} antennas, {s.max_prb} PRB"
 
 
 def describe_state(scenario: Scenario) -> str:
     """The same in words, as the long prompt shows it."""
     s = scenario
-    fading = (f"The channel is {s.channel.upper()} with a delay spread of {s.delay_spread_ns:.0f} ns; the terminal moves at "
-              f"{s.speed_mps:g} m/s." if s.channel.startswith(("tdl", "cdl")) else
+    fading = (f"The channel is {s.channel.upper()} with a delay spread of {number(s.delay_spread_ns)} ns; the terminal moves at "
+              f"{number(s.speed_mps)} m/s." if s.channel.startswith(("tdl", "cdl")) else
               "The channel is a line of sight." if s.channel == "awgn" else "The channel is flat and fades from slot to slot.")
-    power = f" The transmitter has full power up to {s.full_power_mhz:g} MHz; a wider grant shares it." if s.full_power_mhz else ""
+    power = f" The transmitter has full power up to {number(s.full_power_mhz)} MHz; a wider grant shares it." if s.full_power_mhz else ""
     access = {"immediate": "", "aligned": " A packet waits for the next slot.",
               "scheduled": " A packet waits for the next slot and asks for its grant first."}[s.access]
-    return (f"State: {fading} The SNR is {s.snr_db:.0f} dB at each receive antenna; {s.num_tx_ant} transmit and {s.num_rx_ant} receive "
-            f"antennas, {s.antenna_correlation} correlation; carrier {s.carrier_ghz:g} GHz.{power}{access} The grant has at most {s.max_prb} "
-            f"resource blocks. The platform sustains {s.compute_gflops:g} GFLOPS.")
+    return (f"State: {fading} The SNR is {number(s.snr_db)} dB at each receive antenna; {s.num_tx_ant} transmit and {s.num_rx_ant} receive "
+            f"antennas, {s.antenna_correlation} correlation; carrier {number(s.carrier_ghz)} GHz.{power}{access} The grant has at most {s.max_prb} "
+            f"resource blocks. The platform sustains {number(s.compute_gflops)} GFLOPS.")
 
 
 SHOWN = (  # what the short prompt says of a platform, in an answer's order and words: tool, its values, how one is written, a frame
@@ -95,13 +108,13 @@ def describe_tools(scenario: Scenario) -> str:
 def describe_targets(delay_ms: float, throughput_mbps: float, ber: float, errors: str = "bit") -> str:
     """What the request comes with."""
     return (f"Targets: {quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}, "
-            f"{'PER' if errors == 'packet' else 'BER'} {ber:.0e}.".replace("e-0", "e-"))
+            f"{'PER' if errors == 'packet' else 'BER'} {power_of_ten(ber)}.")
 
 
 def think(scenario: Scenario, throughput_mbps: float, delay_ms: float) -> str:
     """What a response begins with: the SNR, antennas and grant as the prompt has them, the SNR with the array's gain, and what is to be met."""
     gain_db = round(10 * math.log10(scenario.num_rx_ant))
-    return (f"{THINK} {_size(scenario)}: {scenario.snr_db:.0f} + {gain_db} = {scenario.snr_db + gain_db:.0f} dB; "
+    return (f"{THINK} {_size(scenario)}: {number(scenario.snr_db)} + {gain_db} = {number(round(scenario.snr_db + gain_db, 9))} dB; "
             f"{quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}{END_THINK} ")
 
 

@@ -1,13 +1,16 @@
 """The language between policy and twin: what is written reads back, and nothing else gets through."""
 
 import random
+import re
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from experiments.world import tasks, worlds
-from experiments.world.orchestration import THINK, describe_link, describe_state, describe_tools, describe_workflow, quantity, think, translate
+from experiments.world.orchestration import (
+    THINK, describe_link, describe_state, describe_targets, describe_tools, describe_workflow, number, power_of_ten, quantity, think, translate)
 from experiments.world.search import granted, sized_workflow
 from twin import Scenario, Workflow, WorkflowError, check, parse
 from twin.delay import throughput_mbps
@@ -119,7 +122,32 @@ def test_the_practised_grant_is_the_least_that_carries_what_is_asked(seed):
         assert throughput_mbps(workflow, 0.0) >= task.throughput_mbps > throughput_mbps(fewer, 0.0)
 
 
-@pytest.mark.parametrize("value, text", [(0.1, "100 kbps"), (1.5, "1500 kbps"), (12, "12 Mbps"), (0.3, "300 kbps")])
+@given(snr=st.floats(-20, 60), compute=st.floats(1e-6, 1e9), spread=st.floats(0, 3000), speed=st.floats(0, 300), power=st.floats(0.01, 100),
+       delay=st.floats(1e-9, 1e6, exclude_min=True), rate=st.floats(1e-9, 1e6, exclude_min=True), errors=st.floats(1e-9, 1, exclude_min=True, exclude_max=True))
+def test_a_prompt_says_the_numbers_that_the_judge_goes_by(snr, compute, spread, speed, power, delay, rate, errors):
+    scenario = Scenario(channel="tdl-b", snr_db=snr, compute_gflops=compute, delay_spread_ns=spread, speed_mps=speed, full_power_mhz=power)
+    text, targets = describe_link(scenario), describe_targets(delay, rate, errors)
+    assert "e-" not in text and "-0 " not in text
+    read = re.fullmatch(r"Link: tdl-b (\S+) ns at (\S+) m/s, SNR (\S+) dB, .* PRB, full power up to (\S+) MHz, (\S+) GFLOPS\.", text)
+    assert tuple(map(float, read.groups())) == (spread, speed, snr, power, compute)
+    assert describe_state(scenario).count(f" {read[3]} dB ") == 1
+    wanted, unit, late, small, rare = re.fullmatch(r"Targets: (\S+) (Mbps|kbps), (\S+) (ms|us), BER (\S+)\.", targets).groups()
+    assert float(Decimal(wanted) / (1 if unit == "Mbps" else 1000)) == rate and float(Decimal(late) / (1 if small == "ms" else 1000)) == delay
+    assert float(rare) == errors
+
+
+@pytest.mark.parametrize("value, text", [(-0.0, "0"), (-0.5, "-0.5"), (12.0, "12"), (1e-6, "0.000001"), (1e9, "1000000000"), (7, "7")])
+def test_numbers_are_written_as_people_write_them(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize("value, text", [(1e-3, "1e-3"), (1.5e-3, "1.5e-3"), (1e-6, "1e-6"), (0.25, "2.5e-1")])
+def test_error_rates_are_powers_of_ten(value, text):
+    assert power_of_ten(value) == text
+
+
+@pytest.mark.parametrize("value, text", [
+    (0.1, "100 kbps"), (1.5, "1500 kbps"), (12, "12 Mbps"), (0.3, "300 kbps"), (1.1, "1100 kbps"), (0.0001, "0.1 kbps")])
 def test_quantities_are_whole_numbers_of_a_unit(value, text):
     assert quantity(value, "Mbps", "kbps") == text
 

@@ -35,7 +35,7 @@ def test_the_same_seed_gives_the_same_tasks_and_another_seed_others(family):
 def test_targets_lie_within_their_service_class():
     rows = {row["service"]: row for row in wording.service_classes()}
     seen = set()
-    for task in draw(0, 3000):
+    for task in draw(0, 5000):
         row = rows[task.service]
         assert task.ber == float(row["error_rate"]) and task.errors == "packet"
         assert task.delay_ms <= worlds.MAX_DELAY_MS
@@ -118,7 +118,13 @@ def test_every_module_is_present_on_some_platforms_and_absent_from_others():
         absent = sum(module in platform for platform in platforms) / len(platforms)
         assert absent < 0.95 and (absent > 0.02 or module in always), (module, absent)
     for task in draw(7, 300, "link-native"):
-        assert set(families.ON_SIONNA) <= set(task.scenario.absent)
+        assert {"encode.polar", "detect.ep", "detect.kbest", "detect.deeprx-small", "detect.deeprx"} <= set(task.scenario.absent)
+
+
+def test_whoever_has_a_neural_receiver_has_an_accelerator():
+    for task in draw(9, 600):
+        neural = not set(families.NEURAL_RECEIVERS) <= set(task.scenario.absent)
+        assert task.scenario.compute_gflops in (FAMILIES["link"].accelerated_gflops if neural else FAMILIES["link"].compute_gflops)
 
 
 def test_some_method_of_every_stage_stays():
