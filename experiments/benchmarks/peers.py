@@ -1,0 +1,128 @@
+"""A whole RL step beside TRL's GRPO: the same policy, prompts, number and length of responses and a reward that costs nothing.
+
+python -m experiments.benchmarks.peers --out experiments/results/peers/peers.json    minutes; nothing else may run
+python -m experiments.benchmarks.peers --contender rldtf                              one of them, its seconds as JSON
+
+The policy is the one that ships after phase 1, 64 responses of at most 104 tokens to 16 prompts, float32, one update a step.
+`rldtf` is the paper's step: critic, frozen reference, KL, entropy, token weights of the grammar. `group` leaves out critic and
+weights. `trl` is GRPOTrainer as it comes, with a reference (beta = 0.04). Contenders take turns, each turn in a process of its own; the
+first steps of a turn, which compile, are left out. A figure is the mean over the steps of all turns with its 95 % interval (bootstrap).
+Needs the extra `trl`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from experiments.files import whole
+from experiments.stages.machine import processor
+from experiments.statistics import mean_interval
+from experiments.world.tasks import DATA, load_splits
+
+POLICY = os.path.join(DATA, "link-lite", "phase1")
+CONTENDERS = ("rldtf", "group", "trl")
+PROMPTS, SAMPLES, NEW = 16, 4, 104
+STEPS, UNTIMED, TURNS = 8, 2, 3
+
+
+def reward(text: str) -> float:
+    """Costs nothing, and differs between responses."""
+    return len(text) % 7 / 7
+
+
+def ours(group: bool) -> list[float]:
+    """Seconds of each step of `rldtf_jax.rldtf`."""
+    import jax
+
+    from experiments.stages.rldtf import value_model
+    from experiments.world.environment import TwinEnvironment
+    from rldtf_jax import hf, rldtf, tokenizer
+    from rldtf_jax.config import RLDTFConfig, SampleConfig
+    from rldtf_jax.judge import Arm, Verdict
+
+    class Cheap(TwinEnvironment):
+        def judge_text(self, tasks, texts, policy=None):
+            R = np.array(list(map(reward, texts)), np.float32)
+            return Verdict(R, R > 0.5, [None] * len(texts), {})
+
+        def summary(self, tasks, responses, verdict, logp):
+            return {}
+
+    config = RLDTFConfig(
+        steps=STEPS, prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, weight_by="grammar", num_perturb=1, alpha=0.0 if group else 4.0,
+        advantage="group" if group else "paper", with_critic=not group, sample=SampleConfig(NEW))
+    policy, tok = hf.load(POLICY), tokenizer.load(os.path.join(POLICY, "tokenizer.json"))
+    env = Cheap(load_splits(os.path.join(DATA, "link-lite"))["train"], tok, None, config.reward)
+    models, state = rldtf.initial(policy, value_model(policy, 0), config, 0)
+    states, seconds = (state,), []
+    for step in range(STEPS):
+        begun = time.perf_counter()
+        states, _ = rldtf.rldtf_step(models, [Arm(config, 0, env)], states, step)
+        jax.block_until_ready(states)
+        seconds.append(time.perf_counter() - begun)
+    return seconds
+
+
+def trl() -> list[float]:
+    """Seconds of each step of TRL's GRPOTrainer."""
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from trl import GRPOConfig, GRPOTrainer
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(POLICY, "tokenizer.json"), eos_token="<|im_end|>",
+                                        pad_token="<|endoftext|>", padding_side="left")
+    tasks = load_splits(os.path.join(DATA, "link-lite"))["train"]
+    rows = [{"prompt": f"<|im_start|>user\n{task.prompt()}<|im_end|>\n<|im_start|>assistant\n"} for task in tasks]
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = GRPOTrainer(
+            Qwen2ForCausalLM.from_pretrained(POLICY, dtype=torch.float32), processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
+            reward_funcs=lambda completions, **_: list(map(reward, completions)),
+            args=GRPOConfig(directory, max_steps=STEPS, per_device_train_batch_size=PROMPTS * SAMPLES, num_generations=SAMPLES,
+                            max_completion_length=NEW, beta=0.04, learning_rate=3e-4, logging_steps=1, report_to="none",
+                            save_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False, disable_tqdm=True))
+        trainer.train()
+    return [row["step_time"] for row in trainer.state.log_history if "step_time" in row]
+
+
+def turn(contender: str) -> list[float]:
+    """A turn in a process of its own: the seconds of its timed steps."""
+    done = subprocess.run([sys.executable, "-m", "experiments.benchmarks.peers", "--contender", contender], check=True,
+                          stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])[UNTIMED:]
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contender", choices=CONTENDERS, help="this one alone, in this process")
+    parser.add_argument("--out", help="also write the figures there")
+    arguments = parser.parse_args(argv)
+    if arguments.contender:
+        seconds = trl() if arguments.contender == "trl" else ours(arguments.contender == "group")
+        print(json.dumps(seconds))
+        return
+    import trl as library
+
+    seconds = {name: [] for name in CONTENDERS}
+    for _ in range(TURNS):
+        for name in CONTENDERS:
+            seconds[name] += turn(name)
+            print(f"{name}: {np.mean(seconds[name]):.2f} s a step", file=sys.stderr, flush=True)
+    result = {"processor": processor(), "trl": library.__version__, "steps": TURNS * (STEPS - UNTIMED), "responses": PROMPTS * SAMPLES,
+              "seconds a step": {name: {"mean": float(np.mean(s)), "interval": mean_interval(np.array(s))} for name, s in seconds.items()},
+              "trl / rldtf": float(np.mean(seconds["trl"]) / np.mean(seconds["rldtf"]))}
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out:
+        with whole(arguments.out) as file:
+            file.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
