@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import random
 from collections import Counter
 
@@ -119,6 +120,16 @@ def test_every_module_is_present_on_some_platforms_and_absent_from_others():
         assert absent < 0.95 and (absent > 0.02 or module in always), (module, absent)
     for task in draw(7, 300, "link-native"):
         assert {"encode.polar", "detect.ep", "detect.kbest", "detect.deeprx-small", "detect.deeprx"} <= set(task.scenario.absent)
+
+
+def test_every_choice_of_the_toolbox_is_an_oracles_on_link():
+    """Of the tasks that ship, at least one in a hundred."""
+    witnesses = [task.witness for some in tasks.load_splits(os.path.join(tasks.DATA, "link")).values() for task in some]
+    for tool in TOOLS:
+        for argument in tool.arguments:
+            for value in argument.choices:
+                share = sum(getattr(w, argument.field) == value for w in witnesses) / len(witnesses)
+                assert share >= 0.01, (argument.field, value, share)
 
 
 def test_whoever_has_a_neural_receiver_has_an_accelerator():
