@@ -1,6 +1,6 @@
 """A whole RL step beside TRL's GRPO: the same policy, prompts, number and length of responses and a reward that costs nothing.
 
-python -m experiments.benchmarks.peers --out experiments/results/peers/peers.json    minutes; nothing else may run
+python -m experiments.benchmarks.peers --out experiments/results/peers/peers.json    six minutes; nothing else may run
 python -m experiments.benchmarks.peers --contender rldtf                              one of them, its seconds as JSON
 
 The policy is the one that ships after phase 1, 64 responses of at most 104 tokens to 16 prompts, float32, one update a step.
@@ -28,7 +28,7 @@ from experiments.world.tasks import DATA, load_splits
 POLICY = os.path.join(DATA, "link-lite", "phase1")
 CONTENDERS = ("rldtf", "group", "trl")
 PROMPTS, SAMPLES, NEW = 16, 4, 104
-STEPS, UNTIMED, TURNS = 8, 2, 3
+STEPS, UNTIMED, TURNS = 8, 2, 2
 
 
 def reward(text: str) -> float:
