@@ -5,36 +5,29 @@ the extra `trl`.
 """
 
 import itertools
-import os
 import sys
 import tempfile
 
-import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from experiments.world import worlds
-from experiments.world.tasks import DATA
-from experiments.world.trl_reward import TwinReward, dataset_rows
+from experiments.world.trl_reward import TwinReward, dataset_rows, in_turns, shipped_policy
 
-POLICY = os.path.join(DATA, "link-lite", "phase1")
 PROMPTS, SAMPLES = 4, 4  # of a step
 
 
 def main(steps: int = 2) -> None:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=os.path.join(POLICY, "tokenizer.json"), eos_token="<|im_end|>",
-        pad_token="<|endoftext|>", padding_side="left")
+    model, tokenizer = shipped_policy()
     family = worlds.family("link-lite")
     tasks = list(itertools.islice(worlds.candidates(family, 0), PROMPTS * steps))
     rows = dataset_rows(tasks)
-    for row in rows:  # TRL would take a chat template; these are the turns that the policy knows
-        row["prompt"] = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+    for row in rows:
+        row["prompt"] = in_turns(row["prompt"])
     reward = TwinReward()
     trainer = GRPOTrainer(
-        Qwen2ForCausalLM.from_pretrained(POLICY, dtype=torch.float32), processing_class=tokenizer,
-        reward_funcs=reward, train_dataset=Dataset.from_list(rows),
+        model, processing_class=tokenizer, reward_funcs=reward,
+        train_dataset=Dataset.from_list(rows),
         args=GRPOConfig(
             tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=PROMPTS * SAMPLES,
             num_generations=SAMPLES, max_completion_length=104, learning_rate=3e-4, logging_steps=1,

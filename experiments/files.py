@@ -25,3 +25,12 @@ def whole(path: str, mode: str = "w") -> Iterator[IO]:
 def json_lines(path: str) -> list[dict]:
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def show(result: dict, path: str | None) -> None:
+    """Prints a benchmark's result as JSON and, where a path is given, leaves it there."""
+    text = json.dumps(result, indent=1)
+    print(text)
+    if path:
+        with whole(path) as file:
+            file.write(text + "\n")

@@ -20,10 +20,11 @@ import time
 
 import numpy as np
 
-from experiments.files import whole
+from experiments.files import show
 from experiments.stages.machine import processor
 from experiments.statistics import mean_interval
 from experiments.world.tasks import DATA, load_splits
+from experiments.world.trl_reward import in_turns, shipped_policy
 
 POLICY = os.path.join(DATA, "link-lite", "phase1")
 CONTENDERS = ("rldtf", "group", "trl")
@@ -71,18 +72,15 @@ def ours(group: bool) -> list[float]:
 
 def trl() -> list[float]:
     """Seconds of each step of TRL's GRPOTrainer."""
-    import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(POLICY, "tokenizer.json"), eos_token="<|im_end|>",
-                                        pad_token="<|endoftext|>", padding_side="left")
+    model, tokenizer = shipped_policy()
     tasks = load_splits(os.path.join(DATA, "link-lite"))["train"]
-    rows = [{"prompt": f"<|im_start|>user\n{task.prompt()}<|im_end|>\n<|im_start|>assistant\n"} for task in tasks]
+    rows = [{"prompt": in_turns(task.prompt())} for task in tasks]
     with tempfile.TemporaryDirectory() as directory:
         trainer = GRPOTrainer(
-            Qwen2ForCausalLM.from_pretrained(POLICY, dtype=torch.float32), processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
+            model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
             reward_funcs=lambda completions, **_: list(map(reward, completions)),
             args=GRPOConfig(directory, max_steps=STEPS, per_device_train_batch_size=PROMPTS * SAMPLES, num_generations=SAMPLES,
                             max_completion_length=NEW, beta=0.04, learning_rate=3e-4, logging_steps=1, report_to="none",
@@ -117,11 +115,7 @@ def main(argv=None) -> None:
     result = {"processor": processor(), "trl": library.__version__, "steps": TURNS * (STEPS - UNTIMED), "responses": PROMPTS * SAMPLES,
               "seconds a step": {name: {"mean": float(np.mean(s)), "interval": mean_interval(np.array(s))} for name, s in seconds.items()},
               "trl / rldtf": float(np.mean(seconds["trl"]) / np.mean(seconds["rldtf"]))}
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        with whole(arguments.out) as file:
-            file.write(text + "\n")
+    show(result, arguments.out)
 
 
 if __name__ == "__main__":

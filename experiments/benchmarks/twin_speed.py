@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from experiments.files import whole
+from experiments.files import show
 from experiments.statistics import mean_interval
 from twin import Scenario, Settings, Twin, Workflow
 from twin.physical import physical
@@ -200,11 +200,7 @@ def main(argv=None) -> None:
     arguments = parser.parse_args(argv)
     os.environ.update(QUIET_AND_SINGLE_THREADED)
     result = {"pairs": arguments.pairs, "slots a pair": SLOTS} | service(5 * arguments.pairs) | measure(arguments.pairs, arguments.before)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        with whole(arguments.out) as file:
-            file.write(text + "\n")
+    show(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,11 @@ def feasible(run: Run) -> list[int]:
     return [i for i, task in enumerate(run.tasks_of("train")) if i in shown or task.witness is not None]
 
 
+def practised(run: Run) -> list[int]:
+    """The training tasks that RLDTF learns on."""
+    return feasible(run) if run.config.tasks.only_feasible else list(range(len(run.tasks_of("train"))))
+
+
 def all_sampled(run: Run) -> list[dict]:
     """What the rounds have sampled: `sample_round`'s rows, round by round."""
     return [row for path in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl"))) for row in json_lines(path)]

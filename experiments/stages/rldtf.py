@@ -15,7 +15,7 @@ from rldtf_jax.qwen2 import Qwen2
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
-from experiments.stages.reject import all_sampled, feasible, reject
+from experiments.stages.reject import all_sampled, practised, reject
 from experiments.stages.run import Run, fresh_model, keep_model, opened, respond, sequences, stage_model
 
 
@@ -25,9 +25,8 @@ def train_rldtf(run: Run) -> Qwen2:
     if done is not None:
         return done
     policy = reject(run)
-    practised = run.environment("train", only=feasible(run) if run.config.tasks.only_feasible else None)
-    model = rldtf.train(policy, train_critic(run, policy), practised, run.config.rldtf, seed=run.config.seed,
-                        directory=run.path("rldtf"), watch=on_validation(run), **run.config.loop_options)
+    model = rldtf.train(policy, train_critic(run, policy), run.environment("train", only=practised(run)), run.config.rldtf,
+                        seed=run.config.seed, directory=run.path("rldtf"), watch=on_validation(run), **run.config.loop_options)
     keep_model(run, model, "rldtf")
     return model
 

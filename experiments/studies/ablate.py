@@ -36,7 +36,7 @@ from experiments import config as configs
 from experiments.config import ExperimentConfig
 from experiments.files import whole
 from experiments.stages.evaluate import summarise
-from experiments.stages.reject import feasible, reject
+from experiments.stages.reject import practised, reject
 from experiments.stages.rldtf import train_critic
 from experiments.stages.run import Run, opened, respond, say
 from experiments.studies import ablate_report
@@ -103,8 +103,8 @@ def _read_round(path: str) -> Round:
 
 def trained_arms(run: Run, grid: Sequence[Cell]) -> list[Arm]:
     """Arms share tasks, tokenizer and twin; each seed has an order of the tasks of its own."""
-    learnable = feasible(run)
-    by_seed = {seed: run.environment("train", seed, learnable) for seed in {cell.seed for cell in grid}}
+    tasks = practised(run)
+    by_seed = {seed: run.environment("train", seed, tasks) for seed in {cell.seed for cell in grid}}
     return [Arm(cell.config, cell.seed, by_seed[cell.seed]) for cell in grid]
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from twin.toolbox import BY_FIELD
+
 from experiments.files import whole
 
 RATES = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.67, 0.68, 0.75, 0.83, 0.89, 0.93)
@@ -144,16 +146,9 @@ def main(argv=None) -> None:
         with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool, whole(str(polar)) as file:
             writer = csv.DictWriter(file, POLAR_FIELDS, lineterminator="\n")
             writer.writeheader()
-            for row in pool.imap(measure_polar, code_rates()):
+            for row in pool.imap(measure_polar, BY_FIELD["code_rate"].choices):
                 writer.writerow(rounded(row))
                 print(row, file=sys.stderr, flush=True)
-
-
-def code_rates() -> tuple[float, ...]:
-    """That a workflow may choose."""
-    from twin import TOOLS
-
-    return next(argument.choices for tool in TOOLS for argument in tool.arguments if argument.field == "code_rate")
 
 
 def rounded(row: dict) -> dict:

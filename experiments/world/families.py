@@ -10,11 +10,11 @@ import random
 
 from twin import Scenario
 from twin.spec import SUBCARRIERS_PER_PRB
-from twin.toolbox import MODULES, TOOLS
+from twin.toolbox import BY_FIELD, MODULES, TOOLS
 
 from rldtf_jax.config import ConfigError
 
-SPACINGS_KHZ = next(argument.choices for tool in TOOLS for argument in tool.arguments if argument.field == "scs_khz")
+SPACINGS_KHZ = BY_FIELD["scs_khz"].choices
 SYMBOLS_PER_MS_KHZ = 14 / 15  # OFDM symbols per ms and kHz of subcarrier spacing: 14 in a slot of 15 / scs ms
 NEURAL_RECEIVERS = ("detect.deeprx-small", "detect.deeprx")
 

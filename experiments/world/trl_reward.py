@@ -1,6 +1,7 @@
 """The judge as a reward function in the form that TRL's GRPOTrainer takes."""
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,29 @@ from twin import Twin
 
 from experiments.world.reading import parse_line, to_task
 from experiments.world.scoring import judge
-from experiments.world.tasks import Task, to_dict
+from experiments.world.tasks import DATA, Task, to_dict
 from experiments.world.worlds import noise_seed
 
 
 def dataset_rows(tasks: Sequence[Task], form: str = "short") -> list[dict[str, str]]:
     """Rows for `datasets.Dataset.from_list`: the prompt (see Task.prompt), and the task as JSON."""
     return [{"prompt": task.prompt(form), "task": json.dumps(to_dict(task))} for task in tasks]
+
+
+def shipped_policy() -> tuple[Any, Any]:
+    """(model, tokenizer) of transformers: the policy that comes with the project after phase 1."""
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+    path = os.path.join(DATA, "link-lite", "phase1")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=os.path.join(path, "tokenizer.json"), eos_token="<|im_end|>",
+        pad_token="<|endoftext|>", padding_side="left")
+    return Qwen2ForCausalLM.from_pretrained(path, dtype="float32"), tokenizer
+
+
+def in_turns(prompt: str) -> str:
+    """A prompt as the turns that this policy knows; its tokenizer has no chat template."""
+    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 
 
 class TwinReward:

@@ -2,11 +2,12 @@
 
 import json
 import os
+from dataclasses import replace
 
 from hypothesis import given, strategies as st
 
 from experiments.config import ExperimentConfig, TasksConfig
-from experiments.stages.reject import feasible, keep
+from experiments.stages.reject import feasible, keep, practised
 from experiments.stages.run import Run
 from experiments.world import tasks as task_files
 from rldtf_jax.tokenizer import train_bpe
@@ -40,3 +41,6 @@ def test_rldtf_trains_on_what_a_search_or_a_sampled_response_has_fulfilled(tmp_p
         path.write_text("".join(json.dumps({"task": i, "response": "", "reward": 0.0, "fulfilled": good}) + "\n" for i, good in rows))
     assert feasible(run) == [0, 1, 2, 5, 8]
     assert run.environment("train", only=feasible(run)).tasks == [everything[i] for i in (0, 1, 2, 5, 8)]
+    assert practised(run) == feasible(run)
+    run.config = replace(config, tasks=replace(config.tasks, only_feasible=False))
+    assert practised(run) == list(range(9))
