@@ -49,6 +49,8 @@ def check(configs: Sequence[RLDTFConfig]) -> None:
                                   f"a hyper-parameter that is traced ({', '.join(TRACED)})")
     if len({config.adaptive_kl is None for config in configs}) > 1:
         raise ConfigError("adaptive_kl = null in one arm and a number in another: expected either in all")
+    if len({config.advantage == "expected" for config in configs}) > 1:
+        raise ConfigError("advantage = 'expected' in one arm and another in another: expected it in all or in none")
 
 
 def arm_mesh(width: int | None = None) -> Mesh | None:

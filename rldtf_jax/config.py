@@ -102,7 +102,7 @@ class RLDTFConfig:
     k2: float = 1.0
     kl_target: Literal["reference", "old"] = "reference"
     adaptive_kl: float | None = None  # nats a token; beta_kl grows while the KL is above it and shrinks below
-    advantage: Literal["paper", "gae", "group", "leave-one-out", "counterfactual"] = "paper"
+    advantage: Literal["paper", "gae", "group", "leave-one-out", "counterfactual", "expected"] = "paper"
     with_critic: bool = True  # False: no V is computed or learnt, for advantages that ask for none
     gae_gamma: float = 1.0
     gae_lam: float = 0.95
@@ -145,6 +145,8 @@ class RLDTFConfig:
                     f"an integer >= 2 for advantage = {self.advantage!r}")
         if self.advantage in ("paper", "gae"):
             _expect(self.with_critic, "with_critic", self.with_critic, f"True for advantage = {self.advantage!r}")
+        if self.advantage == "expected":
+            _expect(self.learn_from is None, "learn_from", self.learn_from, "null for advantage = 'expected', which has no A_t to choose by")
         if self.advantage == "counterfactual":
             _expect(self.perturb == "policy", "perturb", self.perturb, "'policy' for advantage = 'counterfactual'")
         sampled, parts = self.prompts_per_step * self.samples_per_prompt, self.minibatches * self.microbatches
@@ -160,11 +162,11 @@ class RLDTFConfig:
     @property
     def asks_the_policy(self) -> bool:
         """Whether a step draws alternatives from the policy (`update.alternatives`)."""
-        return self.weight_by == "entropy" or self.perturbs and self.perturb == "policy"
+        return self.weight_by == "entropy" or self.advantage == "expected" or self.perturbs and self.perturb == "policy"
 
     @property
     def reads_fields(self) -> bool:
-        return self.weight_by == "grammar" or self.perturbs and self.perturb == "in-kind"
+        return self.alpha > 0 and self.weight_by == "grammar" or self.perturbs and self.perturb == "in-kind"
 
 
 def build(cls: type, mapping: dict, path: str = "") -> Any:

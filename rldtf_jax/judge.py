@@ -34,6 +34,14 @@ class Policy(NamedTuple):
     params: Any
 
 
+class Imagined(NamedTuple):
+    """What an environment's own model of its judge expects where another token stands at a position and the rest follows suit."""
+
+    tokens_BxTxK: np.ndarray  # int32, the sampled token and others
+    worth_BxTxK: np.ndarray  # float32, expected R less NO_SERVICE; 0 for tokens that are not valued
+    stats: dict[str, float]  # metrics of its own
+
+
 class Environment(Protocol):
     """The tasks and their judge. A response is an array of token ids; its text ends at the first EOS."""
 
@@ -53,6 +61,9 @@ class Environment(Protocol):
     def summary(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], verdict: Verdict, logp: Sequence[np.ndarray]
                 ) -> dict[str, float]:
         """Further metrics of the rollouts of a step; logp: of each token of the responses, when it was sampled."""
+
+    def imagine(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], alternatives: Alternatives, verdict: Verdict) -> Imagined:
+        """For `advantage` = "expected" alone: what the likely alternatives of each token are worth, without asking the judge."""
 
 
 class Arm(NamedTuple):
@@ -80,6 +91,7 @@ class Judged(NamedTuple):
     S: Sensitivity  # Eq. 4
     change_BxT: np.ndarray  # R(y) less the mean reward over the perturbations of token t
     read_BxT: np.ndarray  # bool, tokens of values that the judge reads; all False where the config has no use for them
+    imagined: Imagined | None = None  # where the config has a use for it
 
 
 def perturbations(arm: Arm, prompts: Prompts, samples: Samples, alternatives: Alternatives | None,
@@ -104,9 +116,10 @@ def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Sam
     A sequence without an EOS is incomplete, R = -1, and costs no simulation: a rollout cut off at its budget (none of
     its tokens is perturbed) as well as a perturbed response that lost its EOS.
     """
-    tasks, sequences, perturbed, fields = [], [], [], []
+    tasks, sequences, perturbed, fields, responses = [], [], [], [], []
     for arm, asked, sampled, others in zip(arms, prompts, samples, alternatives):
         rollouts = [tokens[:n] if end else tokens[:0] for tokens, n, end in zip(*sampled[:2], sampled.ended_B)]
+        responses.append(rollouts)
         fields.append(arm.env.fields(asked.tasks, rollouts) if arm.config.reads_fields else [])
         changed = perturbations(arm, asked, sampled, others, fields[-1], step)
         sequences += [*rollouts, *(ids if arm.env.eos_id in ids else ids[:0] for ids in changed.tokens)]
@@ -117,7 +130,7 @@ def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Sam
     R_M = np.where(whole_M, verdict.reward_M, NO_SERVICE).astype(np.float32)
     unreadable_M = ~whole_M | np.array([reason is not None for reason in verdict.failure_M], bool)
     judged, start = [], 0
-    for sampled, changed, found in zip(samples, perturbed, fields):
+    for arm, asked, sampled, likely, rollouts, changed, found in zip(arms, prompts, samples, alternatives, responses, perturbed, fields):
         B, T = sampled.tokens_BxR.shape
         own, others = slice(start, start + B), slice(start + B, start + B + len(changed.row))
         failure_B = [reason if end else "truncated" for reason, end in zip(verdict.failure_M[own], sampled.ended_B)]
@@ -126,10 +139,12 @@ def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Sam
             for field in row:
                 read_BxT[b, field.start:field.stop] = True
         margin_Bx3 = None if verdict.margin_Mx3 is None else verdict.margin_Mx3[own]
+        own_verdict = Verdict(R_M[own], verdict.fulfilled_M[own] & sampled.ended_B, failure_B, verdict.stats, margin_Bx3)
         judged.append(Judged(
-            Verdict(R_M[own], verdict.fulfilled_M[own] & sampled.ended_B, failure_B, verdict.stats, margin_Bx3),
+            own_verdict,
             sensitivity(R_M[own], R_M[others], changed, T, unreadable_M[others]),
-            signed_change(R_M[own], R_M[others], changed, T), read_BxT))
+            signed_change(R_M[own], R_M[others], changed, T), read_BxT,
+            arm.env.imagine(asked.tasks, rollouts, likely, own_verdict) if arm.config.advantage == "expected" else None))
         start = others.stop
     return judged
 

@@ -1,4 +1,4 @@
-"""Eq. 6-9: the weighted PPO loss, the value loss, the regulariser and their sum.
+"""Eq. 6-9: the weighted PPO loss and its exact expectation, the value loss, the regulariser and their sum.
 
 Three log-probabilities are kept apart by name: `logp` of the current policy, `old_logp` of the behaviour policy that
 sampled the tokens (the ratio's denominator), and the reference's, which enters only through `kl`. Arrays are (B, T) over
@@ -24,6 +24,22 @@ def policy_loss(logp, old_logp, advantage, weight, mask, clip, dual_clip=None):
     if dual_clip is not None:
         surrogate = jnp.where(advantage < 0, jnp.maximum(surrogate, dual_clip * advantage), surrogate)
     return -jnp.mean(jnp.sum(weight * surrogate, axis=-1))
+
+
+def expected_loss(option_logp, option_worth, weight, mask):
+    """Eq. 6 with the expectation over a_t taken exactly: -E[sum_t w_t sum_v pi_theta(v | s_t) Q(y with v at t)], sum over t, mean over the batch.
+
+    Its gradient at theta_old is that of Eq. 6 with A_t = Q(y) - sum_v pi(v | s_t) Q(y with v at t), averaged over a_t instead of sampled
+    (expected policy gradients, arXiv:1706.05374).
+
+    Args:
+      option_logp: (B, T, K) log pi_theta(v | s_t) of K tokens v that might stand at t, the sampled one among them.
+      option_worth: (B, T, K) Q less what any other token is worth; 0 for what is not valued. No gradient.
+      weight: (B, T) of Eq. 5.
+    """
+    expected = jnp.sum(jnp.exp(option_logp) * jax.lax.stop_gradient(option_worth), axis=-1)
+    expected, weight = _where(mask, expected, jax.lax.stop_gradient(weight))
+    return -jnp.mean(jnp.sum(weight * expected, axis=-1))
 
 
 def value_loss(value, ret, mask, old_value=None, value_clip=None):

@@ -137,13 +137,14 @@ def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Re
           ) -> tuple[Rollouts, jax.Array]:
     """(what the updates of a step are made of, the token weights)."""
     config, mask = arm.config, np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
-    _, other_BxT, entropy_BxT = (None,) * 3 if recalled.alternatives is None else map(np.asarray, recalled.alternatives)
+    _, other_BxT, entropy_BxT, *_ = (None,) * 3 if recalled.alternatives is None else map(np.asarray, recalled.alternatives)
     evidence = Evidence(judged.S, judged.read_BxT, entropy_BxT, mask, hash_seed(arm.seed, step))
     w = WEIGHTS[config.weight_by](evidence, config)
     A, ret = advantages(config, jnp.asarray(judged.verdict.reward_M), recalled.value_BxT, mask, judged.change_BxT, other_BxT)
     scaled = mean_one(w, mask) if config.weights == "mean-one" else jnp.asarray(w)
     return Rollouts(tokens_BxS, prompts.lengths_B, prompts.lengths_B + samples.lengths_B, samples.logp_BxR,
-                    recalled.anchor_hidden_BxTxD, A, ret, scaled, recalled.value_BxT), w
+                    recalled.anchor_hidden_BxTxD, A, ret, scaled, recalled.value_BxT,
+                    *(judged.imagined[:2] if judged.imagined else ())), w
 
 
 def minibatches(arm: Arm, rows: Rollouts, step: int) -> Iterator[Any]:
@@ -325,6 +326,7 @@ def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Reca
            if arm.config.with_critic else {}),
         "weight/mean": w.mean(), "weight/effective_sample_size": w.sum() ** 2 / max((w ** 2).sum(), 1e-12) / w.size,
         "weight/over_threshold": (judged.S.total[mask_BxT] > arm.config.threshold).mean(),
+        **(judged.imagined.stats if judged.imagined else {}),
         **{f"S/{part}": S[mask_BxT].mean() for part, S in judged.S._asdict().items()},
         **arm.env.summary(prompts.tasks, responses, verdict, logp),
         "tokens": prompts.lengths_B.sum() + samples.lengths_B.sum(), "response_tokens": samples.lengths_B.mean(),

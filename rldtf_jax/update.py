@@ -13,8 +13,11 @@ from flax import nnx
 
 from rldtf_jax import lora, optim
 from rldtf_jax.logprob import entropy, log_prob, token_stats
-from rldtf_jax.loss import policy_loss, regulariser, total_loss, value_loss
+from rldtf_jax.loss import expected_loss, policy_loss, regulariser, total_loss, value_loss
 from rldtf_jax.sft import response_states, response_tokens
+
+
+LIKELY = 8  # tokens beside the sampled one that an environment may value at a position
 
 
 class Hyper(NamedTuple):
@@ -73,6 +76,8 @@ class Rollouts(NamedTuple):
     return_BxT: jax.Array
     weight_BxT: jax.Array
     old_value_BxT: jax.Array  # V_old(s_t)
+    option_BxTxK: Any = None  # int32, tokens that might stand at t, and what each is worth; advantage = expected
+    worth_BxTxK: Any = None
 
 
 @functools.partial(jax.jit, static_argnames=("static", "num_tokens"))
@@ -94,12 +99,14 @@ class Alternatives(NamedTuple):
     tokens_NxBxT: jax.Array  # int32, drawn from pi(. | s_t) without the sampled token
     other_BxT: jax.Array  # float32, 1 - pi(a_t | s_t)
     entropy_BxT: jax.Array  # float32, of pi(. | s_t), nats
+    likely_BxTxK: jax.Array  # int32, the LIKELY most likely tokens but the sampled one
+    p_BxTxK: jax.Array  # float32, pi of each
 
 
 @functools.partial(jax.jit, static_argnames=("static", "num_tokens", "num"))
 def alternatives(static: Static, policy, tokens_BxS, prompt_lengths_B, lengths_B, keys_B, temperature, num_tokens: int,
                  num: int) -> Alternatives:
-    """`num` independent draws of another token for every response position; row b draws from keys_B[b] alone."""
+    """`num` independent draws of another token for every response position, and the likeliest; row b draws from keys_B[b] alone."""
     policy = nnx.merge(static.policy_def, policy)
     hidden_BxTxD = response_states(policy.hidden(tokens_BxS, lengths_B), prompt_lengths_B, num_tokens)
     tokens_BxT, _ = response_tokens(tokens_BxS, prompt_lengths_B, lengths_B, num_tokens)
@@ -109,10 +116,12 @@ def alternatives(static: Static, policy, tokens_BxS, prompt_lengths_B, lengths_B
         p_T = jnp.exp(log_prob(logits_TxV, tokens_T))
         others_TxV = jnp.where(jax.nn.one_hot(tokens_T, logits_TxV.shape[-1], dtype=bool), -jnp.inf, logits_TxV)
         drawn_NxT = jax.random.categorical(key, others_TxV, shape=(num, num_tokens))
-        return drawn_NxT.astype(jnp.int32), 1.0 - p_T, entropy(logits_TxV)
+        likely_logits_TxK, likely_TxK = jax.lax.top_k(others_TxV, min(LIKELY, others_TxV.shape[-1] - 1))
+        p_TxK = jnp.exp(likely_logits_TxK - jax.nn.logsumexp(logits_TxV, axis=-1, keepdims=True))
+        return drawn_NxT.astype(jnp.int32), 1.0 - p_T, entropy(logits_TxV), likely_TxK, p_TxK
 
-    drawn_BxNxT, other_BxT, entropy_BxT = jax.lax.map(lambda x: row(*x), (keys_B, hidden_BxTxD, tokens_BxT))
-    return Alternatives(jnp.moveaxis(drawn_BxNxT, 0, 1), other_BxT, entropy_BxT)
+    drawn_BxNxT, *rest = jax.lax.map(lambda x: row(*x), (keys_B, hidden_BxTxD, tokens_BxT))
+    return Alternatives(jnp.moveaxis(drawn_BxNxT, 0, 1), *rest)
 
 
 def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hyper, num_counted):
@@ -128,13 +137,14 @@ def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hy
     states = functools.partial(response_states, prompt_lengths_B=rows.prompt_lengths_B, num_tokens=T)
     stats = token_stats(
         policy_model.unembed, states(policy_model.hidden(rows.tokens_BxS, rows.lengths_B)), tokens_BxT,
-        anchor_model.unembed, rows.anchor_hidden_BxTxD, temperature=hyper.temperature, chunk=static.logit_chunk)
+        anchor_model.unembed, rows.anchor_hidden_BxTxD, options_BxTxK=rows.option_BxTxK, temperature=hyper.temperature, chunk=static.logit_chunk)
     value_BxT = critic_model.value(states(critic_model.hidden(rows.tokens_BxS, rows.lengths_B))) if static.with_critic else None
 
     token_share = jnp.sum(mask) / num_counted
     per_token = len(mask) / num_counted if static.aggregation == "token-mean" else 1.0
-    L_policy = per_token * policy_loss(
-        stats.logp, rows.old_logp_BxT, rows.advantage_BxT, rows.weight_BxT, mask, hyper.clip, static.dual_clip)
+    L_policy = per_token * (
+        policy_loss(stats.logp, rows.old_logp_BxT, rows.advantage_BxT, rows.weight_BxT, mask, hyper.clip, static.dual_clip)
+        if rows.option_BxTxK is None else expected_loss(stats.options, rows.worth_BxTxK, rows.weight_BxT, mask))
     L_value = per_token * value_loss(
         value_BxT, rows.return_BxT, mask, rows.old_value_BxT, static.value_clip) if static.with_critic else jnp.float32(0.0)
     L_reg = token_share * regulariser(stats.entropy, stats.kl, mask, hyper.beta_ent, hyper.beta_kl)

@@ -11,12 +11,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rldtf_jax import critic, rldtf
+from rldtf_jax.config import ConfigError, RLDTFConfig
 from rldtf_jax.qwen2 import Qwen2
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
 from experiments.stages.reject import all_sampled, practised, reject
-from experiments.stages.run import Run, fresh_model, keep_model, opened, respond, sequences, stage_model
+from experiments.stages.run import Run, fresh_model, keep_model, opened, respond, say, sequences, stage_model
+from experiments.world.emulator import Emulator, fit, verdicts
+from experiments.world.environment import TwinEnvironment
 
 
 def train_rldtf(run: Run) -> Qwen2:
@@ -25,10 +28,32 @@ def train_rldtf(run: Run) -> Qwen2:
     if done is not None:
         return done
     policy = reject(run)
-    model = rldtf.train(policy, train_critic(run, policy), run.environment("train", only=practised(run)), run.config.rldtf,
+    model = rldtf.train(policy, train_critic(run, policy), practice_environment(run, run.config.rldtf), run.config.rldtf,
                         seed=run.config.seed, directory=run.path("rldtf"), watch=on_validation(run), **run.config.loop_options)
     keep_model(run, model, "rldtf")
     return model
+
+
+def practice_environment(run: Run, config: RLDTFConfig, seed: int | None = None) -> TwinEnvironment:
+    """The tasks that RLDTF learns on and their judge, with a model of the twin where the config has a use for one; seed: of their order."""
+    found = run.environment("train", seed, practised(run))
+    if config.advantage == "expected":
+        found.emulator = emulated(run)
+    return found
+
+
+def emulated(run: Run) -> Emulator:
+    """A model of the twin, fitted to what it said of the samples of rejection sampling: kept, so that all who go on have the same."""
+    path = run.path("emulator.npz")
+    if not os.path.exists(path):
+        rows = all_sampled(run)
+        if not rows:
+            raise ConfigError("rldtf.advantage = 'expected': expected samples of rejection sampling, whose verdicts a model of the twin is fitted to")
+        data = verdicts(run.tasks_of("train"), rows)
+        fitted = fit(data, run.config.seed)
+        say(f"emulator: {len(data.rewards)} verdicts; explains {fitted.explained_variance:.2f} of R's variance on tasks that it has not seen")
+        fitted.save(path)
+    return Emulator.load(path)
 
 
 def on_validation(run: Run) -> Callable[[Qwen2], dict[str, float]] | None:

@@ -36,8 +36,8 @@ from experiments import config as configs
 from experiments.config import ExperimentConfig
 from experiments.files import whole
 from experiments.stages.evaluate import summarise
-from experiments.stages.reject import practised, reject
-from experiments.stages.rldtf import train_critic
+from experiments.stages.reject import reject
+from experiments.stages.rldtf import practice_environment, train_critic
 from experiments.stages.run import Run, opened, respond, say
 from experiments.studies import ablate_report
 from experiments.studies.grid import Cell, SweepConfig, arm_path, cells, is_done, split_axes
@@ -103,8 +103,7 @@ def _read_round(path: str) -> Round:
 
 def trained_arms(run: Run, grid: Sequence[Cell]) -> list[Arm]:
     """Arms share tasks, tokenizer and twin; each seed has an order of the tasks of its own."""
-    tasks = practised(run)
-    by_seed = {seed: run.environment("train", seed, tasks) for seed in {cell.seed for cell in grid}}
+    by_seed = {seed: practice_environment(run, grid[0].config, seed) for seed in {cell.seed for cell in grid}}
     return [Arm(cell.config, cell.seed, by_seed[cell.seed]) for cell in grid]
 
 

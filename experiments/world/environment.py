@@ -10,14 +10,17 @@ import numpy as np
 from tqdm import tqdm
 
 from rldtf_jax.reward import NO_SERVICE, RewardConfig, margins
-from rldtf_jax.judge import Policy, Verdict
+from rldtf_jax.judge import Imagined, Policy, Verdict
 from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
 from rldtf_jax.token_weight import Field
 from rldtf_jax.tokenizer import Tokenizer
+from rldtf_jax.update import Alternatives
 from twin import Twin
 
 from experiments.world import orchestration
+from experiments.world.emulator import Emulator
+from experiments.world.imagine import imagine
 from experiments.world.orchestration import read
 from experiments.world.scoring import Reading, judge_readings
 from experiments.world.search import written
@@ -64,8 +67,9 @@ class TwinEnvironment:
     """Tasks in, verdicts out; satisfies `rldtf_jax.rldtf.Environment`."""
 
     def __init__(self, tasks: Sequence[Task], tokenizer: Tokenizer, twin: Twin, config: RewardConfig, *, seed: int = 0,
-                 translator: ModelTranslator | Literal["grammar", "tolerant"] = "grammar", form: str = "short"):
-        """translator: f(a) of III.B. form: of the prompts, see Task.prompt."""
+                 translator: ModelTranslator | Literal["grammar", "tolerant"] = "grammar", form: str = "short", emulator: Emulator | None = None):
+        """translator: f(a) of III.B. form: of the prompts, see Task.prompt. emulator: what `imagine` asks."""
+        self.emulator = emulator
         self.translator = translator
         self.tasks, self.tokenizer, self.twin, self.config, self.seed = list(tasks), tokenizer, twin, config, seed
         self.eos_id = tokenizer.eos_id
@@ -121,6 +125,10 @@ class TwinEnvironment:
                                       np.array([tasks[i].required for i in ran]), self.config)
         return Verdict(np.array([one.R for one in judgements], np.float32), np.array([one.fulfilled for one in judgements], bool),
                        [one.failure for one in judgements], stats, margin_Mx3)
+
+    def imagine(self, tasks: Sequence[Task], responses: Sequence[np.ndarray], alternatives: Alternatives, verdict: Verdict) -> Imagined:
+        """What the likely alternatives of each token are worth by the emulator, see `world.imagine`."""
+        return imagine(self.emulator, self.tokenizer, tasks, responses, self.texts(responses), alternatives, verdict)
 
     def fields(self, tasks: Sequence[Task], responses: Sequence[np.ndarray]) -> list[list[Field]]:
         """The workflow's values in each response, with what the task's platform offers in place of each."""

@@ -118,6 +118,11 @@ def think(scenario: Scenario, throughput_mbps: float, delay_ms: float) -> str:
             f"{quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}{END_THINK} ")
 
 
+def each_prb_mbps(w: Workflow) -> float:
+    """What one resource block of the grant carries without block errors, before sizes are rounded."""
+    return data_elements(w) / w.num_prb * w.num_layers * w.bits_per_symbol * w.code_rate / slot_ms(w.scs_khz) * 1e-3
+
+
 def describe_workflow(w: Workflow, wanted_mbps: float | None = None) -> str:
     """A workflow in structured natural language, what the policy learns to write; `translate` reads it back.
 
@@ -127,14 +132,13 @@ def describe_workflow(w: Workflow, wanted_mbps: float | None = None) -> str:
     carried = full_throughput_mbps(w, 0.0)
     figure = wanted_mbps if wanted_mbps and wanted_mbps <= carried else max(
         (rate for rate in RATES_MBPS if rate <= carried), default=RATES_MBPS[0])
-    each = data_elements(w) / w.num_prb * w.num_layers * w.bits_per_symbol * w.code_rate / slot_ms(w.scs_khz) * 1e-3
     return (f"Use {w.scs_khz} kHz, {QAM[w.bits_per_symbol]} on {w.num_layers} layer{'s' * (w.num_layers > 1)}, "
             f"{'LDPC' if w.code == 'ldpc' else w.code} rate {w.code_rate:.2f} with {w.decoder_iterations} iterations, "
             f"{w.num_dmrs} DMRS, {w.estimator} estimation, {w.detector} detection, "
             f"{f'{w.precoder} precoding, ' if w.precoder != 'none' else ''}"
             f"{f'{w.num_transmissions} transmissions, ' if w.num_transmissions > 1 else ''}"
             f"{f'{w.combining} combining, ' if w.combining != 'ir' else ''}"
-            f"{_two_digits(each)} a PRB, "
+            f"{_two_digits(each_prb_mbps(w))} a PRB, "
             f"{quantity(figure, 'Mbps', 'kbps')} on {w.num_prb} PRB.")
 
 

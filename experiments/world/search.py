@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import random
-from typing import NamedTuple, Sequence
+from typing import Iterator, NamedTuple, Sequence
 
 import numpy as np
 
@@ -210,16 +210,20 @@ def shortlist(task: Task, config: RewardConfig) -> list[Workflow]:
     return [found[i] for i in np.argsort(-promises(task, found, config), kind="stable")]
 
 
-def steps(task: Task, workflow: Workflow) -> list[Workflow]:
-    """Every other value of every single field with the grant resized, and wider grants; what is slow last."""
-    found = []
+def changes(scenario: Scenario, workflow: Workflow) -> Iterator[Workflow]:
+    """The workflow with every other value of every single field but the grant; what the twin cannot run is among them."""
     for field in STEPPED:
-        for value in offered(task.scenario, field):
+        for value in offered(scenario, field):
             if value != getattr(workflow, field) and (field != "combining" or workflow.num_transmissions > 1):
                 changed = {field: value}
                 if field == "num_transmissions" and 1 in (value, workflow.num_transmissions):
-                    changed["combining"] = combining(task.scenario, value)
-                found.append(granted(task, dataclasses.replace(workflow, **changed)))
+                    changed["combining"] = combining(scenario, value)
+                yield dataclasses.replace(workflow, **changed)
+
+
+def steps(task: Task, workflow: Workflow) -> list[Workflow]:
+    """Every other value of every single field with the grant resized, and wider grants; what is slow last."""
+    found = [granted(task, changed) for changed in changes(task.scenario, workflow)]
     for num_prb in (workflow.num_prb + 1, workflow.num_prb + 2, round(workflow.num_prb * 1.3) + 1):
         if num_prb <= task.scenario.max_prb:
             found.append(dataclasses.replace(workflow, num_prb=num_prb))

@@ -1,16 +1,23 @@
 """The rival that learns from the twin's verdicts: it learns what can be learnt, and answers with what the platform can run."""
 
+import dataclasses
 import random
+import shutil
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings, strategies as st
 
 from experiments.config import load
-from experiments.stages.run import opened
-from experiments.studies import emulator
+from experiments.stages.rldtf import practice_environment, value_model
+from experiments.stages.run import opened, stage_model
+from experiments.studies import emulator as study
+from experiments.world import emulator
 from experiments.world.search import runs
 from experiments.world.tasks import HELD_OUT, random_workflow
+from rldtf_jax import metrics, rldtf
 from rldtf_jax.config import ConfigError
 from rldtf_jax.reward import RewardConfig
 
@@ -26,7 +33,7 @@ def test_what_is_a_function_of_the_figures_is_learnt_and_noise_is_not():
     data = made_up(lambda x: np.tanh(x[:, 0] - x[:, 1] + 0.5 * np.sin(x[:, 2])))
     fitted = emulator.fit(data)
     assert fitted.explained_variance > 0.9 and fitted.accuracy > 0.9
-    R, p = fitted(data.features)
+    R, p = fitted.of_figures(data.features)
     assert np.corrcoef(R, data.rewards)[0, 1] > 0.95 and ((p > 0.5) == (data.fulfilled > 0)).mean() > 0.9
     noise = emulator.fit(made_up(lambda x: np.random.default_rng(1).normal(size=len(x))), epochs=5)
     assert noise.explained_variance < 0.1 and 0.3 < noise.accuracy < 0.7
@@ -39,17 +46,38 @@ def test_every_figure_is_finite_and_every_answer_runs(drawn, seed):
     task, channels = rng.choice(drawn), ["awgn", "tdl-a"]
     x = emulator.features(task, random_workflow(rng, task.scenario), channels)
     assert np.isfinite(x).all() and x[-2:].tolist() == [float(task.scenario.channel == channel) for channel in channels]
-    options = emulator.answers(task, rng, RewardConfig())
+    options = study.answers(task, rng, RewardConfig())
     assert len(set(options)) == len(options) and all(runs(task.scenario, w) for w in options)
 
 
 def test_it_answers_the_held_out_tasks_of_a_run(finished, tmp_path):
     with opened(load(["preset=smoke", f"run_dir={finished[0]}", "rldtf.steps=6"])) as run:
-        found = emulator.study(run)
+        found = study.study(run)
         assert set(HELD_OUT) < set(found) and 0 < found["verdicts"] <= 160
         for split in HELD_OUT:
             assert 0 <= found[split]["emulator"]["fulfilment"] <= 1 and found[split]["emulator"]["reward"] <= 1
-        assert emulator.table(found).count("\n") == 1 + len(HELD_OUT)
+        assert study.table(found).count("\n") == 1 + len(HELD_OUT)
     with opened(load(["preset=smoke", f"run_dir={tmp_path}/new"]), start_twin=False) as run:
         with pytest.raises(ConfigError, match="expected a run whose rejection sampling is done"):
-            emulator.study(run)
+            study.study(run)
+
+
+def test_rldtf_learns_from_what_an_emulator_of_its_run_expects(finished, tmp_path):
+    """`advantage=expected`: fitted once, kept, and asked about the policy's own alternatives."""
+    with opened(load(["preset=smoke", f"run_dir={finished[0]}", "rldtf.steps=6"])) as first:
+        config = dataclasses.replace(first.config.rldtf, advantage="expected", with_critic=False, perturb="paper", alpha=0.0, steps=2)
+        run = dataclasses.replace(first, config=dataclasses.replace(first.config, run_dir=str(tmp_path)))
+        with pytest.raises(ConfigError, match="expected samples of rejection sampling"):
+            practice_environment(run, config)
+        shutil.copytree(first.path("reject"), run.path("reject"))
+        environment = practice_environment(run, config)
+        again = practice_environment(run, config).emulator
+        pairs = [(task, task.witness) for task in environment.tasks[:5]]
+        np.testing.assert_array_equal(environment.emulator(pairs), again(pairs))
+        assert again.channels == tuple(sorted({task.scenario.channel for task in run.tasks_of("train")}))
+        policy = stage_model(run, "reject")
+        model = rldtf.train(policy, value_model(policy, 0), environment, config, seed=0, directory=run.path("rldtf"), boards=())
+        seen = metrics.read(run.path("rldtf"))
+        assert len(seen) == 2 and all(row["imagined/workflows"] >= 0 and np.isfinite(row["loss"]) for row in seen)
+        moved = [np.abs(x - y).max() for x, y in zip(*(map(np.asarray, jax.tree.leaves(nnx.state(m))) for m in (model, stage_model(run, "reject"))))]
+        assert max(moved) > 0

@@ -83,8 +83,10 @@ def stats(hidden, anchor_hidden, table, anchor_table, tokens, **options):
 def test_statistics_are_those_of_the_tempered_distribution(temperature):  # TRAPS 2
     hidden, anchor_hidden, table, anchor_table, tokens = setup(0)
     x, y = hidden @ table.T / temperature, anchor_hidden @ anchor_table.T / temperature
-    out = stats(*setup(0), temperature=temperature)
-    for ours, expected in zip(out, (log_prob(x, tokens), entropy(x), kl_divergence(x, y))):
+    options = np.stack([tokens, (tokens + 1) % V], -1)
+    out = stats(*setup(0), temperature=temperature, options_BxTxK=options)
+    of_options = np.stack([log_prob(x, options[..., k]) for k in range(2)], -1)
+    for ours, expected in zip(out, (log_prob(x, tokens), entropy(x), kl_divergence(x, y), of_options), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -96,8 +98,8 @@ def test_chunked_equals_unchunked_in_values_and_gradients(chunk, anchored):
 
     def total(hidden, table, chunk):
         anchor = (lambda h: h @ anchor_table.T, anchor_hidden) if anchored else ()
-        out = token_stats(lambda h: h @ table.T, hidden, tokens, *anchor, chunk=chunk)
-        return sum((w * x).sum() for w, x in zip(weight, out)), out
+        out = token_stats(lambda h: h @ table.T, hidden, tokens, *anchor, options_BxTxK=np.stack([tokens, tokens[::-1]], -1), chunk=chunk)
+        return sum((w * x).sum() for w, x in zip(weight, out)) + (weight[0, ..., None] * out.options).sum(), out
 
     for chunked, whole in zip(*(jax.tree.leaves(jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, table, c))
                                 for c in (chunk, None))):

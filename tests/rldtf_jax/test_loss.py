@@ -9,7 +9,7 @@ import plain_equations as plain
 from hypothesis import given, settings, strategies as st
 from jax.test_util import check_grads
 
-from rldtf_jax.loss import policy_loss, regulariser, total_loss, value_loss
+from rldtf_jax.loss import expected_loss, policy_loss, regulariser, total_loss, value_loss
 from rldtf_jax.token_weight import token_weights
 
 B, T = 3, 5
@@ -219,3 +219,36 @@ def test_sweeping_clip_and_betas_compiles_nothing(compilations):
         for step in range(5):
             at(0.1 * step, 0.2 * step)
     assert compiled == []
+
+
+@given(SEEDS, st.integers(2, 6))
+def test_the_expected_loss_is_eq_6_averaged_over_the_next_token(seed, V):
+    """In value and in gradient, at the policy that sampled: one position, all V tokens valued."""
+    rng = np.random.default_rng(seed)
+    logits, Q = rng.normal(size=V).astype(np.float32), rng.normal(size=V).astype(np.float32)
+    p = np.exp(jax.nn.log_softmax(logits))
+    weight, mask, floor = np.float32([[1.7]]), np.ones((1, 1), bool), -3.0
+
+    def exact(logits):
+        return expected_loss(jax.nn.log_softmax(logits)[None, None], (Q - floor)[None, None], weight, mask)
+
+    def sampled(logits, v):
+        logp = jax.nn.log_softmax(logits)[v][None, None]
+        return policy_loss(logp, jax.lax.stop_gradient(logp), np.float32([[Q[v] - p @ Q]]), weight, mask, 0.2)
+
+    np.testing.assert_allclose(exact(logits), -1.7 * (p @ (Q - floor)), rtol=1e-5)
+    mean = sum(p[v] * np.asarray(jax.grad(sampled)(logits, v)) for v in range(V))
+    np.testing.assert_allclose(jax.grad(exact)(logits), mean, atol=2e-6)
+
+
+@given(SEEDS, ANYTHING)
+def test_the_expected_loss_ignores_padding_and_leaves_worth_and_weights_alone(seed, behind):
+    x, rng = Batch(seed), np.random.default_rng(seed)
+    logp, worth = -rng.exponential(1, (2, B, T, 4)).astype(np.float32)
+    args = logp, -worth, x.weight, x.mask
+    hidden = [np.where(x.mask.reshape(B, T, *[1] * (a.ndim - 2)), a, behind).astype(np.float32) for a in args[:3]]
+    np.testing.assert_allclose(expected_loss(*args), -np.mean([sum(
+        x.weight[b, t] * np.exp(logp[b, t]) @ -worth[b, t] for t in range(x.length[b])) for b in range(B)]), rtol=1e-4)
+    np.testing.assert_array_equal(expected_loss(*hidden, x.mask), expected_loss(*args))
+    d_logp, d_worth, d_weight = jax.grad(expected_loss, (0, 1, 2))(*args)
+    assert not np.any(d_worth) and not np.any(d_weight) and not np.any(np.asarray(d_logp)[~x.mask])

@@ -197,11 +197,22 @@ def test_in_the_critics_warm_up_only_the_critic_learns():
     {"whiten": True},
     {"kl_target": "old"}, {"perturb": "in-kind"}, {"perturb": "policy"}, {"perturb": "policy", "advantage": "counterfactual"},
     {"perturb": "policy", "advantage": "counterfactual", "ask_above": 0.5, "with_critic": False},
+    {"advantage": "expected", "with_critic": False, "epochs": 2, "minibatches": 2}, {"advantage": "expected", "logit_chunk": 3},
     *({"weight_by": name} for name in WEIGHTS)], ids=str)
 def test_every_option_trains(option):
     config = dataclasses.replace(ONE, prompts_per_step=4, samples_per_prompt=2, **option)
     state, metrics = one_step(config, step=2)
     assert metrics["skipped"] == 0 and np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
+
+
+def test_the_expected_advantage_climbs_what_the_environment_values():
+    """The tiny environment values exactly, so a few large steps raise the reward of what is sampled."""
+    config = dataclasses.replace(ONE, prompts_per_step=32, advantage="expected", with_critic=False, alpha=0.0, beta_ent=0.0, beta_kl=0.0)
+    state, rewards = first_state(), []
+    for step in range(6):
+        state, metrics = one_step(config, state=state, step=step)
+        rewards.append(metrics["reward"])
+    assert rewards[-1] > rewards[0] + 0.2 and metrics["imagined/tokens"] > 0
 
 
 def test_an_adaptive_kl_raises_its_coefficient_above_the_aim_and_lowers_it_below():
