@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from experiments.world import tasks
 from experiments.world.imagine import LEAST, imagine, neighbours, options, resized
 from experiments.world.orchestration import each_prb_mbps, read
 from experiments.world.search import runs, sized_workflow

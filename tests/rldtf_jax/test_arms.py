@@ -82,7 +82,7 @@ PAPER = {}
 OTHER = dict(advantage="gae", whiten=True, weights="mean-one", aggregation="token-mean", kl_target="old", adaptive_kl=0.05)
 
 
-@pytest.mark.parametrize("width, changes", [(1, PAPER), (1, OTHER), (3, OTHER), (3, dict(lora_rank=2)), (3, dict(learn_from=4))])
+@pytest.mark.parametrize("width, changes", [(1, PAPER), (1, OTHER), (3, OTHER), (3, dict(lora_rank=2)), (3, dict(learn_from=4)), (3, dict(advantage="expected"))])
 def test_every_arm_is_what_it_is_alone(width, changes):
     arms = grid(dataclasses.replace(RL, **changes), alpha=(0.0, 2.0), threshold=(0.02,)) + grid(
         dataclasses.replace(RL, **changes, beta_kl=0.3, policy=OptimConfig(lr=5e-4)), seeds=(5,), num_perturb=(3,))
@@ -146,6 +146,8 @@ def test_when_all_arms_have_diverged_training_ends(tmp_path):
 def test_what_shapes_the_programs_may_not_differ():
     with pytest.raises(ConfigError, match="aggregation = 'token-mean' in one arm and 'sum' in another: expected one value"):
         together.initial(POLICY, CRITIC, grid(aggregation=("sum", "token-mean")), 1)
+    with pytest.raises(ConfigError, match="advantage = 'expected' in one arm and another in another"):
+        together.initial(POLICY, CRITIC, grid(advantage=("paper", "expected")), 1)
     with pytest.raises(ConfigError, match="adaptive_kl = null in one arm"):
         together.initial(POLICY, CRITIC, grid(adaptive_kl=(None, 0.1)), 1)
 
