@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["rldtf_jax*", "twin*", "experiments*"]),
-    package_data={"twin": ["weights/*", "tables/*"], "experiments.world": ["data/*", "data/*/*", "schema.json"]},
+    package_data={"twin": ["weights/*", "tables/*"], "experiments.world": ["data/*", "data/*/*", "data/*/*/*", "schema.json"]},
     install_requires=[
         "jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "safetensors", "gguf", "tokenizers",
         "sionna-no-rt==1.2.*", "tensorflow", "numba",
