@@ -27,13 +27,19 @@ class ModelConfig:
 
     preset: str = "tiny"
     hf_dir: str | None = None  # relative to where the command runs or, not found there, to the project
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights, their gradients and Adam's moments are float32
+    remat: bool = False  # recompute each layer in the backward pass: a third more time for much less memory
     vocab_size: int = 1024  # of the domain BPE that a model from nothing gets
 
     def __post_init__(self):
         _at_least(300, self, "vocab_size")
         if self.hf_dir is not None and self.directory is None:
             raise ConfigError(f"hf_dir = {self.hf_dir!r}: no such directory")
+
+    @property
+    def options(self) -> dict:
+        """Fields of Qwen2Config that every stage's model has."""
+        return {"dtype": self.dtype, "param_dtype": "float32", "remat": self.remat}
 
     @property
     def directory(self) -> str | None:

@@ -51,7 +51,7 @@ def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = No
     """Reads config.json and the safetensors of an HF directory.
 
     dtype: of parameters and computation; None takes the file's. mesh: parameters go straight to their shards on it.
-    overrides: fields of Qwen2Config, say remat. num_tokens comes from tokenizer.json where there is one. Of several
+    overrides: fields of Qwen2Config, say remat, or param_dtype for parameters of another type than what computes. num_tokens comes from tokenizer.json where there is one. Of several
     files the index says which count; stored rotary frequencies are not read, they follow from the config.
     Raises FileNotFoundError for a directory without weights or without a file that its index names, and ValueError,
     naming the tensor, for one that is missing, unknown, of another shape than the config says, or cut off.
@@ -61,7 +61,7 @@ def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = No
     if "num_tokens" not in config and (directory / "tokenizer.json").exists():
         overrides = {"num_tokens": _count_ids(directory / "tokenizer.json")} | overrides
     if dtype is not None:
-        overrides |= {"dtype": dtype, "param_dtype": dtype}
+        overrides = {"dtype": dtype, "param_dtype": dtype} | overrides
     config = Qwen2Config.from_hf(config, **overrides)
     tensors = {name: tensor for file in _weight_files(directory) for name, tensor in _map_safetensors(file).items()
                if not name.endswith(".rotary_emb.inv_freq")}
@@ -72,7 +72,7 @@ def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = No
 
 
 def save(model: Qwen2, directory: str | Path, files: dict[str, str] | None = None, eos_id: int | None = None) -> None:
-    """Writes config.json and safetensors that `load` and transformers' Qwen2ForCausalLM read.
+    """Writes config.json and safetensors that `load` and transformers read: a Qwen2ForCausalLM, without biases a LlamaForCausalLM.
 
     files: texts to lie beside them, by name: a tokenizer.json. eos_id: the token that ends a response. One tensor at a
     time is fetched from the devices. The directory appears whole or not at all. Raises FileExistsError if it is there
@@ -121,7 +121,7 @@ def load_gguf(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None
             intermediate_size=field(f"{architecture}.feed_forward_length"),
             num_hidden_layers=field(f"{architecture}.block_count"),
             num_attention_heads=field(f"{architecture}.attention.head_count"),
-            num_key_value_heads=field(f"{architecture}.attention.head_count_kv"),
+            num_key_value_heads=field(f"{architecture}.attention.head_count_kv", field(f"{architecture}.attention.head_count")),
             head_dim=field(f"{architecture}.attention.key_length"),
             rope_theta=field(f"{architecture}.rope.freq_base", 1e4),
             rms_norm_eps=field(f"{architecture}.attention.layer_norm_rms_epsilon"),
@@ -318,11 +318,10 @@ def _param(model: Qwen2, path: str) -> jax.Array:
 
 
 def _hf_config(config: Qwen2Config) -> dict:
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+    kind = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False} if config.attention_bias else {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "mlp_bias": False}
+    return kind | {
         "hidden_act": "silu",
-        "use_sliding_window": False,
         "torch_dtype": config.param_dtype,
     } | {name: getattr(config, name) for name in CONFIG_NAMES}
 

@@ -65,11 +65,17 @@ class Qwen2Config:
     def from_hf(cls, config: dict[str, Any], **overrides) -> "Qwen2Config":
         """Reads an HF config.json given as a dict.
 
-        Raises ValueError, naming it, for a model type other than qwen2, for a feature the model does not have
-        (sliding-window attention, scaled rotary positions, an activation other than SiLU), and for a value of another type.
+        A llama is a qwen2 without biases. Raises ValueError, naming it, for another model type, for a feature the model does not
+        have (sliding-window attention, scaled rotary positions, a llama's biases, an activation other than SiLU), and for a
+        value of another type.
         """
-        if config.get("model_type") != "qwen2":
-            raise ValueError(f"model_type {config.get('model_type')!r} is not supported, only 'qwen2'")
+        model_type = config.get("model_type")
+        if model_type not in ("qwen2", "llama"):
+            raise ValueError(f"model_type {model_type!r} is not supported, only 'qwen2' and 'llama'")
+        if model_type == "llama":
+            if biased := next((name for name in ("attention_bias", "mlp_bias") if config.get(name)), None):
+                raise ValueError(f"{biased} = {config[biased]!r} is not supported in a llama, only False")
+            config = config | {"attention_bias": False}
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act {config['hidden_act']!r} is not supported, only 'silu'")
         layer_types = set(config.get("layer_types") or ["full_attention"])

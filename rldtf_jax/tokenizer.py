@@ -4,6 +4,7 @@ Byte-level BPE: every text round-trips, whatever the vocabulary. The chat templa
 """
 
 import base64
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,10 +70,19 @@ class Tokenizer:
 
 
 def load(path: str | Path, system: str | None = None) -> Tokenizer:
-    """Reads an HF tokenizer.json; raises ValueError for a file that is none or that lacks the chat tokens."""
+    """Reads an HF tokenizer.json; raises ValueError for a file that is none or that lacks the chat tokens.
+
+    Two things that some files say are not followed: a length to cut or pad all texts to, and that a chat token is an ordinary one,
+    whose name in a user's text would end the turn.
+    """
     text = Path(path).read_text(encoding="utf-8")
     try:
-        backend = tokenizers.Tokenizer.from_str(text)
+        saved = json.loads(text)
+        saved |= {"truncation": None, "padding": None}
+        for token in saved.get("added_tokens") or ():
+            if token["content"] in SPECIAL_TOKENS:
+                token |= {"special": True, "normalized": False}
+        backend = tokenizers.Tokenizer.from_str(json.dumps(saved))
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{path}: {error}") from error
     return Tokenizer(backend, system)

@@ -157,6 +157,7 @@ def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hy
         "policy_loss": L_policy, "value_loss": L_value, "reg_loss": L_reg,
         "entropy": token_mean(stats.entropy), "kl": token_mean(stats.kl),
         "ratio": token_mean(jnp.exp(log_ratio)),
+        "log_ratio": token_mean(jnp.abs(log_ratio)),  # in a step's first update what sampler and trainer differ by
         "clip_fraction": token_mean(jnp.abs(jnp.expm1(log_ratio)) > hyper.clip),
     }
     return total_loss(L_policy, L_value, L_reg, hyper.k1, hyper.k2), metrics

@@ -32,8 +32,8 @@ def first_model(run: Run) -> Qwen2:
     config = run.config.model
     if config.hf_dir:
         with reading_model(run.config):
-            return hf.load(config.directory, dtype=config.dtype, mesh=run.mesh)
-    shape = Qwen2Config.preset(config.preset, vocab_size=run.tokenizer.vocab_size, dtype=config.dtype)
+            return hf.load(config.directory, mesh=run.mesh, **config.options)
+    shape = Qwen2Config.preset(config.preset, vocab_size=run.tokenizer.vocab_size, **config.options)
     return fresh_model(shape, "lm", run.config.seed, run.mesh)
 
 

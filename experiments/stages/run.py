@@ -261,7 +261,7 @@ def fresh_model(shape: Qwen2Config, head: str, seed: int, device_mesh: Mesh | No
 def stage_model(run: Run, stage: str) -> Qwen2 | None:
     """The model that a finished stage left, or None."""
     path = run.path(stage, "model")
-    return hf.load(path, mesh=run.mesh) if os.path.isdir(path) else None
+    return hf.load(path, mesh=run.mesh, **run.config.model.options) if os.path.isdir(path) else None
 
 
 def keep_model(run: Run, model: Qwen2, stage: str) -> None:

@@ -13,9 +13,10 @@ from hypothesis import given, strategies as st
 
 from experiments.config import ExperimentConfig, TasksConfig, load
 from experiments.stages.instruct import LONGEST, instruct, reading, trimmed
-from experiments.stages.run import Run, practice, prepare_tokenizer
+from experiments.stages.run import Run, practice, prepare_tokenizer, stage_model
 from rldtf_jax import hf
 from rldtf_jax.config import ConfigError
+from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from rldtf_jax.sft import Sequences
 from twin import Workflow
 
@@ -47,6 +48,22 @@ def test_a_phase_1_that_ships_is_taken_as_it_is_and_can_be_gone_on_from(drawn, t
     again = load(["preset=quickstart", f"run_dir={tmp_path}", f"model.hf_dir={tmp_path}/instruct/model"])
     assert prepare_tokenizer(again, drawn).apply_chat(drawn[0].prompt()) == tok.apply_chat(drawn[0].prompt())
     assert json.loads((tmp_path / "instruct" / "model" / "config.json").read_text())["eos_token_id"] == tok.eos_id
+
+
+def test_an_hf_directory_in_bfloat16_is_trained_in_float32_and_computed_in_bfloat16(drawn, tmp_path):
+    tok = prepare_tokenizer(load(["preset=smoke", f"run_dir={tmp_path}"]), drawn)
+    shape = Qwen2Config.preset("tiny", vocab_size=tok.vocab_size, dtype="bfloat16", param_dtype="bfloat16")
+    hf.save(Qwen2(shape, rngs=nnx.Rngs(0)), tmp_path / "theirs", {"tokenizer.json": tok.backend.to_str()}, tok.eos_id)
+    config = load(["preset=smoke", "model=hf", f"model.hf_dir={tmp_path}/theirs", f"run_dir={tmp_path}/run", "instruct.teacher=random",
+                   "instruct.reading=null", "instruct.pairs=40", "instruct.per_task=1", "instruct.sft.steps=2", "instruct.sft.batch_size=8"])
+    run = Run(config, lambda purpose: None, {"train": drawn}, tok)
+    trained, theirs = instruct(run), hf.load(tmp_path / "theirs")
+    for model in (trained, stage_model(run, "instruct")):
+        assert (model.config.dtype, model.config.param_dtype, model.config.remat) == ("bfloat16", "float32", True)
+        for x, y in zip(*(jax.tree.leaves(nnx.state(one)) for one in (model, theirs))):
+            assert x.dtype == np.float32 and y.dtype == jax.numpy.bfloat16 and np.any(np.asarray(x) != np.asarray(y, np.float32))
+    again = hf.load(tmp_path / "run" / "instruct" / "model")
+    assert again.config.param_dtype == "float32"
 
 
 def test_without_steps_there_must_be_a_model():

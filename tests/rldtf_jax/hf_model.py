@@ -60,14 +60,14 @@ def call(model: Qwen2, *args, method: str = "__call__"):
     return jax.tree.map(np.asarray, _call(graphdef, method, params, args))
 
 
-def in_transformers(model: Qwen2, attention: str = "eager") -> transformers.Qwen2ForCausalLM:
-    """The same weights in transformers, by way of a saved directory."""
+def in_transformers(model: Qwen2, attention: str = "eager") -> transformers.PreTrainedModel:
+    """The same weights in transformers, by way of a saved directory: a Qwen2, or a Llama where there are no biases."""
     with tempfile.TemporaryDirectory() as directory:
         hf.save(model, directory)
-        return transformers.Qwen2ForCausalLM.from_pretrained(directory, attn_implementation=attention).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation=attention).eval()
 
 
-def hf_logits(model: transformers.Qwen2ForCausalLM, tokens, mask=None) -> np.ndarray:
+def hf_logits(model: transformers.PreTrainedModel, tokens, mask=None) -> np.ndarray:
     with torch.no_grad():
         mask = None if mask is None else torch.tensor(np.asarray(mask)).long()
         return model(torch.tensor(np.asarray(tokens)).long(), attention_mask=mask).logits.float().numpy()

@@ -31,12 +31,14 @@ def assert_same_parameters(a: Qwen2, b: Qwen2):
         np.testing.assert_array_equal(a[path][...], b[path][...], err_msg=str(path))
 
 
-def in_hf(config: Qwen2Config, directory, dtype=torch.float32, **save_options) -> transformers.Qwen2ForCausalLM:
-    """A random model of transformers' own making, saved by transformers."""
+def in_hf(config: Qwen2Config, directory, dtype=torch.float32, **save_options) -> transformers.PreTrainedModel:
+    """A random model of transformers' own making, saved by transformers: a Llama where there are no biases."""
     torch.manual_seed(0)
-    model = transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(
-            **{name: getattr(config, name) for name in hf.CONFIG_NAMES if hasattr(transformers.Qwen2Config, name)},
+    their_model, their_config = (transformers.Qwen2ForCausalLM, transformers.Qwen2Config) if config.attention_bias else (
+        transformers.LlamaForCausalLM, transformers.LlamaConfig)
+    model = their_model(
+        their_config(
+            **{name: getattr(config, name) for name in hf.CONFIG_NAMES if hasattr(their_config, name)},
             head_dim=config.head_dim,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             attn_implementation="eager",
@@ -49,10 +51,11 @@ def in_hf(config: Qwen2Config, directory, dtype=torch.float32, **save_options) -
 
 
 @settings(max_examples=6, deadline=None)
-@given(configs(attention_bias=True))
+@given(configs())
 def test_a_directory_saved_by_transformers_loads_with_the_same_logits(tmp_path_factory, config):
     directory = tmp_path_factory.mktemp("hf")
     theirs = in_hf(config, directory)
+    assert json.loads((directory / "config.json").read_text())["model_type"] == ("qwen2" if config.attention_bias else "llama")
     tokens_BxT = TOKENS_BxT % config.vocab_size
     assert np.abs(call(hf.load(directory), tokens_BxT) - hf_logits(theirs, tokens_BxT)).max() <= 1e-4
 
@@ -225,7 +228,8 @@ def write_gguf(path, tensors, *, quantised=(), architecture="llama", **change):
     writer.add_embedding_length(32)
     writer.add_feed_forward_length(64)
     writer.add_head_count(fields["heads"])
-    writer.add_head_count_kv(fields["kv_heads"])
+    if fields["kv_heads"]:
+        writer.add_head_count_kv(fields["kv_heads"])
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(fields["theta"])
     writer.add_token_list([f"t{i}" for i in range(50)])
@@ -291,6 +295,7 @@ def test_a_wrong_gguf_is_refused_by_name(tmp_path):
         (dict(architecture="gemma"), "gemma"),
         (dict(layers=2), "unknown: tensor 'blk.2.attn_k.weight' and 8 more"),
         (dict(layers=4), "missing: tensor 'blk.3.attn_k.weight' and 8 more"),
+        (dict(kv_heads=None), r"'blk.0.attn_k.weight' has shape \(16, 32\), the config says \(32, 32\)"),  # as many as query heads
         (dict(kv_heads=4), r"'blk.0.attn_k.weight' has shape \(16, 32\), the config says \(32, 32\)"),
     ):
         write_gguf(tmp_path / "m.gguf", tensors, **change)

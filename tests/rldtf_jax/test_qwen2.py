@@ -239,6 +239,9 @@ def test_an_hf_config_reads_as_the_preset_of_that_size():
         ({"hidden_act": "gelu"}, "gelu"),
         ({"num_key_value_heads": 3}, "14 query heads"),
         ({"hidden_size": None}, "hidden_size"),
+        ({"model_type": "llama", "attention_bias": True}, "attention_bias"),
+        ({"model_type": "llama", "mlp_bias": True}, "mlp_bias"),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(change, message):

@@ -11,7 +11,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from one_learner import CRITIC, POLICY, REFERENCE, assert_close, assert_equal, learner, static
-from tiny_training import EOS, RL, HighTokens
+from tiny_training import EOS, RL, SHAPE, HighTokens, critic, policy
 
 from rldtf_jax import lora, optim, rldtf
 from rldtf_jax.config import OptimConfig
@@ -203,6 +203,28 @@ def test_every_option_trains(option):
     config = dataclasses.replace(ONE, prompts_per_step=4, samples_per_prompt=2, **option)
     state, metrics = one_step(config, step=2)
     assert metrics["skipped"] == 0 and np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_computed_in_bfloat16_a_small_step_moves_the_float32_weights_of_every_tensor(remat):
+    """At a language model's learning rate, which bfloat16 weights would round away; sampler and trainer say nearly the same."""
+    shape = dataclasses.replace(SHAPE, dtype="bfloat16", param_dtype="float32", remat=remat)
+    slow = OptimConfig(lr=1e-6, warmup_steps=0)
+    config = dataclasses.replace(ONE, prompts_per_step=32, policy=slow, critic=slow)
+    models, first = rldtf.initial(policy(shape=shape), critic(shape=shape), config, 3)
+    before = jax.device_get(first.learner)
+    (state,), metrics = rldtf.rldtf_step(models, [Arm(config, 3, HighTokens())], (first,), 0)
+    for name in ("policy", "critic", "opt_policy", "opt_critic"):
+        assert all(x.dtype == np.float32 for x in jax.tree.leaves(getattr(before, name)) if x.ndim), name
+    for name in ("policy", "critic"):
+        old, new = (jax.tree.leaves_with_path(jax.device_get(getattr(x, name))) for x in (before, state.learner))
+        for (path, x), (_, y) in zip(old, new):
+            change = np.abs(y - x)
+            assert 0 < change.max() < 1.1e-5, (name, path)
+            rounded = y.astype(jnp.bfloat16) == x.astype(jnp.bfloat16)
+            assert x.ndim < 2 or rounded.mean() > 0.99, (name, path)  # stored in bfloat16 it would be lost
+    found = metrics["arms"][0]
+    assert 0 < found["log_ratio"] < 0.02 and one_step()[1]["log_ratio"] < 1e-5
 
 
 def test_the_expected_advantage_climbs_what_the_environment_values():

@@ -66,6 +66,21 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path):
     assert loaded.decode(loaded.apply_chat("hi")).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user")
 
 
+def test_a_saved_length_and_ordinary_chat_tokens_are_not_followed(tmp_path):
+    """Left by whoever saved the file after cutting or padding a batch, or added the chat tokens as words."""
+    DOMAIN.save(tmp_path / "tokenizer.json")
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    saved["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    saved["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+                        "pad_token": "<|endoftext|>"}
+    for token in saved["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    loaded = tokenizer.load(tmp_path / "tokenizer.json")
+    for text in TRICKY + CORPUS[:9]:
+        assert loaded.apply_chat(text) == DOMAIN.apply_chat(text) and loaded.encode(text, special=False) == DOMAIN.encode(text, special=False)
+
+
 def test_what_is_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         tokenizer.load(tmp_path / "absent.json")
