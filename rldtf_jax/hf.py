@@ -327,6 +327,6 @@ def _hf_config(config: Qwen2Config) -> dict:
 
 
 def _count_ids(tokenizer_json: Path) -> int:
-    tokenizer = json.loads(tokenizer_json.read_text())
+    tokenizer = json.loads(tokenizer_json.read_text(encoding="utf-8"))
     ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer.get("added_tokens", []))]
     return max(ids) + 1

@@ -149,7 +149,7 @@ def configuration(size: str, num_steps: int) -> dict:
 def claim(path: Path, config: dict) -> None:
     """Write the configuration; raises ValueError where the file holds another one."""
     if path.exists():
-        there = json.loads(path.read_text())
+        there = json.loads(path.read_text(encoding="utf-8"))
         for name in sorted(config.keys() | there.keys()):
             if config.get(name) != there.get(name):
                 raise ValueError(f"{path.parent}: holds a run with {name}={there.get(name)!r}, expected {config.get(name)!r}: name another directory")
