@@ -37,7 +37,7 @@ class Policy(NamedTuple):
 class Imagined(NamedTuple):
     """What an environment's own model of its judge expects where another token stands at a position and the rest follows suit."""
 
-    tokens_BxTxK: np.ndarray  # int32, the sampled token and others
+    tokens_BxTxK: np.ndarray  # int32, the sampled token and the likely others: one more than `Alternatives` has
     worth_BxTxK: np.ndarray  # float32, expected R less NO_SERVICE; 0 for tokens that are not valued
     stats: dict[str, float]  # metrics of its own
 

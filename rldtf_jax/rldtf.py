@@ -144,7 +144,17 @@ def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Re
     scaled = mean_one(w, mask) if config.weights == "mean-one" else jnp.asarray(w)
     return Rollouts(tokens_BxS, prompts.lengths_B, prompts.lengths_B + samples.lengths_B, samples.logp_BxR,
                     recalled.anchor_hidden_BxTxD, A, ret, scaled, recalled.value_BxT,
-                    *(judged.imagined[:2] if judged.imagined else ())), w
+                    *options(config, recalled, judged)), w
+
+
+def options(config: RLDTFConfig, recalled: Recalled, judged: Judged) -> tuple:
+    """(tokens, worth), (B, T, K) each, that `advantage=expected` sums over: nothing for the other forms, nothing of worth for a frozen arm."""
+    if config.advantage != "expected":
+        return ()
+    if judged.imagined is not None:
+        return judged.imagined[:2]
+    B, T, K = recalled.alternatives.likely_BxTxK.shape
+    return np.zeros((B, T, K + 1), np.int32), np.zeros((B, T, K + 1), np.float32)
 
 
 def minibatches(arm: Arm, rows: Rollouts, step: int) -> Iterator[Any]:
