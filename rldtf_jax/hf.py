@@ -51,8 +51,9 @@ def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = No
     """Reads config.json and the safetensors of an HF directory.
 
     dtype: of parameters and computation; None takes the file's. mesh: parameters go straight to their shards on it.
-    overrides: fields of Qwen2Config, say remat, or param_dtype for parameters of another type than what computes. num_tokens comes from tokenizer.json where there is one. Of several
-    files the index says which count; stored rotary frequencies are not read, they follow from the config.
+    overrides: fields of Qwen2Config, say remat, or param_dtype for parameters of another type than what computes.
+    num_tokens comes from tokenizer.json where there is one. Of several files the index says which count; stored rotary
+    frequencies are not read, they follow from the config.
     Raises FileNotFoundError for a directory without weights or without a file that its index names, and ValueError,
     naming the tensor, for one that is missing, unknown, of another shape than the config says, or cut off.
     """

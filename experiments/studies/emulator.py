@@ -2,9 +2,9 @@
 
     python -m experiments.studies.emulator run_dir=runs/quickstart [key=value ...]
 
-The networks of `world.emulator` learn R (Eq. 2) and whether the targets are met, of all sampled responses, failures too. A held-out task is answered with what they
-value most among promising modes with an engineer's details. So it shows what the twin's verdicts hold for whoever learns from them
-well. Leaves <run_dir>/emulator.json.
+The networks of `world.emulator` learn R (Eq. 2) and whether the targets are met, of all sampled responses, failures too. A held-out
+task is answered with what they value most among promising modes with an engineer's details. So it shows what the twin's verdicts hold
+for whoever learns from them well. Leaves <run_dir>/emulator.json.
 """
 
 import json
