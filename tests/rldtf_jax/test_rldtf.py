@@ -205,10 +205,9 @@ def test_every_option_trains(option):
     assert metrics["skipped"] == 0 and np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_computed_in_bfloat16_a_small_step_moves_the_float32_weights_of_every_tensor(remat):
+def test_computed_in_bfloat16_a_small_step_moves_the_float32_weights_of_every_tensor():
     """At a language model's learning rate, which bfloat16 weights would round away; sampler and trainer say nearly the same."""
-    shape = dataclasses.replace(SHAPE, dtype="bfloat16", param_dtype="float32", remat=remat)
+    shape = dataclasses.replace(SHAPE, dtype="bfloat16", param_dtype="float32", remat=True)
     slow = OptimConfig(lr=1e-6, warmup_steps=0)
     config = dataclasses.replace(ONE, prompts_per_step=32, policy=slow, critic=slow)
     models, first = rldtf.initial(policy(shape=shape), critic(shape=shape), config, 3)
@@ -221,8 +220,9 @@ def test_computed_in_bfloat16_a_small_step_moves_the_float32_weights_of_every_te
         for (path, x), (_, y) in zip(old, new):
             change = np.abs(y - x)
             assert 0 < change.max() < 1.1e-5, (name, path)
-            rounded = y.astype(jnp.bfloat16) == x.astype(jnp.bfloat16)
-            assert x.ndim < 2 or rounded.mean() > 0.99, (name, path)  # stored in bfloat16 it would be lost
+            # Stored in bfloat16 it would be lost but where it crosses a boundary between two steps, which are |x| / 256 apart or more.
+            lost, crossed = y.astype(jnp.bfloat16) == x.astype(jnp.bfloat16), np.mean(np.minimum(1, 256 * change / np.maximum(np.abs(x), 1e-12)))
+            assert not x.any() or crossed < 0.1 and lost.mean() >= 1 - crossed - 3 * (crossed / x.size) ** 0.5, (name, path)  # biases begin at 0
     found = metrics["arms"][0]
     assert 0 < found["log_ratio"] < 0.02 and one_step()[1]["log_ratio"] < 1e-5
 
