@@ -137,7 +137,8 @@ def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Re
           ) -> tuple[Rollouts, jax.Array]:
     """(what the updates of a step are made of, the token weights)."""
     config, mask = arm.config, np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
-    _, other_BxT, entropy_BxT, *_ = (None,) * 3 if recalled.alternatives is None else map(np.asarray, recalled.alternatives)
+    others = recalled.alternatives
+    other_BxT, entropy_BxT = (None, None) if others is None else map(np.asarray, (others.other_BxT, others.entropy_BxT))
     evidence = Evidence(judged.S, judged.read_BxT, entropy_BxT, mask, hash_seed(arm.seed, step))
     w = WEIGHTS[config.weight_by](evidence, config)
     A, ret = advantages(config, jnp.asarray(judged.verdict.reward_M), recalled.value_BxT, mask, judged.change_BxT, other_BxT)

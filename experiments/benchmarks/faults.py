@@ -68,14 +68,12 @@ def killed_after(command: Sequence[str], seconds: float, one_of_its_own: random.
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            family = descendants(process.pid)
             hit = True
-            if one_of_its_own and family:
+            if one_of_its_own and (family := descendants(process.pid)):
                 os.kill(one_of_its_own.choice(family), signal.SIGKILL)
-                process.wait()
             else:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
         err.seek(0)
         lines = err.read().strip().splitlines()
     return hit, process.returncode, lines[-1] if lines else ""

@@ -60,7 +60,6 @@ def options(tokenizer: Tokenizer, row: int, task: Task, ids: Sequence[int], text
     written, _ = read(text)
     if written is None or not runs(task.scenario, written):
         return []
-
     answer = describe_workflow(written, task.throughput_mbps)
     space = " " * (len(text) > len(answer))
     own = tokenizer.encode(space + answer, special=False)
