@@ -77,11 +77,14 @@ def save(model: Qwen2, directory: str | Path, files: dict[str, str] | None = Non
 
     files: texts to lie beside them, by name: a tokenizer.json. eos_id: the token that ends a response. One tensor at a
     time is fetched from the devices. The directory appears whole or not at all. Raises FileExistsError if it is there
-    already and not empty, ValueError for a model without an LM head.
+    already and not empty, ValueError for a model without an LM head and for one that transformers would not read.
     """
     directory = Path(directory)
     if model.head != "lm":
         raise ValueError("only a model with an LM head has an HF form")
+    if not model.config.attention_bias and model.config.hidden_size % model.config.num_attention_heads:
+        raise ValueError(f"hidden_size = {model.config.hidden_size}: in a LlamaForCausalLM it has to be a multiple of "
+                         f"num_attention_heads = {model.config.num_attention_heads}")
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty")
     directory.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from typing import Sequence
 
+from experiments.config import guarded, load
 from experiments.files import show
 from experiments.stages.machine import processor
 
@@ -113,7 +114,7 @@ def harness(command: Sequence[str], kills: int, seed: int, say=print) -> dict:
             "compared": sorted(expected), "unkilled_s": round(whole_s, 1), "differing": wrong, "failed_starts": failed}
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -121,10 +122,12 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", default=[])
     args = parser.parse_args()
     overrides = args.overrides or ["preset=smoke"]
+    load(overrides)  # what the pipeline would refuse is refused before a run is started
     found = harness([*PIPELINE, *overrides], args.kills, args.seed, lambda text: print(text, file=sys.stderr, flush=True))
     show(found, args.out)
-    return 1 if found["differing"] or found["failed_starts"] else 0
+    if found["differing"] or found["failed_starts"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(main)

@@ -21,24 +21,28 @@ transformers.logging.disable_progress_bar()
 
 @st.composite
 def configs(draw, **fixed):
-    """Small models of every kind: tied or not, 1..4 query heads per key/value head, with or without biases."""
+    """Small models of every kind: tied or not, 1..4 query heads per key/value head, with or without biases.
+
+    Without biases they are Llamas to transformers, whose hidden size is a multiple of the number of heads.
+    """
     kv_heads = draw(st.integers(1, 3))
+    heads = kv_heads * draw(st.integers(1, 4))
     fields = dict(
         vocab_size=draw(st.integers(11, 90)),
         hidden_size=draw(st.sampled_from([24, 40, 64])),
         intermediate_size=draw(st.integers(5, 70)),
         num_hidden_layers=draw(st.integers(1, 3)),
-        num_attention_heads=kv_heads * draw(st.integers(1, 4)),
+        num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=draw(st.sampled_from([2, 8, 18])),
         rope_theta=draw(st.floats(1e4, 1e6)),
         rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
         tie_word_embeddings=draw(st.booleans()),
-        attention_bias=draw(st.booleans()),
         remat=draw(st.booleans()),
         unroll=draw(st.integers(1, 3)),
     )
-    return Qwen2Config(**(fields | fixed))
+    bias_free = fields["hidden_size"] % heads == 0 and draw(st.booleans())
+    return Qwen2Config(**(fields | {"attention_bias": not bias_free} | fixed))
 
 
 def random_model(config: Qwen2Config, seed: int = 0, head: str = "lm", scale: float = 0.2) -> Qwen2:

@@ -38,8 +38,7 @@ def in_hf(config: Qwen2Config, directory, dtype=torch.float32, **save_options) -
         transformers.LlamaForCausalLM, transformers.LlamaConfig)
     model = their_model(
         their_config(
-            **{name: getattr(config, name) for name in hf.CONFIG_NAMES if hasattr(their_config, name)},
-            head_dim=config.head_dim,
+            **{name: getattr(config, name) for name in hf.CONFIG_NAMES if hasattr(their_config, name)} | {"head_dim": config.head_dim},
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             attn_implementation="eager",
         )
