@@ -130,6 +130,18 @@ class RejectConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EmulatorConfig:
+    """The model of the twin that rldtf.advantage = expected asks: fitted to the verdicts on rejection sampling's samples, and on its own favourites."""
+
+    rounds: int = 4  # of asking the twin about those
+    starts: int = 1000  # samples that each round's search begins with
+
+    def __post_init__(self):
+        _at_least(0, self, "rounds")
+        _at_least(1, self, "starts")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     batch_size: int = 200
     temperature: float = 1.0  # of the one-shot response to a held-out task; 0 is greedy
@@ -155,6 +167,7 @@ class ExperimentConfig:
     instruct: InstructConfig = InstructConfig()
     reject: RejectConfig = RejectConfig()
     critic: SFTConfig = SFTConfig()  # fits the critic to the rewards of the rejection rounds before the first step
+    emulator: EmulatorConfig = EmulatorConfig()
     rldtf: RLDTFConfig = RLDTFConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 

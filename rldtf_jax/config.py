@@ -162,7 +162,7 @@ class RLDTFConfig:
     @property
     def asks_the_policy(self) -> bool:
         """Whether a step draws alternatives from the policy (`update.alternatives`)."""
-        return self.weight_by == "entropy" or self.advantage == "expected" or self.perturbs and self.perturb == "policy"
+        return self.weight_by == "entropy" or self.perturbs and self.perturb == "policy"
 
     @property
     def reads_fields(self) -> bool:

@@ -16,6 +16,8 @@ from rldtf_jax.token_weight import (
     signed_change)
 from rldtf_jax.update import Alternatives
 
+OPTIONS = 16  # tokens at most that an environment values at a position
+
 
 class Verdict(NamedTuple):
     """What the twin says of M responses."""
@@ -37,8 +39,8 @@ class Policy(NamedTuple):
 class Imagined(NamedTuple):
     """What an environment's own model of its judge expects where another token stands at a position and the rest follows suit."""
 
-    tokens_BxTxK: np.ndarray  # int32, the sampled token and the likely others: one more than `Alternatives` has
-    worth_BxTxK: np.ndarray  # float32, expected R less NO_SERVICE; 0 for tokens that are not valued
+    tokens_BxTxK: np.ndarray  # int32, K = OPTIONS tokens that might stand at t, the sampled one among them
+    worth_BxTxK: np.ndarray  # float32, expected R less NO_SERVICE; 0 for what is not valued
     stats: dict[str, float]  # metrics of its own
 
 
@@ -62,8 +64,8 @@ class Environment(Protocol):
                 ) -> dict[str, float]:
         """Further metrics of the rollouts of a step; logp: of each token of the responses, when it was sampled."""
 
-    def imagine(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], alternatives: Alternatives, verdict: Verdict) -> Imagined:
-        """For `advantage` = "expected" alone: what the likely alternatives of each token are worth, without asking the judge."""
+    def imagine(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], num_tokens: int, verdict: Verdict) -> Imagined:
+        """For `advantage` = "expected" alone: what the alternatives of each of T = num_tokens tokens are worth, without asking the judge."""
 
 
 class Arm(NamedTuple):
@@ -130,7 +132,7 @@ def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Sam
     R_M = np.where(whole_M, verdict.reward_M, NO_SERVICE).astype(np.float32)
     unreadable_M = ~whole_M | np.array([reason is not None for reason in verdict.failure_M], bool)
     judged, start = [], 0
-    for arm, asked, sampled, likely, rollouts, changed, found in zip(arms, prompts, samples, alternatives, responses, perturbed, fields):
+    for arm, asked, sampled, rollouts, changed, found in zip(arms, prompts, samples, responses, perturbed, fields):
         B, T = sampled.tokens_BxR.shape
         own, others = slice(start, start + B), slice(start + B, start + B + len(changed.row))
         failure_B = [reason if end else "truncated" for reason, end in zip(verdict.failure_M[own], sampled.ended_B)]
@@ -144,7 +146,7 @@ def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Sam
             own_verdict,
             sensitivity(R_M[own], R_M[others], changed, T, unreadable_M[others]),
             signed_change(R_M[own], R_M[others], changed, T), read_BxT,
-            arm.env.imagine(asked.tasks, rollouts, likely, own_verdict) if arm.config.advantage == "expected" else None))
+            arm.env.imagine(asked.tasks, rollouts, T, own_verdict) if arm.config.advantage == "expected" else None))
         start = others.stop
     return judged
 

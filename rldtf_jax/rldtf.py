@@ -14,7 +14,7 @@ from flax import nnx
 from rldtf_jax import advantage as adv
 from rldtf_jax import lora, optim
 from rldtf_jax.config import RLDTFConfig
-from rldtf_jax.judge import Arm, Environment, Judged, Policy, Prompts, hash_seed, judge, unjudged
+from rldtf_jax.judge import OPTIONS, Arm, Environment, Judged, Policy, Prompts, hash_seed, judge, unjudged
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, run
 from rldtf_jax.sample import Samples, row_keys, sample_on_host
 from rldtf_jax.token_weight import WEIGHTS, Evidence, mean_one
@@ -145,17 +145,16 @@ def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Re
     scaled = mean_one(w, mask) if config.weights == "mean-one" else jnp.asarray(w)
     return Rollouts(tokens_BxS, prompts.lengths_B, prompts.lengths_B + samples.lengths_B, samples.logp_BxR,
                     recalled.anchor_hidden_BxTxD, A, ret, scaled, recalled.value_BxT,
-                    *options(config, recalled, judged)), w
+                    *options(config, judged, mask.shape)), w
 
 
-def options(config: RLDTFConfig, recalled: Recalled, judged: Judged) -> tuple:
+def options(config: RLDTFConfig, judged: Judged, shape: tuple[int, int]) -> tuple:
     """(tokens, worth), (B, T, K) each, that `advantage=expected` sums over: nothing for the other forms, nothing of worth for a frozen arm."""
     if config.advantage != "expected":
         return ()
     if judged.imagined is not None:
         return judged.imagined[:2]
-    B, T, K = recalled.alternatives.likely_BxTxK.shape
-    return np.zeros((B, T, K + 1), np.int32), np.zeros((B, T, K + 1), np.float32)
+    return np.zeros((*shape, OPTIONS), np.int32), np.zeros((*shape, OPTIONS), np.float32)
 
 
 def minibatches(arm: Arm, rows: Rollouts, step: int) -> Iterator[Any]:

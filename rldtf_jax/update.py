@@ -17,9 +17,6 @@ from rldtf_jax.loss import expected_loss, policy_loss, regulariser, total_loss, 
 from rldtf_jax.sft import response_states, response_tokens
 
 
-LIKELY = 8  # tokens beside the sampled one that an environment may value at a position
-
-
 class Hyper(NamedTuple):
     """The scalars of the update: traced, so that sweeping them compiles nothing."""
 
@@ -99,14 +96,12 @@ class Alternatives(NamedTuple):
     tokens_NxBxT: jax.Array  # int32, drawn from pi(. | s_t) without the sampled token
     other_BxT: jax.Array  # float32, 1 - pi(a_t | s_t)
     entropy_BxT: jax.Array  # float32, of pi(. | s_t), nats
-    likely_BxTxK: jax.Array  # int32, the LIKELY most likely tokens but the sampled one
-    p_BxTxK: jax.Array  # float32, pi of each
 
 
 @functools.partial(jax.jit, static_argnames=("static", "num_tokens", "num"))
 def alternatives(static: Static, policy, tokens_BxS, prompt_lengths_B, lengths_B, keys_B, temperature, num_tokens: int,
                  num: int) -> Alternatives:
-    """`num` independent draws of another token for every response position, and the likeliest; row b draws from keys_B[b] alone."""
+    """`num` independent draws of another token for every response position; row b draws from keys_B[b] alone."""
     policy = nnx.merge(static.policy_def, policy)
     hidden_BxTxD = response_states(policy.hidden(tokens_BxS, lengths_B), prompt_lengths_B, num_tokens)
     tokens_BxT, _ = response_tokens(tokens_BxS, prompt_lengths_B, lengths_B, num_tokens)
@@ -116,9 +111,7 @@ def alternatives(static: Static, policy, tokens_BxS, prompt_lengths_B, lengths_B
         p_T = jnp.exp(log_prob(logits_TxV, tokens_T))
         others_TxV = jnp.where(jax.nn.one_hot(tokens_T, logits_TxV.shape[-1], dtype=bool), -jnp.inf, logits_TxV)
         drawn_NxT = jax.random.categorical(key, others_TxV, shape=(num, num_tokens))
-        likely_logits_TxK, likely_TxK = jax.lax.top_k(others_TxV, min(LIKELY, others_TxV.shape[-1] - 1))
-        p_TxK = jnp.exp(likely_logits_TxK - jax.nn.logsumexp(logits_TxV, axis=-1, keepdims=True))
-        return drawn_NxT.astype(jnp.int32), 1.0 - p_T, entropy(logits_TxV), likely_TxK, p_TxK
+        return drawn_NxT.astype(jnp.int32), 1.0 - p_T, entropy(logits_TxV)
 
     drawn_BxNxT, *rest = jax.lax.map(lambda x: row(*x), (keys_B, hidden_BxTxD, tokens_BxT))
     return Alternatives(jnp.moveaxis(drawn_BxNxT, 0, 1), *rest)

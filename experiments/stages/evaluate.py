@@ -51,7 +51,7 @@ def evaluate(run: Run) -> dict:
 
 
 def compare(run: Run, split: str, asked: dict) -> dict:
-    """All methods on the tasks of a held-out split, on noise that no one has met."""
+    """The run's models and what `asked` names on the tasks of a held-out split, on noise that no one has met."""
     tasks, environment = run.tasks[split], run.environment(split)
     verdicts, intents = {}, {}
     for stage in MODELS:
@@ -65,7 +65,7 @@ def compare(run: Run, split: str, asked: dict) -> dict:
         verdicts[name] = _judge(environment, tasks, choose(tasks))
     all_good = np.all([v.fulfilled_M for name, v in verdicts.items() if name not in FEW], axis=0)
     return {"num_tasks": len(tasks), "temperature": run.config.evaluate.temperature, "all_fulfil": int(all_good.sum()),
-            "methods": {name: summarise(verdict, verdicts["oracle"], all_good) | intents.get(name, {})
+            "methods": {name: summarise(verdict, verdicts.get("oracle"), all_good) | intents.get(name, {})
                         for name, verdict in verdicts.items()},
             "by_task": {name: {"fulfilled": v.fulfilled_M.astype(int).tolist(), "reward": [round(R, 6) for R in v.reward_M.tolist()]}
                         for name, v in verdicts.items()},

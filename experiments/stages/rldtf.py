@@ -11,14 +11,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rldtf_jax import critic, rldtf
-from rldtf_jax.config import ConfigError, RLDTFConfig
+from rldtf_jax.config import RLDTFConfig
 from rldtf_jax.qwen2 import Qwen2
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
+from experiments.stages.emulate import emulated
 from experiments.stages.reject import all_sampled, practised, reject
-from experiments.stages.run import Run, fresh_model, keep_model, opened, respond, say, sequences, stage_model
-from experiments.world.emulator import Emulator, fit, verdicts
+from experiments.stages.run import Run, fresh_model, keep_model, opened, respond, sequences, stage_model
 from experiments.world.environment import TwinEnvironment
 
 
@@ -40,20 +40,6 @@ def practice_environment(run: Run, config: RLDTFConfig, seed: int | None = None)
     if config.advantage == "expected":
         found.emulator = emulated(run)
     return found
-
-
-def emulated(run: Run) -> Emulator:
-    """A model of the twin, fitted to what it said of the samples of rejection sampling: kept, so that all who go on have the same."""
-    path = run.path("emulator.npz")
-    if not os.path.exists(path):
-        rows = all_sampled(run)
-        if not rows:
-            raise ConfigError("rldtf.advantage = 'expected': expected samples of rejection sampling, whose verdicts a model of the twin is fitted to")
-        data = verdicts(run.tasks_of("train"), rows)
-        fitted = fit(data, run.config.seed)
-        say(f"emulator: {len(data.rewards)} verdicts; explains {fitted.explained_variance:.2f} of R's variance on tasks that it has not seen")
-        fitted.save(path)
-    return Emulator.load(path)
 
 
 def on_validation(run: Run) -> Callable[[Qwen2], dict[str, float]] | None:

@@ -1,29 +1,26 @@
-"""A rival that asks no twin when it answers: small networks fitted to the verdicts that rejection sampling has paid for.
+"""A rival that asks no twin when it answers: the model of the twin that `stages.emulate` fits, and a choice by it.
 
     python -m experiments.studies.emulator run_dir=runs/quickstart [key=value ...]
 
-The networks of `world.emulator` learn R (Eq. 2) and whether the targets are met, of all sampled responses, failures too. A held-out
-task is answered with what they value most among promising modes with an engineer's details. So it shows what the twin's verdicts hold
-for whoever learns from them well. Leaves <run_dir>/emulator.json.
+The networks of `world.emulator` learn R (Eq. 2) and whether the targets are met. A held-out task is answered with what they value most
+among promising modes with an engineer's details. So it shows what the twin's verdicts hold for whoever learns from them well. Leaves
+<run_dir>/emulator.json.
 """
 
 import json
 import random
 from typing import Any, Callable
 
-import numpy as np
-
-from rldtf_jax.config import ConfigError
 from twin import Workflow
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
-from experiments.stages.reject import all_sampled
-from experiments.stages.run import Run, opened, say
+from experiments.stages.emulate import emulated
+from experiments.stages.run import Run, opened
 from experiments.statistics import mean_interval, paired_difference
 from experiments.world import baselines
 from experiments.world.baselines import sturdiest
-from experiments.world.emulator import Emulator, fit, verdicts
+from experiments.world.emulator import Emulator
 from experiments.world.engineer import with_details
 from experiments.world.search import shortlist
 from experiments.world.tasks import HELD_OUT, Task
@@ -47,15 +44,9 @@ def choose(emulator: Emulator, task: Task, rng: random.Random, config) -> Workfl
 
 
 def study(run: Run) -> dict[str, Any]:
-    """Fits, answers the held-out tasks and asks the twin what that is worth."""
-    rows, config = all_sampled(run), run.config.rldtf.reward
-    if not rows:
-        raise ConfigError(f"run_dir = {run.config.run_dir!r}: expected a run whose rejection sampling is done (experiments.stages.reject)")
-    data = verdicts(run.tasks_of("train"), rows)
-    emulator = fit(data, run.config.seed)
-    say(f"emulator: {len(data.rewards)} verdicts of {len(np.unique(data.tasks))} tasks; explains {emulator.explained_variance:.2f} of R's variance "
-        f"on tasks that it has not seen, says rightly whether {emulator.accuracy:.1%} fulfil")
-    found: dict[str, Any] = {"verdicts": len(data.rewards), "explained_variance": emulator.explained_variance, "accuracy": emulator.accuracy}
+    """Answers the held-out tasks and asks the twin what that is worth."""
+    emulator, config = emulated(run), run.config.rldtf.reward
+    found: dict[str, Any] = {"explained_variance": emulator.explained_variance, "accuracy": emulator.accuracy}
     rng = random.Random(f"emulator {run.config.seed}")
     methods: dict[str, Callable] = {"emulator": lambda task: choose(emulator, task, rng, config), "sturdiest": sturdiest}
     for split in filter(run.tasks.get, HELD_OUT):

@@ -15,7 +15,6 @@ from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
 from rldtf_jax.token_weight import Field
 from rldtf_jax.tokenizer import Tokenizer
-from rldtf_jax.update import Alternatives
 from twin import Twin
 
 from experiments.world import orchestration
@@ -126,9 +125,9 @@ class TwinEnvironment:
         return Verdict(np.array([one.R for one in judgements], np.float32), np.array([one.fulfilled for one in judgements], bool),
                        [one.failure for one in judgements], stats, margin_Mx3)
 
-    def imagine(self, tasks: Sequence[Task], responses: Sequence[np.ndarray], alternatives: Alternatives, verdict: Verdict) -> Imagined:
-        """What the likely alternatives of each token are worth by the emulator, see `world.imagine`."""
-        return imagine(self.emulator, self.tokenizer, tasks, responses, self.texts(responses), alternatives, verdict)
+    def imagine(self, tasks: Sequence[Task], responses: Sequence[np.ndarray], num_tokens: int, verdict: Verdict) -> Imagined:
+        """What the alternatives of each token are worth by the emulator, see `world.imagine`."""
+        return imagine(self.emulator, self.tokenizer, tasks, responses, self.texts(responses), num_tokens, verdict)
 
     def fields(self, tasks: Sequence[Task], responses: Sequence[np.ndarray]) -> list[list[Field]]:
         """The workflow's values in each response, with what the task's platform offers in place of each."""

@@ -1,41 +1,39 @@
 """What a response's tokens might have been, and what each would be worth: the values that `advantage=expected` sums over.
 
-An alternative is a workflow that differs from the written one in one field, its grant resized so that it carries as much beyond what is
-asked as the written one does; or in its grant alone. Its text is what the world's own writer makes of it, so that it stands for the token
-at which the two texts part, and whatever follows suits that token. An emulator says what R each may expect; no twin is asked. A token
-that leads to none of these texts counts as no service, so a response's own tokens are worth keeping where there is nothing to choose.
+From the workflow that was written a search goes on by the emulator alone: every change of one decision, its grant resized so that it
+carries as much beyond what is asked as before, then every change of the best of these, and so on. All that it has looked at is spelt out
+as the world's own writer would. A token is worth what the best text expects that goes on with it from what the response has up to there:
+so a token that needs two more decisions to pay is credited too. An emulator says what R each may expect; no twin is asked. A token
+that leads to none of these texts counts as no service.
 """
 
 import dataclasses
+import itertools
 import math
-import os
 from typing import NamedTuple, Sequence
 
 import numpy as np
 
-from rldtf_jax.judge import Imagined, Verdict
+from rldtf_jax.judge import OPTIONS, Imagined, Verdict
 from rldtf_jax.reward import NO_SERVICE
 from rldtf_jax.tokenizer import Tokenizer
-from rldtf_jax.update import Alternatives
 from twin import Workflow
 
 from experiments.world.emulator import Emulator
-from experiments.world.orchestration import describe_workflow, each_prb_mbps, read
+from experiments.world.orchestration import THINK, each_prb_mbps, read
 from experiments.world.search import changes, runs
 from experiments.world.tasks import Task
 
-LEAST = 1e-3  # probability of an alternative's token, below which it is not valued
+ROUNDS = 4  # of the search: decisions that a valued text may be away
 NEAR, FACTORS = range(-4, 9), (0.7, 0.8, 0.9, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0)  # other grants: PRB more, and times as many
 
 
 class Option(NamedTuple):
-    """A token that might stand at a position of a response, and one workflow that a text with it may come to."""
+    """A token that might stand at a position of a response, and what the best text with it expects beyond no service."""
 
-    row: int
     position: int
     token: int
-    slot: int  # of the position's likely tokens; -1 for the one that stands there
-    workflow: Workflow
+    worth: float
 
 
 def resized(workflow: Workflow, written: Workflow, max_prb: int) -> Workflow:
@@ -53,59 +51,66 @@ def neighbours(task: Task, written: Workflow) -> list[Workflow]:
     return [w for w in dict.fromkeys(found) if runs(s, w)]
 
 
-def options(tokenizer: Tokenizer, row: int, task: Task, ids: Sequence[int], text: str, likely_TxK: np.ndarray, p_TxK: np.ndarray
-            ) -> list[Option]:
-    """The tokens as they stand, behind a think part that is wrong those of the answer alone, and the likely ones that lead to another
-    workflow; none for a response that cannot be run or whose answer is not as the world's own writer has it."""
-    written, _ = read(text)
-    if written is None or not runs(task.scenario, written):
-        return []
-    answer = describe_workflow(written, task.throughput_mbps)
-    space = " " * (len(text) > len(answer))
-    own = tokenizer.encode(space + answer, special=False)
-    start = len(ids) - 1 - len(own)  # before the EOS
-    if start < 0 or list(ids[start:-1]) != own:
-        return []
-    open_T = (p_TxK >= LEAST).any(-1)[start:]  # where something else is likely
-    ends = np.cumsum([len(tokenizer.decode([token])) for token in own]) - len(space)
-    found: list[Option] = []
-    for workflow in neighbours(task, written):
-        words = describe_workflow(workflow, task.throughput_mbps)
-        parted = int(np.searchsorted(ends, len(os.path.commonprefix([answer, words])), side="right"))
-        if not open_T[max(0, parted - 1):parted + 1].any():  # the token of that letter, or the one before it, which may join with it
-            continue
-        other = tokenizer.encode(space + words, special=False)
-        t = next((t for t, (x, y) in enumerate(zip(own, other)) if x != y), None)
-        if t is None:
-            continue
-        slot = np.flatnonzero(likely_TxK[start + t] == other[t])
-        if len(slot) and p_TxK[start + t, slot[0]] >= LEAST:
-            found.append(Option(row, start + t, other[t], int(slot[0]), workflow))
-    right = text in (task.response(written, think) for think in (True, False))
-    return [Option(row, t, int(ids[t]), -1, written) for t in range(0 if right else start, len(ids))] + found
+def looked_at(emulator: Emulator, tasks: Sequence[Task], written: Sequence[Workflow], rounds: int = ROUNDS) -> list[dict[Workflow, float]]:
+    """For each task all workflows of a search that begins with the written one, with the R that the emulator expects of each, no less
+    than NO_SERVICE and no more than 1."""
+    found: list[dict[Workflow, float]] = [{} for _ in tasks]
+    fresh = [[workflow] for workflow in written]
+    stepped: list[set[Workflow]] = [set() for _ in tasks]
+    for k in range(rounds + 1):
+        R = np.clip(emulator([(task, w) for task, some in zip(tasks, fresh) for w in some])[0], NO_SERVICE, 1.0)
+        values = iter(R.tolist())
+        for seen, some in zip(found, fresh):
+            seen.update(zip(some, values))
+        if k == rounds:
+            break
+        for i, (task, seen) in enumerate(zip(tasks, found)):
+            best = max(seen, key=seen.get)
+            fresh[i] = [] if best in stepped[i] else [w for w in neighbours(task, best) if w not in seen]
+            stepped[i].add(best)
+        if not any(fresh):
+            break
+    return found
+
+
+def options(own: Sequence[int], texts: Sequence[Sequence[int]], worth: Sequence[float]) -> list[Option]:
+    """The tokens that lead from a response (own, its ids) to one of the texts, each with the best worth of these.
+
+    A response's own token is among them as long as a text goes on with it.
+    """
+    through, parting = [0.0] * (len(own) + 1), {}  # best worth of the texts that share the first t tokens and no more; of those that part by a token
+    for ids, value in zip(texts, worth):
+        same = next((t for t, (x, y) in enumerate(zip(own, ids)) if x != y), min(len(own), len(ids)))
+        through[same] = max(through[same], value)
+        if same < min(len(own), len(ids)) and value > parting.get((same, ids[same]), 0.0):
+            parting[same, ids[same]] = value
+    own_worth = list(itertools.accumulate(reversed(through[1:]), max))[::-1]  # what shares more tokens goes on with the earlier ones too
+    return [Option(t, token, value) for t, (token, value) in enumerate(zip(own, own_worth)) if value > 0] + [
+        Option(t, token, value) for (t, token), value in parting.items()]
 
 
 def imagine(emulator: Emulator, tokenizer: Tokenizer, tasks: Sequence[Task], responses: Sequence[np.ndarray], texts: Sequence[str],
-            alternatives: Alternatives, verdict: Verdict) -> Imagined:
-    """The options of all responses with what the emulator expects of each; of several workflows behind one token the mean.
+            num_tokens: int, verdict: Verdict) -> Imagined:
+    """The options of all responses, of a position the OPTIONS best. A response that cannot be read or run has none.
 
-    Stats: how many workflows were valued, the share of R's variance over what ran that the emulator explains, and what a response may gain by
-    better tokens in the policy's own proportions ("imagined/...").
+    Stats: how many workflows were valued, the share of R's variance over what ran that the emulator explains, and what the best text that was
+    found expects more than the one that was written ("imagined/...").
     """
-    likely_BxTxK, p_BxTxK = np.asarray(alternatives.likely_BxTxK), np.asarray(alternatives.p_BxTxK)
-    found = [one for b, row in enumerate(zip(tasks, responses, texts, likely_BxTxK, p_BxTxK)) for one in options(tokenizer, b, *row)]
-    valued = list(dict.fromkeys((one.row, one.workflow) for one in found))
-    expected = dict(zip(valued, np.clip(emulator([(tasks[b], w) for b, w in valued])[0], NO_SERVICE, 1.0)))
-    B, T, K = likely_BxTxK.shape
-    tokens_BxTxK, worth_BxTxK, count = np.zeros((B, T, K + 1), np.int32), np.zeros((B, T, K + 1), np.float32), np.zeros((B, T, K + 1), int)
-    for b, t, token, slot, workflow in found:
-        tokens_BxTxK[b, t, slot], count[b, t, slot] = token, count[b, t, slot] + 1  # slot -1 is the last
-        worth_BxTxK[b, t, slot] += expected[b, workflow] - NO_SERVICE
-    worth_BxTxK /= np.maximum(count, 1)
-    stats = {"imagined/workflows": len(valued),
-             "imagined/gain": (p_BxTxK * np.maximum(worth_BxTxK[..., :-1] - worth_BxTxK[..., -1:], 0)).sum() / B}
-    own = {one.row: expected[one.row, one.workflow] for one in found if one.slot == -1}
-    if own:
-        R, said = verdict.reward_M[list(own)], np.array(list(own.values()))
+    B = len(tasks)
+    tokens_BxTxK, worth_BxTxK = np.zeros((B, num_tokens, OPTIONS), np.int32), np.zeros((B, num_tokens, OPTIONS), np.float32)
+    written = {b: w for b, (task, text) in enumerate(zip(tasks, texts)) if (w := read(text)[0]) and runs(task.scenario, w)}
+    found = looked_at(emulator, [tasks[b] for b in written], list(written.values()))
+    spelt_out = iter(tokenizer.encode_batch([tasks[b].response(w, THINK in texts[b]) for b, seen in zip(written, found) for w in seen], special=False))
+    for b, seen in zip(written, found):
+        spelt = [[*next(spelt_out), tokenizer.eos_id] for _ in seen]
+        slots: dict[int, int] = {}
+        for t, token, worth in sorted(options(responses[b].tolist(), spelt, [R - NO_SERVICE for R in seen.values()]), key=lambda one: -one.worth):
+            k = slots[t] = slots.get(t, -1) + 1
+            if k < OPTIONS:
+                tokens_BxTxK[b, t, k], worth_BxTxK[b, t, k] = token, worth
+    stats = {"imagined/workflows": sum(map(len, found))}
+    if written:
+        R, said, best = verdict.reward_M[list(written)], *np.array([(seen[w], max(seen.values())) for w, seen in zip(written.values(), found)]).T
+        stats["imagined/gain"] = (best - said).mean()
         stats["imagined/explained_variance"] = 1 - ((R - said) ** 2).mean() / R.var() if R.var() > 0 else np.nan
     return Imagined(tokens_BxTxK, worth_BxTxK, stats)

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from experiments.world.imagine import LEAST, imagine, neighbours, options, resized
-from experiments.world.orchestration import each_prb_mbps, read
+from experiments.world.imagine import imagine, looked_at, neighbours, options, resized
+from experiments.world.orchestration import each_prb_mbps
 from experiments.world.search import runs, sized_workflow
-from rldtf_jax.judge import Verdict
+from rldtf_jax.judge import OPTIONS, Verdict
 from rldtf_jax.tokenizer import train_bpe
-from rldtf_jax.update import Alternatives
 
 SEEDS = st.integers(0, 1 << 31)
 
@@ -25,13 +24,6 @@ def tokenizer(drawn):
 def written(tokenizer, task, workflow):
     text = task.response(workflow)
     return text, np.array([*tokenizer.encode(text, special=False), tokenizer.eos_id])
-
-
-def everything_likely(tokenizer, ids, p=0.1):
-    """(likely_TxK, p_TxK): every token of the vocabulary but the one that stands there."""
-    V = tokenizer.backend.get_vocab_size()
-    likely = np.array([[v for v in range(V) if v != one] for one in ids])
-    return likely, np.full(likely.shape, p, np.float32)
 
 
 @given(SEEDS)
@@ -51,66 +43,73 @@ def test_a_neighbour_runs_and_differs_in_one_decision_on_a_grant_that_carries_no
     assert resized(own, own, task.scenario.max_prb) == own
 
 
-@given(SEEDS)
-@settings(max_examples=15, deadline=None)
-def test_an_option_is_the_first_token_at_which_the_two_texts_part(drawn, tokenizer, seed):
+def share_of_the_grant(pairs):
+    """An emulator that says R = share of the widest grant."""
+    R = np.array([w.num_prb / task.scenario.max_prb for task, w in pairs], np.float32)
+    return R, R
+
+
+@given(SEEDS, st.integers(0, 4))
+@settings(max_examples=20, deadline=None)
+def test_a_search_goes_on_from_the_best_and_values_all_that_it_has_looked_at(drawn, seed, rounds):
     rng = random.Random(seed)
-    task = rng.choice(drawn)
-    own = sized_workflow(rng, task)
-    text, ids = written(tokenizer, task, own)
-    likely, p = everything_likely(tokenizer, ids)
-    found = options(tokenizer, 3, task, ids, text, likely, p)
-    assert {one.workflow for one in found if one.slot >= 0} == set(neighbours(task, own))  # nothing is lost where everything is likely
-    for one in found:
-        other = written(tokenizer, task, one.workflow)[1]
-        assert one.row == 3 and read(tokenizer.decode(other[:-1]))[0] == one.workflow
-        if one.slot < 0:
-            assert one.workflow == own and one.token == ids[one.position]
-        else:
-            np.testing.assert_array_equal(other[:one.position], ids[:one.position])
-            assert other[one.position] == one.token == likely[one.position, one.slot] != ids[one.position]
-    assert [one.position for one in found if one.slot < 0] == list(range(len(ids)))  # all of its own tokens are worth keeping
-    assert len(options(tokenizer, 3, task, ids, text, likely, p * 0 + LEAST / 2)) == len(ids)  # and alone where nothing else is likely
-    wrong = text.replace("<think> SNR ", "<think> SNR 9")
-    ids = np.array([*tokenizer.encode(wrong, special=False), tokenizer.eos_id])
-    kept = [one.position for one in options(tokenizer, 3, task, ids, wrong, *everything_likely(tokenizer, ids)) if one.slot < 0]
-    assert tokenizer.decode(ids[kept[0]:-1]).startswith(" Use ") and kept == list(range(kept[0], len(ids)))
+    some = rng.sample(drawn, 2)
+    own = [sized_workflow(rng, task) for task in some]
+    found = looked_at(share_of_the_grant, some, own, rounds)
+    for task, written, seen in zip(some, own, found):
+        assert list(seen)[0] == written and all(runs(task.scenario, w) for w in seen)
+        assert all(abs(R - w.num_prb / task.scenario.max_prb) < 1e-6 for w, R in seen.items())
+        assert len(seen) == 1 if rounds == 0 else set(neighbours(task, written)) <= set(seen)
+        best = max(seen, key=seen.get)
+        assert rounds < 4 or seen[best] >= min(1, 2 * seen[written]) - 1e-6  # the grant may be doubled in a round
+    assert [len(seen) for seen in looked_at(lambda pairs: (np.full(len(pairs), 7.0),), some, own, 0)] == [1, 1]
+    assert max(max(seen.values()) for seen in looked_at(lambda pairs: (np.full(len(pairs), 7.0),), some, own, 1)) == 1.0
 
 
-def test_what_cannot_be_run_or_is_written_otherwise_has_no_options(drawn, tokenizer):
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=6), st.lists(st.integers(0, 2), max_size=5), SEEDS)
+def test_a_token_is_worth_what_the_best_text_expects_that_goes_on_with_it(texts, own, seed):
+    worth = np.random.default_rng(seed).uniform(0.1, 2, len(texts)).tolist()
+    found = {(one.position, one.token): one.worth for one in options(own, texts, worth)}
+    for t in range(len(own)):
+        for token in range(3):
+            through = [value for ids, value in zip(texts, worth) if ids[:t] == own[:t] and len(ids) > t and ids[t] == token]
+            assert found.pop((t, token), None) == max(through, default=None)
+    assert not found  # nothing behind the response's end
+
+
+def test_what_cannot_be_run_or_read_has_no_options_and_what_is_written_otherwise_has_them_up_to_there(drawn, tokenizer):
     task = drawn[0]
-    text, ids = written(tokenizer, task, sized_workflow(random.Random(1), task))
-    for other in (text.replace("Use", "Take"), text + " Over.", text.replace(" iterations", ""), ""):
+    text, right = written(tokenizer, task, sized_workflow(random.Random(1), task))
+    verdict = Verdict(np.float32([0.3]), np.ones(1, bool), [None], {})
+    for other in (text.replace(" iterations", ""), "", "Use"):
         ids = np.array([*tokenizer.encode(other, special=False), tokenizer.eos_id])
-        assert options(tokenizer, 0, task, ids, other, *everything_likely(tokenizer, ids)) == []
+        assert not imagine(share_of_the_grant, tokenizer, [task], [ids], [other], len(right) + 9, verdict).worth_BxTxK.any()
+    for other in (text.replace("<think> SNR ", "<think> SNR 9"), text.replace("Use", "Take"), text + " Over."):
+        ids = np.array([*tokenizer.encode(other, special=False), tokenizer.eos_id])
+        found = imagine(share_of_the_grant, tokenizer, [task], [ids], [other], len(right) + 9, verdict)
+        parted = next(t for t, (x, y) in enumerate(zip(ids, right)) if x != y)
+        assert (found.worth_BxTxK[0, :parted + 1].max(-1) > 0).all() and not found.worth_BxTxK[0, parted + 1:].any()
+        assert right[parted] in found.tokens_BxTxK[0, parted] and ids[parted] not in found.tokens_BxTxK[0, parted][found.worth_BxTxK[0, parted] > 0]
 
 
-def test_worth_is_the_mean_expectation_above_no_service(drawn, tokenizer):
-    """With an emulator that says R = share of the widest grant."""
-    def emulator(pairs):
-        R = np.array([w.num_prb / task.scenario.max_prb for task, w in pairs], np.float32)
-        return R, R
-
+def test_worth_is_the_best_expectation_above_no_service(drawn, tokenizer):
     rng, some = random.Random(2), drawn[:3]
-    texts, ids = zip(*(written(tokenizer, task, sized_workflow(rng, task)) for task in some))
-    T = max(map(len, ids))
-    likely, p = (np.stack([np.pad(x, ((0, T - len(x)), (0, 0))) for x in both])
-                 for both in zip(*(everything_likely(tokenizer, one) for one in ids)))
-    alternatives = Alternatives(None, None, None, likely, p)
+    own = [sized_workflow(rng, task) for task in some]
+    texts, ids = zip(*(written(tokenizer, task, w) for task, w in zip(some, own)))
+    T = max(map(len, ids)) + 2
     verdict = Verdict(np.float32([0.3, -0.2, 0.9]), np.ones(3, bool), [None] * 3, {})
-    tokens, worth, stats = imagine(emulator, tokenizer, some, ids, texts, alternatives, verdict)
-    assert tokens.shape == worth.shape == (3, T, likely.shape[-1] + 1) and worth.min() == 0 and worth.max() <= 2
-    gain = 0.0
-    for b, task in enumerate(some):
-        by_token = {}
-        for one in options(tokenizer, b, task, ids[b], texts[b], likely[b], p[b]):
-            by_token.setdefault((one.position, one.slot, one.token), []).append(1 + one.workflow.num_prb / task.scenario.max_prb)
-        for (t, slot, token), values in by_token.items():
-            assert tokens[b, t, slot] == token
-            np.testing.assert_allclose(worth[b, t, slot], np.mean(values), rtol=1e-5)
-            gain += 0.1 * max(0.0, np.mean(values) - worth[b, t, -1]) if slot >= 0 else 0.0
-        assert (worth[b] > 0).sum() == len(by_token) > len(ids[b])
-    np.testing.assert_allclose(stats["imagined/gain"], gain / 3, rtol=1e-4)
+    tokens, worth, stats = imagine(share_of_the_grant, tokenizer, some, ids, texts, T, verdict)
+    assert tokens.shape == worth.shape == (3, T, OPTIONS) and worth.min() == 0 and worth.max() <= 2
+    gain = []
+    for b, (task, seen) in enumerate(zip(some, looked_at(share_of_the_grant, some, own))):
+        spelt = [written(tokenizer, task, w)[1].tolist() for w in seen]
+        best = {}
+        for one in options(ids[b].tolist(), spelt, [1 + R for R in seen.values()]):
+            best.setdefault(one.position, []).append((one.worth, one.token))
+        for t in range(T):
+            there = sorted(best.get(t, []), reverse=True)[:OPTIONS]
+            np.testing.assert_allclose(worth[b, t], [*(value for value, _ in there), *[0] * (OPTIONS - len(there))], rtol=1e-6)
+            assert {token for value, token in there if value > there[-1][0]} <= set(tokens[b, t]) and (t >= len(ids[b])) == (not there)
+        gain.append(max(seen.values()) - seen[own[b]])
+    np.testing.assert_allclose(stats["imagined/gain"], np.mean(gain), rtol=1e-5)
     assert stats["imagined/workflows"] > 20 and np.isfinite(stats["imagined/explained_variance"])
-    nothing = imagine(emulator, tokenizer, some, [x[:0] for x in ids], ["", "", ""], alternatives, verdict)
-    assert not nothing.worth_BxTxK.any() and nothing.stats["imagined/gain"] == 0

@@ -20,7 +20,7 @@ from rldtf_jax import rldtf, sft
 from rldtf_jax.config import OptimConfig, RLDTFConfig, SampleConfig, SFTConfig
 from rldtf_jax.metrics import JSONL, read
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
-from rldtf_jax.judge import Imagined, Verdict
+from rldtf_jax.judge import OPTIONS, Imagined, Verdict
 from rldtf_jax.token_weight import Field
 
 SHAPE = Qwen2Config(12, 32, 48, 2, 4, 2, rope_theta=1e4, num_tokens=10)
@@ -66,17 +66,17 @@ class HighTokens:
         return [[Field(t, t + 1, [np.concatenate([ids[:t], [v], ids[t + 1:]]) for v in range(2, SHAPE.num_tokens) if v != ids[t]])
                  for t in range(max(0, len(ids) - 1))] for ids in map(np.asarray, responses)]
 
-    def imagine(self, tasks, responses, alternatives, verdict):
-        """What any other id in a token's place would make of R: exact; where the response ends nothing else is as good."""
-        tokens = np.concatenate([alternatives.likely_BxTxK, np.zeros((*alternatives.other_BxT.shape, 1), np.int32)], -1)
+    def imagine(self, tasks, responses, num_tokens, verdict):
+        """What other ids in a token's place would make of R: exact; where the response ends nothing else is as good."""
+        tokens = np.zeros((len(tasks), num_tokens, OPTIONS), np.int32)
         worth = np.zeros(tokens.shape, np.float32)
         for b, ids in enumerate(responses):
             for t in range(max(0, len(ids) - 1)):
-                tokens[b, t, -1] = ids[t]
-                others = [np.concatenate([ids[:t], [v], ids[t + 1:]]) for v in tokens[b, t]]
-                worth[b, t] = self.judge(tasks, others).reward_M + 1
+                options = [ids[t], *(v for v in range(EOS, SHAPE.num_tokens) if v != ids[t])][:OPTIONS]
+                tokens[b, t, :len(options)] = options
+                worth[b, t, :len(options)] = self.judge(tasks, [np.concatenate([ids[:t], [v], ids[t + 1:]]) for v in options]).reward_M + 1
             if len(ids):
-                tokens[b, len(ids) - 1, -1], worth[b, len(ids) - 1, -1] = ids[-1], verdict.reward_M[b] + 1
+                tokens[b, len(ids) - 1, 0], worth[b, len(ids) - 1, 0] = ids[-1], verdict.reward_M[b] + 1
         return Imagined(tokens, worth, {"imagined/tokens": (worth > 0).sum()})
 
     def summary(self, tasks, responses, verdict, logp):
