@@ -11,7 +11,7 @@ setup(
     packages=find_packages(include=["rldtf_jax*", "twin*", "experiments*"]),
     package_data={"twin": ["weights/*", "tables/*"], "experiments.world": ["data/*", "data/*/*", "data/*/*/*", "schema.json"]},
     install_requires=[
-        "jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "safetensors", "gguf", "tokenizers",
+        "jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "safetensors", "gguf", "tokenizers", "jinja2",
         "sionna-no-rt==1.2.*", "tensorflow", "numba",
         "hydra-core", "tensorboardX", "tqdm", "matplotlib", "scipy", "pyarrow",
     ],

@@ -5,9 +5,12 @@ Byte-level BPE: every text round-trips, whatever the vocabulary. The chat templa
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from jinja2.exceptions import TemplateError
+from jinja2.sandbox import SandboxedEnvironment
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -69,6 +72,16 @@ class Tokenizer:
         head = self.encode(f"{system}<|im_start|>user\n")
         return head + self.encode(user_text, special=False) + self.encode("<|im_end|>\n<|im_start|>assistant\n")
 
+    def files(self) -> dict[str, str]:
+        """What lies beside a model in an HF directory, by name, so that transformers and `load_directory` read this tokenizer and chat."""
+        system = json.dumps(f"<|im_start|>system\n{self.system}<|im_end|>\n" if self.system else "", ensure_ascii=False)
+        template = ("{%- if messages[0]['role'] != 'system' %}{{- " + system + " }}{%- endif %}"
+                    "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{%- endfor %}"
+                    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIAL_TOKENS[2], "pad_token": SPECIAL_TOKENS[0],
+                  "clean_up_tokenization_spaces": False, "chat_template": template}
+        return {"tokenizer.json": self.backend.to_str(pretty=True), "tokenizer_config.json": json.dumps(config, indent=1) + "\n"}
+
     def save(self, path: str | Path) -> None:
         """Writes an HF tokenizer.json."""
         self.backend.save(str(path))
@@ -91,6 +104,42 @@ def load(path: str | Path, system: str | None = None) -> Tokenizer:
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{path}: {error}") from error
     return Tokenizer(backend, system)
+
+
+def load_directory(directory: str | Path) -> Tokenizer:
+    """Reads the tokenizer.json of an HF directory, and from its chat template the system turn that a conversation begins with.
+
+    Raises ValueError as `load` does, and for a chat template that renders a user's turn otherwise than `Tokenizer.apply_chat`.
+    """
+    return load(Path(directory, "tokenizer.json"), system_turn(directory))
+
+
+def system_turn(directory: str | Path) -> str | None:
+    """What an HF directory's chat template puts into a system turn where the user gives none; None without a turn or a template."""
+    template, path = None, Path(directory, "tokenizer_config.json")
+    if Path(directory, "chat_template.jinja").exists():
+        path = Path(directory, "chat_template.jinja")
+        template = path.read_text(encoding="utf-8")
+    elif path.exists():
+        try:
+            template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if isinstance(template, list):  # several by name
+            template = next((one["template"] for one in template if one.get("name") == "default"), None)
+    if template is None:
+        return None
+    messages = [{"role": "user", "content": "What the user says"}]
+    try:
+        rendered = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template).render(
+            messages=messages, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ValueError(f"{path}: chat_template: {error}") from error
+    found = re.fullmatch(r"(?:<\|im_start\|>system\n(.*)<\|im_end\|>\n)?<\|im_start\|>user\nWhat the user says<\|im_end\|>\n<\|im_start\|>assistant\n",
+                         rendered, re.DOTALL)
+    if found is None:
+        raise ValueError(f"{path}: chat_template: expected turns between <|im_start|> and <|im_end|> as Qwen2.5 has them, got {rendered[:80]!r}")
+    return found[1]
 
 
 def train_bpe(

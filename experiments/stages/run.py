@@ -170,7 +170,7 @@ def _same_sources(path: str, config: ExperimentConfig, tasks: dict[str, list[Tas
     """What a directory holds is by the number of its task and in the tokens of its tokenizer: raises ConfigError where those are others
     than when it was made."""
     texts = {f"tasks/{split}": "\n".join(json.dumps(task_files.to_dict(task)) for task in some) for split, some in tasks.items()}
-    texts["tokenizer"] = tok.backend.to_str()
+    texts["tokenizer"] = tok.backend.to_str() + (tok.system or "")
     if not config.tasks.directory:
         texts[f"world {config.tasks.family}"] = repr(worlds.family(config.tasks.family))
     sources = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
@@ -234,7 +234,7 @@ def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokeni
     """The HF directory's own tokenizer, or the domain BPE trained on prompts and random responses."""
     if config.model.hf_dir:
         with reading_model(config):
-            return tokenizer.load(os.path.join(config.model.directory, "tokenizer.json"))
+            return tokenizer.load_directory(config.model.directory)
     path = os.path.join(config.run_dir, "tokenizer.json")
     if not os.path.exists(path):
         rng = random.Random(f"bpe {config.seed}")
@@ -266,7 +266,7 @@ def stage_model(run: Run, stage: str) -> Qwen2 | None:
 
 def keep_model(run: Run, model: Qwen2, stage: str) -> None:
     """Leaves what `stage_model` finds, with the tokenizer, so that it is a directory for model.hf_dir too."""
-    hf.save(model, run.path(stage, "model"), {"tokenizer.json": run.tokenizer.backend.to_str(pretty=True)}, run.tokenizer.eos_id)
+    hf.save(model, run.path(stage, "model"), run.tokenizer.files(), run.tokenizer.eos_id)
 
 
 def sequences(tok: Tokenizer, pairs: Sequence[tuple[str, str]]) -> sft.Sequences:

@@ -20,7 +20,7 @@ from experiments.stages.run import Run, opened
 from experiments.world import baselines, worlds
 from experiments.world.tasks import Task
 
-TASKS = {"test": 800, "new-links": 400}  # of each split
+TASKS = {"test": 500, "new-links": 250}  # of each split
 ASKED = ("sturdiest", "rule")  # of world.baselines: what asks no twin and is not hopeless
 
 

@@ -168,3 +168,52 @@ def test_a_gguf_tokenizer_equals_the_one_it_was_written_from(tmp_path):
     for text in TRICKY + CORPUS[:40]:
         assert read.encode(text) == backend.encode(text).ids
         assert read.decode(read.encode(text)) == text
+
+
+QWEN25_TEMPLATE = (  # as Qwen2.5-Instruct ships it, less what tools need
+    "{%- if messages[0]['role'] == 'system' %}\n    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n{%- else %}\n"
+    "    {{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' }}\n{%- endif %}\n"
+    "{%- for message in messages %}\n    {%- if (message.role == \"user\") or (message.role == \"system\" and not loop.first) %}\n"
+    "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n    {%- endif %}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n")
+
+
+@pytest.mark.parametrize("shape", ["text", "list", "file"])
+def test_the_system_turn_of_a_chat_template_is_written_before_every_user(tmp_path, shape):
+    tokenizer.train_bpe(["some text"], 400).save(tmp_path / "tokenizer.json")
+    assert tokenizer.load_directory(tmp_path).system is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({} if shape == "file" else {
+        "chat_template": QWEN25_TEMPLATE if shape == "text" else [{"name": "tools", "template": "x"}, {"name": "default", "template": QWEN25_TEMPLATE}]}))
+    if shape == "file":
+        (tmp_path / "chat_template.jinja").write_text(QWEN25_TEMPLATE)
+    found = tokenizer.load_directory(tmp_path)
+    assert found.system == tokenizer.QWEN25_SYSTEM
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), chat_template=QWEN25_TEMPLATE)
+    messages = [{"role": "user", "content": "Move 5 Mbps."}]
+    assert found.apply_chat("Move 5 Mbps.") == theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+@pytest.mark.parametrize("template, message", [
+    ("{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]", "expected turns between"), ("{% if %}", "chat_template: "),
+    ("{{ raise_exception('no') }}", "chat_template: "), ("{{ ''.__class__.__mro__ }}", "chat_template: ")])
+def test_a_template_that_talks_otherwise_is_refused(tmp_path, template, message):
+    tokenizer.train_bpe(["some text"], 400).save(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(ValueError, match="tokenizer_config.json: .*" + message):
+        tokenizer.load_directory(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match="tokenizer_config.json: "):
+        tokenizer.load_directory(tmp_path)
+
+
+@pytest.mark.parametrize("system", [None, tokenizer.SMOLLM2_SYSTEM, "Say \"yes\", 'no' or {{ nothing }} \\ in\ntwo lines, é"])
+def test_what_lies_beside_a_model_is_the_same_tokenizer_and_chat_to_transformers(tmp_path, system):
+    ours = tokenizer.train_bpe(["user says something", "assistant answers"], 400)
+    ours.system = system
+    for name, text in ours.files().items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    theirs, again = transformers.AutoTokenizer.from_pretrained(tmp_path), tokenizer.load_directory(tmp_path)
+    asked = "something, please {{ 1 }}"
+    ids = theirs.apply_chat_template([{"role": "user", "content": asked}], add_generation_prompt=True, return_dict=False)
+    assert ids == ours.apply_chat(asked) == again.apply_chat(asked) and again.system == system
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (ours.eos_id, ours.pad_id)
