@@ -31,7 +31,7 @@ from experiments.studies import ablate
 from experiments.studies.grid import SweepConfig, cells
 
 AXES = {"alpha": (0.5, 1.0, 2.0, 4.0), "threshold": (0.05, 0.2)}
-OVERRIDES = ["preset=quickstart", "run_dir=runs/ablate_speed", "tasks.validation=24", "tasks.test=50", "evaluate.batch_size=50",
+OVERRIDES = ["preset=leave-one-out", "run_dir=runs/ablate_speed", "tasks.validation=24", "tasks.test=50", "evaluate.batch_size=50",
              "rldtf.steps=20", "rldtf.weight_by=sensitivity"]
 
 

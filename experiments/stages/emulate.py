@@ -1,7 +1,7 @@
 """A model of the twin, fitted where it will be asked: to what rejection sampling was told, and then, round by round, to what the twin says
 of the workflows that it likes best itself.
 
-    python -m experiments.stages.emulate preset=expected [key=value ...]
+    python -m experiments.stages.emulate preset=quickstart [key=value ...]
 
 A search on a model finds where the model flatters: after rejection sampling alone it promises 0.81 and the twin gives 0.61 for what it
 finds. Each round asks the twin about just that (the loop of model-based optimisation), so promise and verdict come together.

@@ -1,6 +1,6 @@
 """RLDTF (III.C), after rejection sampling.
 
-    python -m experiments.stages.rldtf preset=quickstart rldtf.alpha=2
+    python -m experiments.stages.rldtf preset=quickstart [key=value ...]
 """
 
 import os

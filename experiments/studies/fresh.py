@@ -1,6 +1,6 @@
 """A finished run on tasks as its family draws them: new ones of held-out splits, feasible or not, many more than a search could afford.
 
-    python -m experiments.studies.fresh preset=expected seed=0 run_dir=RUN [evaluate.temperature=0]
+    python -m experiments.studies.fresh preset=quickstart seed=0 run_dir=RUN [evaluate.temperature=0]
     python -m experiments.studies.seeds RUN RUN RUN --evaluation fresh_at_0.json
 
 Every stage's model, the sturdiest mode and the tuned rule, on noise that nothing was trained or tuned on. There is no oracle here, and half

@@ -32,7 +32,7 @@ from experiments.stages.run import Run, opened, say
 from experiments.statistics import mean_interval
 
 STEPS, UNMEASURED = 20, 4  # after those trained before; the twin's workers compile in the first of them
-OVERRIDES = ["preset=quickstart", "run_dir=runs/token_importance", "rldtf.num_perturb=2", "rldtf.prompts_per_step=64",
+OVERRIDES = ["preset=leave-one-out", "run_dir=runs/token_importance", "rldtf.num_perturb=2", "rldtf.prompts_per_step=64",
              "rldtf.steps=50", "rldtf.weight_by=sensitivity"]
 
 
