@@ -93,16 +93,16 @@ def machines_table(run: Run) -> str:
 def results_figure(result: dict) -> bytes:
     """Bars of fulfilment and average score with their intervals."""
     names = [name for name in METHODS if name in result["methods"]]
-    figure, axes = plt.subplots(1, 2, figsize=(13, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.6 + 0.32 * len(names)), layout="constrained", sharey=True)
     for axis, key, title in zip(axes, ("fulfilment", "score"), ("Fulfilment", "Average score of the fulfilled")):
-        for x, name in enumerate(names):
+        for y, name in enumerate(names):
             row = result["methods"][name]
             if row[key] is not None:
                 low, high = row[f"{key}_interval"]
-                axis.bar(x, row[key], color=COLOURS[name])
-                axis.errorbar(x, row[key], [[row[key] - low], [high - row[key]]], color="black", capsize=4)
-                axis.text(x, 0.02, f"{row[key]:.2f}", ha="center", color="white")
-        axis.set(title=title, ylim=(0, 1.02), xticks=range(len(names)), xticklabels=[SHORT[name] for name in names])
+                axis.barh(y, row[key], color=COLOURS[name])
+                axis.errorbar(row[key], y, xerr=[[row[key] - low], [high - row[key]]], color="black", capsize=3)
+                axis.text(high + 0.02, y, f"{row[key]:.2f}", va="center")
+        axis.set(title=title, xlim=(0, 1.1), yticks=range(len(names)), yticklabels=[SHORT[name] for name in names], ylim=(len(names) - 0.4, -0.6))
     return png(figure)
 
 
