@@ -65,7 +65,7 @@ def test_it_answers_the_held_out_tasks_of_a_run(finished, tmp_path):
             assert 0 <= found[split]["emulator"]["fulfilment"] <= 1 and found[split]["emulator"]["reward"] <= 1
         assert study.table(found).count("\n") == 1 + len(HELD_OUT)
     with opened(load(["preset=smoke", f"run_dir={tmp_path}/new"]), start_twin=False) as run:
-        with pytest.raises(ConfigError, match="expected a run whose rejection sampling is done"):
+        with pytest.raises(ConfigError, match="expected samples of rejection sampling"):
             study.study(run)
 
 
