@@ -20,10 +20,9 @@ from experiments.files import json_lines, whole
 from experiments.stages.reject import all_sampled, reject
 from experiments.stages.run import Run, opened, say
 from experiments.world.baselines import rewards
-from experiments.world.emulator import Emulator, fit, verdicts
+from experiments.world.emulator import Emulator, fit, ran, verdicts
 from experiments.world.imagine import looked_at
-from experiments.world.orchestration import describe_workflow, read
-from experiments.world.search import runs
+from experiments.world.orchestration import describe_workflow
 
 BEST = 8  # of what a search has looked at, of which the twin is asked about one beside the very best
 
@@ -61,10 +60,10 @@ def ask(run: Run, emulator: Emulator, sampled: Sequence[dict], known: Sequence[d
     """What the twin says of the best that a search finds from each of some samples, and of one other of its BEST: rows as
     `reject.sample_round` leaves them."""
     tasks, rng = run.tasks_of("train"), np.random.default_rng((run.config.seed, number, 2))
-    readable = [(row["task"], w) for row in sampled if (w := read(row["response"])[0]) and runs(tasks[row["task"]].scenario, w)]
+    readable = [(row["task"], w) for row, w in ran(tasks, sampled)]
     some = [readable[i] for i in rng.permutation(len(readable))[:run.config.emulator.starts]]
     found = looked_at(emulator, [tasks[i] for i, _ in some], [w for _, w in some])
-    before = {(row["task"], read(row["response"])[0]) for row in known}
+    before = {(row["task"], w) for row, w in ran(tasks, known)}
     wanted = []
     for (i, _), seen in zip(some, found):
         best = sorted(seen, key=seen.get, reverse=True)[:BEST]

@@ -21,7 +21,6 @@ from experiments.world import baselines, worlds
 from experiments.world.tasks import Task
 
 TASKS = {"test": 500, "new-links": 250}  # of each split
-ASKED = ("sturdiest", "rule")  # of world.baselines: what asks no twin and is not hopeless
 
 
 def draw(family: worlds.Family, wanted: dict[str, int]) -> dict[str, list[Task]]:
@@ -41,8 +40,9 @@ def study(run: Run) -> dict:
     path = run.path(f"fresh_at_{run.config.evaluate.temperature:g}.json")
     if not os.path.exists(path):
         run = dataclasses.replace(run, tasks=run.tasks | draw(worlds.family(run.config.tasks.family), TASKS))
-        asked = baselines.methods(run.tasks["train"], run.tasks["validation"], run.twins, run.config.rldtf.reward, run.config.seed)
-        splits = {split: compare(run, split, {name: asked[name] for name in ASKED}) for split in TASKS}
+        tuned = baselines.tuned_rule(run.tasks["validation"], run.twins("select"), run.config.rldtf.reward)
+        asked = {"sturdiest": lambda tasks: list(map(baselines.sturdiest, tasks)), "rule": lambda tasks: list(map(tuned, tasks))}
+        splits = {split: compare(run, split, asked) for split in TASKS}
         with whole(path) as file:
             json.dump(splits.pop("test") | {"elsewhere": splits}, file, indent=1)
     with open(path, encoding="utf-8") as file:

@@ -92,10 +92,15 @@ def features(task: Task, workflow: Workflow, channels: Sequence[str]) -> np.ndar
     return np.array([*numbers, *choices, *(s.channel == channel for channel in channels)], np.float32)
 
 
+def ran(tasks: Sequence[Task], rows: Sequence[dict]) -> list[tuple[dict, Workflow]]:
+    """The rows, of those of `reject.all_sampled`, whose response can be read and run, each with its workflow."""
+    return [(row, w) for row in rows if (w := read(row["response"])[0]) and runs(tasks[row["task"]].scenario, w)]
+
+
 def verdicts(tasks: Sequence[Task], rows: Sequence[dict]) -> Verdicts:
     """What was sampled and ran, from the rows of `reject.all_sampled`."""
     channels = tuple(sorted({task.scenario.channel for task in tasks}))
-    readable = [(row, w) for row in rows if (w := read(row["response"])[0]) and runs(tasks[row["task"]].scenario, w)]
+    readable = ran(tasks, rows)
     return Verdicts(np.array([features(tasks[row["task"]], w, channels) for row, w in readable]),
                     *(np.array([row[key] for row, _ in readable], np.float32) for key in ("reward", "fulfilled")),
                     np.array([row["task"] for row, _ in readable]), channels)

@@ -103,7 +103,7 @@ def test_fresh_tasks_are_of_their_splits_and_compared_as_the_others_are(finished
     with opened(load(["preset=smoke", f"run_dir={finished[0]}", "rldtf.steps=6"])) as run:
         found = fresh.study(run)
         assert {split: part["num_tasks"] for split, part in {"test": found, **found["elsewhere"]}.items()} == fresh.TASKS
-        assert set(found["methods"]) == {"instruct", "reject", "rldtf", *fresh.ASKED} and os.path.exists(run.path("fresh_at_1.json"))
+        assert set(found["methods"]) == {"instruct", "reject", "rldtf", "sturdiest", "rule"} and os.path.exists(run.path("fresh_at_1.json"))
         assert len(run.tasks["test"]) == 12  # the run's own are as they were
         result = seeds.compare([seeds.load(run.config.run_dir, "fresh_at_1.json")] * 2)
         assert set(result["test"]["sturdiest"]["gain"]) == {"fulfilled", "reward"}
