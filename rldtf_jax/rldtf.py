@@ -98,7 +98,7 @@ def initial(policy, critic, config: RLDTFConfig, seed: int) -> tuple["OneByOne",
     """What a run starts from; the models stay the caller's."""
     (policy_def, policy_params), (critic_def, critic_params) = nnx.split(policy), nnx.split(critic)
     static = Static(policy_def, critic_def, config.aggregation, config.microbatches, config.logit_chunk,
-                    config.dual_clip, config.value_clip, config.with_critic)
+                    config.dual_clip, config.value_clip, config.with_critic, config.tilt)
     frozen = Frozen()
     if config.lora_rank is not None:
         keys = jax.random.split(jax.random.key(seed))
@@ -141,7 +141,7 @@ def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Re
     other_BxT, entropy_BxT = (None, None) if others is None else map(np.asarray, (others.other_BxT, others.entropy_BxT))
     evidence = Evidence(judged.S, judged.read_BxT, entropy_BxT, mask, hash_seed(arm.seed, step))
     w = WEIGHTS[config.weight_by](evidence, config)
-    A, ret = advantages(config, jnp.asarray(judged.verdict.reward_M), recalled.value_BxT, mask, judged.change_BxT, other_BxT)
+    A, ret = advantages(config, jnp.asarray(judged.reward_B), recalled.value_BxT, mask, judged.change_BxT, other_BxT)
     scaled = mean_one(w, mask) if config.weights == "mean-one" else jnp.asarray(w)
     return Rollouts(tokens_BxS, prompts.lengths_B, prompts.lengths_B + samples.lengths_B, samples.logp_BxR,
                     recalled.anchor_hidden_BxTxD, A, ret, scaled, recalled.value_BxT,
@@ -314,20 +314,21 @@ def hyper_at(config: RLDTFConfig, step: int, kl_scale=1.0) -> Hyper:
         policy = policy._replace(lr=np.float32(0.0))
     hyper = Hyper(*np.float32([config.clip, config.beta_ent, config.beta_kl, config.k1, config.k2,
                                config.sample.temperature]),
-                  policy, optim.hyper(config.critic, step, config.steps))
+                  policy, optim.hyper(config.critic, step, config.steps),
+                  np.bool_(config.tilt_steps is None or step < config.tilt_steps))
     return hyper if config.adaptive_kl is None else hyper._replace(beta_kl=hyper.beta_kl * kl_scale)
 
 
 def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Recalled, judged: Judged, w_BxT
                     ) -> dict[str, Any]:
-    """Rewards, what the critic explains, and what the token weights amount to."""
+    """Rewards of what the twin was asked about, what the critic explains, and what the token weights amount to."""
     verdict, R_B, n = judged.verdict, judged.verdict.reward_M, arm.config.samples_per_prompt
     mask_BxT = np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
     w = np.asarray(w_BxT)[mask_BxT]
     responses, logp = ([row[:length] for row, length in zip(np.asarray(rows), samples.lengths_B)]
                        for rows in (samples.tokens_BxR, samples.logp_BxR))
-    residual = np.where(mask_BxT, R_B[:, None] - np.asarray(recalled.value_BxT), 0)
-    spread = np.where(mask_BxT, R_B[:, None] - R_B.mean(), 0)
+    residual = np.where(mask_BxT, judged.reward_B[:, None] - np.asarray(recalled.value_BxT), 0)
+    spread = np.where(mask_BxT, judged.reward_B[:, None] - R_B.mean(), 0)
     return {
         "reward": R_B.mean(), "fulfilled": verdict.fulfilled_M.mean(),
         **{f"reward_p{q}": np.percentile(R_B, q) for q in (10, 50, 90)},
@@ -338,6 +339,6 @@ def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Reca
         "weight/over_threshold": (judged.S.total[mask_BxT] > arm.config.threshold).mean(),
         **(judged.imagined.stats if judged.imagined else {}),
         **{f"S/{part}": S[mask_BxT].mean() for part, S in judged.S._asdict().items()},
-        **arm.env.summary(prompts.tasks, responses, verdict, logp),
+        **arm.env.summary(prompts.tasks[:len(R_B)], responses[:len(R_B)], verdict, logp[:len(R_B)]),
         "tokens": prompts.lengths_B.sum() + samples.lengths_B.sum(), "response_tokens": samples.lengths_B.mean(),
     }

@@ -80,8 +80,9 @@ def killed_after(command: Sequence[str], seconds: float, one_of_its_own: random.
     return hit, process.returncode, lines[-1] if lines else ""
 
 
-def harness(command: Sequence[str], kills: int, seed: int, say=print) -> dict:
-    """What `command` (which takes run_dir=... as its last argument) leaves after `kills` kills, beside a run without any."""
+def harness(command: Sequence[str], kills: int, seed: int, say=print, keep=lambda found: None) -> dict:
+    """What `command` (which takes run_dir=... as its last argument) leaves after `kills` kills, beside a run without any; keep: takes what
+    is found so far, whenever a run has ended."""
     rng, by_stage, wrong, failed, runs = random.Random(seed), Counter(), [], [], 0
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.monotonic()
@@ -110,8 +111,11 @@ def harness(command: Sequence[str], kills: int, seed: int, say=print) -> dict:
             wrong += differences(expected, digests(directory))
             runs += 1
             say(f"run {runs}: {spent} kills so far; differing files: {wrong or 'none'}")
-    return {"processor": processor(), "command": " ".join(command[1:]), "kills": spent, "runs": runs, "killed_in": dict(sorted(by_stage.items())),
-            "compared": sorted(expected), "unkilled_s": round(whole_s, 1), "differing": wrong, "failed_starts": failed}
+            found = {"processor": processor(), "command": " ".join(command[1:]), "kills": spent, "runs": runs,
+                     "killed_in": dict(sorted(by_stage.items())), "compared": sorted(expected), "unkilled_s": round(whole_s, 1),
+                     "differing": wrong, "failed_starts": failed}
+            keep(found)
+    return found
 
 
 def main() -> None:
@@ -121,10 +125,12 @@ def main() -> None:
     parser.add_argument("--out")
     parser.add_argument("overrides", nargs="*", default=[])
     args = parser.parse_args()
+    if args.kills < 1:
+        parser.error(f"--kills {args.kills}: expected at least 1")
     overrides = args.overrides or ["preset=smoke"]
     load(overrides)  # what the pipeline would refuse is refused before a run is started
-    found = harness([*PIPELINE, *overrides], args.kills, args.seed, lambda text: print(text, file=sys.stderr, flush=True))
-    show(found, args.out)
+    found = harness([*PIPELINE, *overrides], args.kills, args.seed, lambda text: print(text, file=sys.stderr, flush=True),
+                    lambda found: show(found, args.out))
     if found["differing"] or found["failed_starts"]:
         sys.exit(1)
 

@@ -51,6 +51,9 @@ def emulated(run: Run) -> Emulator:
 
 def fitted(run: Run, rows: Sequence[dict]) -> Emulator:
     data = verdicts(run.tasks_of("train"), rows)
+    if len(np.unique(data.tasks)) < 2:
+        raise ConfigError(f"reject: {len(data.rewards)} of {len(rows)} sampled responses can be run: expected some for two tasks at least, whose verdicts "
+                          "a model of the twin is fitted to; train phase 1 (instruct.sft) for longer")
     emulator = fit(data, run.config.seed)
     say(f"emulator: {len(data.rewards)} verdicts; explains {emulator.explained_variance:.2f} of R's variance on tasks that it has not seen")
     return emulator

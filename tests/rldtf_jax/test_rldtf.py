@@ -227,14 +227,51 @@ def test_computed_in_bfloat16_a_small_step_moves_the_float32_weights_of_every_te
     assert 0 < found["log_ratio"] < 0.02 and one_step()[1]["log_ratio"] < 1e-5
 
 
+EXPECTED = dataclasses.replace(ONE, prompts_per_step=32, advantage="expected", with_critic=False, alpha=0.0, beta_ent=0.0, beta_kl=0.0)
+
+
+def several_steps(config, env, number, seed=3):
+    """(states after each step, metrics) from the tiny models."""
+    models, state = rldtf.initial(POLICY, CRITIC, config, seed)
+    found = []
+    for step in range(number):
+        state, metrics = take_step(models, env, config, seed, state, step)
+        found.append(jax.device_get((state, metrics)))
+    return zip(*found)
+
+
 def test_the_expected_advantage_climbs_what_the_environment_values():
     """The tiny environment values exactly, so a few large steps raise the reward of what is sampled."""
-    config = dataclasses.replace(ONE, prompts_per_step=32, advantage="expected", with_critic=False, alpha=0.0, beta_ent=0.0, beta_kl=0.0)
-    state, rewards = first_state(), []
-    for step in range(6):
-        state, metrics = one_step(config, state=state, step=step)
-        rewards.append(metrics["reward"])
-    assert rewards[-1] > rewards[0] + 0.2 and metrics["imagined/tokens"] > 0
+    _, seen = several_steps(EXPECTED, HighTokens(), 6)
+    assert seen[-1]["reward"] > seen[0]["reward"] + 0.2 and seen[-1]["imagined/tokens"] > 0
+
+
+def test_tilted_steps_climb_and_those_behind_them_go_along_eq_6_again():
+    """The tiny environment values exactly."""
+    tilted = dataclasses.replace(EXPECTED, tilt=0.1)
+    _, seen = several_steps(tilted, HighTokens(), 7)
+    assert np.mean([one["reward"] for one in seen[4:]]) > seen[0]["reward"] + 0.3
+    states, towards = several_steps(dataclasses.replace(tilted, tilt_steps=3), HighTokens(), 4)
+    # From the same state the fourth step is Eq. 6's, the third is not.
+    models, _ = rldtf.initial(POLICY, CRITIC, EXPECTED, 3)
+    for step, same in ((2, False), (3, True)):
+        state, metrics = take_step(models, HighTokens(), EXPECTED, 3, jax.tree.map(jnp.asarray, states[step - 1]), step)
+        assert (abs(metrics["policy_loss"] - towards[step]["policy_loss"]) < 1e-5) == same, step
+        moved = [np.abs(np.asarray(x) - y).max() for x, y in zip(*(jax.tree.leaves(one.learner.policy) for one in (state, states[step])))]
+        assert (max(moved) < 1e-5) == same, step
+
+
+def test_the_twin_is_asked_about_the_first_rollouts_alone_and_the_step_is_the_same():
+    """With `expected` its verdict is a metric."""
+    few = dataclasses.replace(EXPECTED, prompts_per_step=8, judge_first=3)
+    whole, part = Recording(), Recording()
+    (one,), (metrics,) = several_steps(dataclasses.replace(few, judge_first=None), whole, 1)
+    (other,), (found,) = several_steps(few, part, 1)
+    assert_equal(one.learner, other.learner)
+    assert part.asked[0] == whole.asked[0][:3] and len(whole.asked[0]) == 8
+    rewards = HighTokens().judge([None] * 3, [np.array(ids) for _, ids in part.asked[0]]).reward_M
+    assert found["reward"] == rewards.mean() and metrics["loss"] == found["loss"]
+    np.testing.assert_allclose(metrics["entropy"], found["entropy"])
 
 
 def test_an_adaptive_kl_raises_its_coefficient_above_the_aim_and_lowers_it_below():

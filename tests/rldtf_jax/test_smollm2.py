@@ -23,14 +23,14 @@ QUESTIONS = ["What is the capital of France?", "Write a haiku about radio waves.
 def directory(request):
     """Where the weights are: in pytest's cache, so that they are downloaded once."""
     directory = request.config.cache.mkdir("smollm2")
-    if not (directory / "tokenizer.json").exists():  # written last
+    if not (directory / "tokenizer_config.json").exists():  # written last
         subprocess.run([sys.executable, "-m", "rldtf_jax.fetch", "smollm2", str(directory)], check=True)
     return directory
 
 
 @pytest.fixture(scope="module")
 def ours(directory):
-    return hf.load_gguf(directory / FILE), tokenizer.load(directory / "tokenizer.json", tokenizer.SMOLLM2_SYSTEM)
+    return hf.load(directory), tokenizer.load_directory(directory)
 
 
 @pytest.fixture(scope="module")

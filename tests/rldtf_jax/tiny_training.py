@@ -76,7 +76,7 @@ class HighTokens:
                 tokens[b, t, :len(options)] = options
                 worth[b, t, :len(options)] = self.judge(tasks, [np.concatenate([ids[:t], [v], ids[t + 1:]]) for v in options]).reward_M + 1
             if len(ids):
-                tokens[b, len(ids) - 1, 0], worth[b, len(ids) - 1, 0] = ids[-1], verdict.reward_M[b] + 1
+                tokens[b, len(ids) - 1, 0], worth[b, len(ids) - 1, 0] = ids[-1], self.judge(tasks, [ids]).reward_M[0] + 1
         return Imagined(tokens, worth, {"imagined/tokens": (worth > 0).sum()})
 
     def summary(self, tasks, responses, verdict, logp):
