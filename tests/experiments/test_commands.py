@@ -91,6 +91,18 @@ def test_quoted_text_null_and_the_last_of_a_key():
     assert (config.run_dir, config.twin.cache, config.seed, config.rldtf.steps) == ("a b", None, 2, 2)
 
 
+@pytest.mark.parametrize("preset, devices", [("smollm2-135m", 1), ("qwen2.5-0.5b", 1), ("qwen2.5-1.5b", 1), ("qwen2.5-7b", 16)])
+def test_presets_of_pretrained_models_say_what_a_pretrained_model_needs(preset, devices, tmp_path):
+    with pytest.raises(ConfigError, match="hf_dir"):
+        load([f"preset={preset}"])
+    config = load([f"preset={preset}", f"model.hf_dir={tmp_path}"])
+    assert (config.model.dtype, config.model.remat, config.tasks.prompt, config.run_dir) == ("bfloat16", True, "long", f"runs/{preset}")
+    assert 0 < config.rldtf.policy.lr <= config.reject.sft.optim.lr < config.instruct.sft.optim.lr <= 5e-4  # a tiny model from nothing takes 3e-3
+    assert config.rldtf.sample.max_new_tokens >= 150 and config.mesh.fsdp == devices
+    rows = config.rldtf.prompts_per_step // config.rldtf.microbatches
+    assert all(n % devices == 0 for n in (rows, config.instruct.sft.batch_size, config.reject.sft.batch_size, config.evaluate.batch_size))
+
+
 @pytest.mark.parametrize("argument, message", [("run_dir=", "run_dir = '': expected a directory's name"),
                                                ("tasks=3 ", "tasks = 3: expected a group of keys"),
                                                ("tasks.directory=no/such", "directory = 'no/such': no such directory")])
