@@ -15,6 +15,7 @@ setup(
         "sionna-no-rt==1.2.*", "tensorflow", "numba",
         "hydra-core", "tensorboardX", "tqdm", "matplotlib", "scipy", "pyarrow",
     ],
+    entry_points={"console_scripts": ["rldtf = experiments.cli:main"]},
     extras_require={
         "ray": ["ray"],
         "world": ["gymnasium"],

@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import os
+import re
 import sys
 import types
 import typing
@@ -254,8 +256,53 @@ def save(config: ExperimentConfig, path: str) -> None:
         file.write(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
+def of_run(run_dir: str) -> ExperimentConfig:
+    """The config that a run directory was made with.
+
+    Raises:
+      ConfigError: there is none, or it is of another version.
+    """
+    from omegaconf import OmegaConf
+
+    path = os.path.join(run_dir, "config.yaml")
+    if not os.path.exists(path):
+        raise ConfigError(f"{path}: no such file; expected a run directory")
+    return build(ExperimentConfig, OmegaConf.to_container(OmegaConf.load(path)))
+
+
+def usage(doc: str | None, cls: type = ExperimentConfig, directory: str = CONFIGS, default: str = "quickstart") -> str:
+    """What --help prints: a command's docstring, the presets with the first line of each, and all keys with their defaults and comments."""
+    lines = [(doc or "").strip(), "", f"preset=NAME, of (default: {default})"]
+    for name in sorted(name for name in os.listdir(directory) if name.endswith(".yaml")):
+        with open(os.path.join(directory, name), encoding="utf-8") as file:
+            lines.append(f"  {name[:-5]:20} {file.readline().lstrip('# ').strip()}")
+    lines += ["", "key=value, and what a key is where the preset says nothing else:"]
+    return "\n".join([*lines, *_keys(cls())])
+
+
+def _keys(defaults: typing.Any, prefix: str = "") -> typing.Iterator[str]:
+    """A line for each key of a dataclass's instance; its comments are those of the source."""
+    cls, source = type(defaults), inspect.getsource(type(defaults))
+    for field in dataclasses.fields(cls):
+        kind = typing.get_type_hints(cls)[field.name]
+        group = next((one for one in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(one)), None)
+        line = re.search(rf"^    {field.name}: ([^=\n]+?)(?: = [^\n]*?)?(?:  # ([^\n]*))?$", source, re.MULTILINE)
+        value = getattr(defaults, field.name)
+        if group is None:
+            choices = f" ({' '.join(map(str, typing.get_args(kind)))})" if typing.get_origin(kind) is Literal else ""
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            yield f"  {prefix}{field.name}={shown}{choices}".ljust(44) + (f"  {line[2]}" if line and line[2] else "")
+        else:
+            if value is None:
+                yield f"  {prefix}{field.name}=null".ljust(44) + f"  {line[2]}; or a group:" if line and line[2] else "  or a group:"
+            yield from _keys(group() if value is None else value, f"{prefix}{field.name}.")
+
+
 def command(function, *source, loaded=None):
-    """Runs `function(config)` on the command line's config, or on loaded(); `source` goes to `load` too."""
+    """Runs `function(config)` on the command line's config, or on loaded(); `source` goes to `load` too. --help says what there is."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(usage(sys.modules[function.__module__].__doc__, *source))
+        return
     guarded(lambda: function(loaded() if loaded else load(sys.argv[1:], *source)))
 
 

@@ -1,0 +1,129 @@
+"""One request, answered by a trained model and judged by the twin.
+
+    python -m experiments.stages.orchestrate REQUEST --link FILE [--run RUN] [--model DIR] [--temperature 0.7] [--json]
+
+REQUEST is what is wanted, in words. FILE is JSON: {"scenario": {...}} as in a task file, with delay_ms, throughput_mbps, ber and errors beside it where
+the targets are known; without them the answer is held against the quality of service that the model infers. RUN is a run directory whose newest
+finished stage answers (runs/quickstart), DIR any stage's model directory with RUN's settings. Exit status 0 whether or not the targets are met.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from rldtf_jax import hf, tokenizer
+from rldtf_jax.config import ConfigError
+from rldtf_jax.sample import pad_prompts, row_keys, sample_on_host
+from twin import Twin
+from twin.program import render
+
+from experiments.config import ExperimentConfig, guarded, of_run
+from experiments.stages.evaluate import MODELS
+from experiments.stages.run import reading_model
+from experiments.world import reading, worlds
+from experiments.world.orchestration import read
+from experiments.world.scoring import Judgement, judge_readings
+from experiments.world.tasks import Task
+from experiments.world.wording import read_intent
+
+TARGETS = ("delay_ms", "throughput_mbps", "ber")
+UNKNOWN = 1.0  # stands for a target that the model is to infer
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="orchestrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("request")
+    parser.add_argument("--link", required=True, help="JSON file")
+    parser.add_argument("--run", default="runs/quickstart", help="run directory")
+    parser.add_argument("--model", help="model directory; default: the run's newest")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    asked = parser.parse_args(argv)
+    if not asked.temperature >= 0:
+        raise ConfigError(f"--temperature = {asked.temperature}: expected a number >= 0")
+    config = of_run(asked.run)
+    task, inferred = request(asked.request, asked.link)
+    text = answer(config, asked.model or newest(asked.run), task, asked.temperature)
+    if inferred and (targets := read_intent(text)):
+        task = dataclasses.replace(task, **dict(zip(TARGETS, targets)))
+    with Twin(1, seed=worlds.noise_seed(config.twin.seed, "evaluate"), method=config.twin.method, max_blocks=config.twin.max_blocks) as twin:
+        (judgement,) = judge_readings([task], [read(text)], twin, config.rldtf.reward)
+    found = result(task, text, judgement)
+    print(json.dumps(found) if asked.json else as_text(found))
+
+
+def request(words: str, path: str) -> tuple[Task, bool]:
+    """(the task, whether its targets are to be inferred).
+
+    Raises:
+      ConfigError: FILE is no JSON object, or a field of it is wrong.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            row = reading.parse_line(file.read())
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(row, dict):
+        raise ConfigError(f"{path}: expected a JSON object with a scenario")
+    given = [name for name in TARGETS if name in row]
+    if given and len(given) < len(TARGETS):
+        raise ConfigError(f"{path}: {', '.join(name for name in TARGETS if name not in row)}: expected all of {', '.join(TARGETS)}, or none")
+    row = {"service": "yours", "kind": "listed" if given else "described", "errors": "packet"} | dict.fromkeys(TARGETS, UNKNOWN) | row
+    if not given:
+        row["ber"] = 0.1
+    try:
+        return reading.to_task(row | {"request": words}), not given
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def newest(run_dir: str) -> str:
+    """The model of the last stage that is finished."""
+    found = [path for stage in MODELS if os.path.isdir(path := os.path.join(run_dir, stage, "model"))]
+    if not found:
+        raise ConfigError(f"--run = {run_dir!r}: expected a run directory with a finished stage (make quickstart makes one)")
+    return found[-1]
+
+
+def answer(config: ExperimentConfig, directory: str, task: Task, temperature: float) -> str:
+    """What a model directory's model writes to the task; "" where it comes to no end."""
+    with reading_model(dataclasses.replace(config, model=dataclasses.replace(config.model, hf_dir=directory))):
+        tok, model = tokenizer.load_directory(directory), hf.load(directory, **config.model.options)
+    prompts = pad_prompts([tok.apply_chat(task.prompt(config.tasks.prompt))])
+    samples = sample_on_host(*nnx.split(model), *prompts, row_keys(jax.random.key(config.seed), np.arange(1)), eos_id=tok.eos_id,
+                             max_new_tokens=config.rldtf.sample.max_new_tokens, temperature=temperature)
+    ids = samples.tokens_BxR[0][:samples.lengths_B[0]].tolist()
+    return tok.decode(ids[:-1]) if samples.ended_B[0] else ""
+
+
+def result(task: Task, text: str, judgement: Judgement) -> dict[str, Any]:
+    workflow, failure = read(text)
+    found = {"answer": text, "workflow": workflow and dataclasses.asdict(workflow), "code": workflow and render(workflow),
+             "targets": dict(zip(TARGETS, task.required)), "errors": task.errors, "reward": judgement.R, "fulfilled": judgement.fulfilled,
+             "failure": judgement.failure or failure}
+    if judgement.qos:
+        found["measured"] = dict(zip(TARGETS, map(float, task.measured(judgement.qos))))
+    return found
+
+
+def as_text(found: dict[str, Any]) -> str:
+    lines = [found["answer"] or "(no answer that ends)"]
+    if found["code"]:
+        lines.append(found["code"])
+    if "measured" not in found:
+        return "\n\n".join([*lines, f"nothing to run: {found['failure']}; R = {found['reward']:.2f}"])
+    for name, met in zip(TARGETS, ("at most", "at least", "at most")):
+        wanted, got = found["targets"][name], found["measured"][name]
+        good = got >= wanted if met == "at least" else got <= wanted
+        lines.append(f"{name:16} {got:10.3g}   {met} {wanted:.3g}   {'met' if good else 'MISSED'}")
+    return "\n".join([*lines, f"R = {found['reward']:.3f}, {'all targets met' if found['fulfilled'] else 'not all targets met'}"])
+
+
+if __name__ == "__main__":
+    guarded(main)
