@@ -8,8 +8,15 @@ setup(
     description="Reinforcement learning from digital twin feedback: Qwen2.5 in JAX, judged by a Sionna network twin",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["rldtf_jax*", "twin*", "experiments*"]),
-    package_data={"twin": ["weights/*", "tables/*"], "experiments.world": ["data/*", "data/*/*", "data/*/*/*", "schema.json"]},
+    packages=[*find_packages(include=["rldtf_jax*", "twin*", "experiments*"]), "experiments.configs"],
+    package_dir={"experiments.configs": "configs"},  # in the source tree they stand at the top
+    package_data={
+        "rldtf_jax": ["py.typed"],
+        "twin": ["py.typed", "weights/*", "tables/*"],
+        "experiments": ["py.typed"],
+        "experiments.configs": ["*.yaml", "*/*.yaml"],
+        "experiments.world": ["data/*", "data/*/*", "data/*/*/*", "schema.json"],
+    },
     install_requires=[
         "jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "safetensors", "gguf", "tokenizers", "jinja2",
         "sionna-no-rt==1.2.*", "tensorflow", "numba",

@@ -14,7 +14,8 @@ from rldtf_jax.config import ConfigError, RLDTFConfig, SFTConfig, build
 
 from experiments.files import whole
 
-CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the source tree, or where the packages are installed
+CONFIGS = next(filter(os.path.isdir, (os.path.join(PROJECT, "configs"), os.path.join(PROJECT, "experiments", "configs"))))  # the second in a wheel
 
 
 def _at_least(low: float, config, *names: str) -> None:
@@ -47,7 +48,7 @@ class ModelConfig:
     @property
     def directory(self) -> str | None:
         """Where hf_dir is."""
-        places = (self.hf_dir, os.path.join(os.path.dirname(CONFIGS), self.hf_dir)) if self.hf_dir else ()
+        places = (self.hf_dir, os.path.join(PROJECT, self.hf_dir)) if self.hf_dir else ()
         return next(filter(os.path.isdir, places), None)
 
 
@@ -211,7 +212,7 @@ def load(arguments: list[str], cls: type = ExperimentConfig, directory: str = CO
     overrides = [a for a in arguments if not a.startswith("preset=")]
     if preset not in presets:
         raise ConfigError(f"preset = {preset!r}: expected one of {', '.join(presets)} "
-                          f"({os.path.relpath(directory, os.path.dirname(CONFIGS))}/)")
+                          f"({os.path.relpath(directory, PROJECT)}/)")
     bad = next((a for a in overrides if "=" not in a), None)
     if bad is not None:
         raise ConfigError(f"{bad!r}: expected key=value")
