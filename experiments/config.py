@@ -139,7 +139,6 @@ class EmulatorConfig:
 
     rounds: int = 4  # of asking the twin about those
     starts: int = 1000  # samples that each round's search begins with
-    least: float = -1.0  # R that a search has to promise for a task, or its rollouts teach RLDTF nothing; -1: all teach
 
     def __post_init__(self):
         _at_least(0, self, "rounds")

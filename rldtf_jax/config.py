@@ -103,8 +103,6 @@ class RLDTFConfig:
     kl_target: Literal["reference", "old"] = "reference"
     adaptive_kl: float | None = None  # nats a token; beta_kl grows while the KL is above it and shrinks below
     advantage: Literal["paper", "gae", "group", "leave-one-out", "counterfactual", "expected"] = "paper"
-    tilt: float | None = None  # units of R; with `expected`, the step goes towards pi exp(Q / tilt) and not along Eq. 6's gradient
-    tilt_steps: int | None = None  # the first ones; the others go along Eq. 6's gradient again; None: all
     judge_first: int | None = None  # with `expected`, whose loss needs no verdict: the twin is asked about so many rollouts of a step; None: all
     with_critic: bool = True  # False: no V is computed or learnt, for advantages that ask for none
     gae_gamma: float = 1.0
@@ -128,13 +126,13 @@ class RLDTFConfig:
         for name in ("steps", "prompts_per_step", "samples_per_prompt", "checkpoint_every", "save_every", "keep",
                      "num_perturb", "epochs", "minibatches", "microbatches"):
             _expect(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
-        for name in ("learn_from", "logit_chunk", "lora_rank", "judge_first", "tilt_steps"):
+        for name in ("learn_from", "logit_chunk", "lora_rank", "judge_first"):
             value = getattr(self, name)
             _expect(value is None or value >= 1, name, value, "an integer >= 1, or null")
         for name in ("alpha", "threshold", "clip", "beta_ent", "beta_kl", "k1", "k2", "critic_warmup"):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
         _expect(self.dual_clip is None or self.dual_clip > 1, "dual_clip", self.dual_clip, "a number > 1, or null")
-        for name in ("value_clip", "adaptive_kl", "tilt"):
+        for name in ("value_clip", "adaptive_kl"):
             value = getattr(self, name)
             _expect(value is None or value > 0, name, value, "a number > 0, or null")
         _expect(self.lam > 0, "lam", self.lam, "a number > 0")
@@ -152,7 +150,6 @@ class RLDTFConfig:
             _expect(self.learn_from is None, "learn_from", self.learn_from, "null for advantage = 'expected', which has no A_t to choose by")
         _expect(self.judge_first is None or self.advantage == "expected" and not self.with_critic and not self.perturbs,
                 "judge_first", self.judge_first, "null where advantage, critic or token weights need the twin's verdicts")
-        _expect(self.tilt is None or self.advantage == "expected", "tilt", self.tilt, "null for an advantage that is not 'expected'")
         if self.advantage == "counterfactual":
             _expect(self.perturb == "policy", "perturb", self.perturb, "'policy' for advantage = 'counterfactual'")
         sampled, parts = self.prompts_per_step * self.samples_per_prompt, self.minibatches * self.microbatches

@@ -1,4 +1,4 @@
-"""Eq. 6-9: the weighted PPO loss, its exact expectation and a step towards what maximises it, the value loss, the regulariser and their sum.
+"""Eq. 6-9: the weighted PPO loss and its exact expectation, the value loss, the regulariser and their sum.
 
 Three log-probabilities are kept apart by name: `logp` of the current policy, `old_logp` of the behaviour policy that
 sampled the tokens (the ratio's denominator), and the reference's, which enters only through `kl`. Arrays are (B, T) over
@@ -40,24 +40,6 @@ def expected_loss(option_logp, option_worth, weight, mask):
     expected = jnp.sum(jnp.exp(option_logp) * jax.lax.stop_gradient(option_worth), axis=-1)
     expected, weight = _where(mask, expected, jax.lax.stop_gradient(weight))
     return -jnp.mean(jnp.sum(weight * expected, axis=-1))
-
-
-def tilted_loss(option_logp, option_worth, weight, mask, tilt):
-    """Cross-entropy of pi_theta towards pi exp(Q / tilt), which maximises sum_v q(v) Q(y with v at t) - tilt KL(q || pi) over all q:
-    -E[sum_t w_t sum_v q_t(v) log pi_theta(v | s_t)], sum over t, mean over the batch (the M-step of arXiv:1806.06920).
-
-    Eq. 6's gradient is worth pi(v) (Q(v) - sum pi Q) at a logit, so what the policy hardly ever writes is hardly ever learnt, however good;
-    this one is worth pi(v) - q(v).
-
-    Args: those of `expected_loss`; what is not valued has Q = 0 and takes part in q's normalisation. tilt: in units of R.
-    """
-    logp, worth, weight = jax.lax.stop_gradient(tuple(map(jnp.asarray, (option_logp, option_worth, weight))))
-    valued = worth > 0
-    lifted = jnp.where(valued, logp + worth / tilt, -jnp.inf)  # log of pi exp(Q / tilt)
-    rest = jnp.log(jnp.maximum(1 - jnp.sum(jnp.where(valued, jnp.exp(logp), 0.0), axis=-1), 1e-30))
-    q = jnp.exp(lifted - jnp.logaddexp(jax.nn.logsumexp(lifted, axis=-1), rest)[..., None])
-    cross, weight = _where(mask, jnp.sum(q * option_logp, axis=-1), weight)
-    return -jnp.mean(jnp.sum(weight * cross, axis=-1))
 
 
 def value_loss(value, ret, mask, old_value=None, value_clip=None):

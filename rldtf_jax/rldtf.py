@@ -98,7 +98,7 @@ def initial(policy, critic, config: RLDTFConfig, seed: int) -> tuple["OneByOne",
     """What a run starts from; the models stay the caller's."""
     (policy_def, policy_params), (critic_def, critic_params) = nnx.split(policy), nnx.split(critic)
     static = Static(policy_def, critic_def, config.aggregation, config.microbatches, config.logit_chunk,
-                    config.dual_clip, config.value_clip, config.with_critic, config.tilt)
+                    config.dual_clip, config.value_clip, config.with_critic)
     frozen = Frozen()
     if config.lora_rank is not None:
         keys = jax.random.split(jax.random.key(seed))
@@ -314,8 +314,7 @@ def hyper_at(config: RLDTFConfig, step: int, kl_scale=1.0) -> Hyper:
         policy = policy._replace(lr=np.float32(0.0))
     hyper = Hyper(*np.float32([config.clip, config.beta_ent, config.beta_kl, config.k1, config.k2,
                                config.sample.temperature]),
-                  policy, optim.hyper(config.critic, step, config.steps),
-                  np.bool_(config.tilt_steps is None or step < config.tilt_steps))
+                  policy, optim.hyper(config.critic, step, config.steps))
     return hyper if config.adaptive_kl is None else hyper._replace(beta_kl=hyper.beta_kl * kl_scale)
 
 

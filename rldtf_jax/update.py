@@ -13,7 +13,7 @@ from flax import nnx
 
 from rldtf_jax import lora, optim
 from rldtf_jax.logprob import entropy, log_prob, token_stats
-from rldtf_jax.loss import expected_loss, policy_loss, regulariser, tilted_loss, total_loss, value_loss
+from rldtf_jax.loss import expected_loss, policy_loss, regulariser, total_loss, value_loss
 from rldtf_jax.sft import response_states, response_tokens
 
 
@@ -28,7 +28,6 @@ class Hyper(NamedTuple):
     temperature: jax.Array
     policy: optim.Hyper
     critic: optim.Hyper
-    tilted: jax.Array = True  # () bool, whether the step goes towards pi exp(Q / tilt)
 
 
 class Static(NamedTuple):
@@ -42,7 +41,6 @@ class Static(NamedTuple):
     dual_clip: float | None = None
     value_clip: float | None = None
     with_critic: bool = True
-    tilt: float | None = None
 
 
 class Frozen(NamedTuple):
@@ -137,14 +135,9 @@ def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hy
 
     token_share = jnp.sum(mask) / num_counted
     per_token = len(mask) / num_counted if static.aggregation == "token-mean" else 1.0
-    if rows.option_BxTxK is None:
-        L_policy = policy_loss(stats.logp, rows.old_logp_BxT, rows.advantage_BxT, rows.weight_BxT, mask, hyper.clip, static.dual_clip)
-    elif static.tilt is None:
-        L_policy = expected_loss(stats.options, rows.worth_BxTxK, rows.weight_BxT, mask)
-    else:
-        L_policy = jnp.where(hyper.tilted, tilted_loss(stats.options, rows.worth_BxTxK, rows.weight_BxT, mask, static.tilt),
-                             expected_loss(stats.options, rows.worth_BxTxK, rows.weight_BxT, mask))
-    L_policy *= per_token
+    L_policy = per_token * (
+        policy_loss(stats.logp, rows.old_logp_BxT, rows.advantage_BxT, rows.weight_BxT, mask, hyper.clip, static.dual_clip)
+        if rows.option_BxTxK is None else expected_loss(stats.options, rows.worth_BxTxK, rows.weight_BxT, mask))
     L_value = per_token * value_loss(
         value_BxT, rows.return_BxT, mask, rows.old_value_BxT, static.value_clip) if static.with_critic else jnp.float32(0.0)
     L_reg = token_share * regulariser(stats.entropy, stats.kl, mask, hyper.beta_ent, hyper.beta_kl)

@@ -157,7 +157,7 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
         row[:len(ids)] = ids
     ended = np.array([run.tokenizer.eos_id in ids for ids in responses])
     config = dataclasses.replace(config, perturb="paper" if config.perturb == "policy" else config.perturb, weight_by="sensitivity",
-                                 advantage="paper", with_critic=True, tilt=None, judge_first=None)  # what S_t is, whatever was learnt from
+                                 advantage="paper", with_critic=True, judge_first=None)  # what S_t is, whatever was learnt from
     judged, = judge([Arm(config, run.config.seed, environment)], [Prompts(tasks, None, None, None)],
                     [Samples(tokens, lengths, None, ended)], [None], 0, Policy(*nnx.split(model)))
     verdict, S = judged.verdict, judged.S.total

@@ -38,7 +38,7 @@ def practice_environment(run: Run, config: RLDTFConfig, seed: int | None = None)
     """The tasks that RLDTF learns on and their judge, with a model of the twin where the config has a use for one; seed: of their order."""
     found = run.environment("train", seed, practised(run))
     if config.advantage == "expected":
-        found.emulator, found.least = emulated(run), run.config.emulator.least
+        found.emulator = emulated(run)
     return found
 
 

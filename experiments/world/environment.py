@@ -66,10 +66,9 @@ class TwinEnvironment:
     """Tasks in, verdicts out; satisfies `rldtf_jax.rldtf.Environment`."""
 
     def __init__(self, tasks: Sequence[Task], tokenizer: Tokenizer, twin: Twin, config: RewardConfig, *, seed: int = 0,
-                 translator: ModelTranslator | Literal["grammar", "tolerant"] = "grammar", form: str = "short", emulator: Emulator | None = None,
-                 least: float = NO_SERVICE):
-        """translator: f(a) of III.B. form: of the prompts, see Task.prompt. emulator, least: what `imagine` asks, and what it has to promise."""
-        self.emulator, self.least = emulator, least
+                 translator: ModelTranslator | Literal["grammar", "tolerant"] = "grammar", form: str = "short", emulator: Emulator | None = None):
+        """translator: f(a) of III.B. form: of the prompts, see Task.prompt. emulator: what `imagine` asks."""
+        self.emulator = emulator
         self.translator = translator
         self.tasks, self.tokenizer, self.twin, self.config, self.seed = list(tasks), tokenizer, twin, config, seed
         self.eos_id = tokenizer.eos_id
@@ -128,7 +127,7 @@ class TwinEnvironment:
 
     def imagine(self, tasks: Sequence[Task], responses: Sequence[np.ndarray], num_tokens: int, verdict: Verdict) -> Imagined:
         """What the alternatives of each token are worth by the emulator, see `world.imagine`."""
-        return imagine(self.emulator, self.tokenizer, tasks, responses, self.texts(responses), num_tokens, verdict, self.least)
+        return imagine(self.emulator, self.tokenizer, tasks, responses, self.texts(responses), num_tokens, verdict)
 
     def fields(self, tasks: Sequence[Task], responses: Sequence[np.ndarray]) -> list[list[Field]]:
         """The workflow's values in each response, with what the task's platform offers in place of each."""

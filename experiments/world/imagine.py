@@ -90,12 +90,11 @@ def options(own: Sequence[int], texts: Sequence[Sequence[int]], worth: Sequence[
 
 
 def imagine(emulator: Emulator, tokenizer: Tokenizer, tasks: Sequence[Task], responses: Sequence[np.ndarray], texts: Sequence[str],
-            num_tokens: int, verdict: Verdict, least: float = NO_SERVICE) -> Imagined:
-    """The options of all responses, of a position the OPTIONS best. A response that cannot be read or run has none, nor has one to a task for
-    which nothing was found that promises `least`.
+            num_tokens: int, verdict: Verdict) -> Imagined:
+    """The options of all responses, of a position the OPTIONS best. A response that cannot be read or run has none.
 
-    Stats: how many workflows were valued, the share of tasks for which something promises `least`, the share of R's variance over what the twin
-    was asked about that the emulator explains, and what the best text that was found expects more than the one that was written ("imagined/...").
+    Stats: how many workflows were valued, the share of R's variance over what the twin was asked about that the emulator explains, and what
+    the best text that was found expects more than the one that was written ("imagined/...").
     """
     B = len(tasks)
     tokens_BxTxK, worth_BxTxK = np.zeros((B, num_tokens, OPTIONS), np.int32), np.zeros((B, num_tokens, OPTIONS), np.float32)
@@ -104,14 +103,12 @@ def imagine(emulator: Emulator, tokenizer: Tokenizer, tasks: Sequence[Task], res
     spelt_out = iter(tokenizer.encode_batch([tasks[b].response(w, THINK in texts[b]) for b, seen in zip(written, found) for w in seen], special=False))
     for b, seen in zip(written, found):
         spelt = [[*next(spelt_out), tokenizer.eos_id] for _ in seen]
-        if max(seen.values()) < least:
-            continue
         slots: dict[int, int] = {}
         for t, token, worth in sorted(options(responses[b].tolist(), spelt, [R - NO_SERVICE for R in seen.values()]), key=lambda one: -one.worth):
             k = slots[t] = slots.get(t, -1) + 1
             if k < OPTIONS:
                 tokens_BxTxK[b, t, k], worth_BxTxK[b, t, k] = token, worth
-    stats = {"imagined/workflows": sum(map(len, found)), "imagined/promising": sum(max(seen.values()) >= least for seen in found) / B}
+    stats = {"imagined/workflows": sum(map(len, found))}
     if written:
         said, best = np.array([(seen[w], max(seen.values())) for w, seen in zip(written.values(), found)]).T
         stats["imagined/gain"] = (best - said).mean()

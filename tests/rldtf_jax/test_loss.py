@@ -9,7 +9,7 @@ import plain_equations as plain
 from hypothesis import given, settings, strategies as st
 from jax.test_util import check_grads
 
-from rldtf_jax.loss import expected_loss, policy_loss, regulariser, tilted_loss, total_loss, value_loss
+from rldtf_jax.loss import expected_loss, policy_loss, regulariser, total_loss, value_loss
 from rldtf_jax.token_weight import token_weights
 
 B, T = 3, 5
@@ -252,45 +252,3 @@ def test_the_expected_loss_ignores_padding_and_leaves_worth_and_weights_alone(se
     np.testing.assert_array_equal(expected_loss(*hidden, x.mask), expected_loss(*args))
     d_logp, d_worth, d_weight = jax.grad(expected_loss, (0, 1, 2))(*args)
     assert not np.any(d_worth) and not np.any(d_weight) and not np.any(np.asarray(d_logp)[~x.mask])
-
-
-@given(SEEDS, ANYTHING)
-def test_the_tilted_loss_ignores_padding_and_leaves_worth_and_weights_alone(seed, behind):
-    x, rng = Batch(seed), np.random.default_rng(seed)
-    logp = np.asarray(jax.nn.log_softmax(rng.normal(size=(B, T, 5)).astype(np.float32)))[..., :4]
-    args = logp, rng.exponential(1, (B, T, 4)).astype(np.float32), x.weight, x.mask, 0.3
-    hidden = [np.where(x.mask.reshape(B, T, *[1] * (a.ndim - 2)), a, behind).astype(np.float32) for a in args[:3]]
-    np.testing.assert_array_equal(tilted_loss(*hidden, x.mask, 0.3), tilted_loss(*args))
-    d_logp, d_worth, d_weight = jax.grad(tilted_loss, (0, 1, 2))(*args)
-    assert not np.any(d_worth) and not np.any(d_weight) and not np.any(np.asarray(d_logp)[~x.mask]) and np.any(d_logp)
-
-
-@given(SEEDS, st.integers(2, 6), st.floats(0.02, 10))
-def test_the_tilted_loss_leads_to_the_best_policy_within_reach(seed, V, tilt):
-    """Its gradient at the logits is pi - q, and no other q has more sum q Q - tilt KL(q || pi)."""
-    rng = np.random.default_rng(seed)
-    logits, Q = rng.normal(size=V).astype(np.float32), rng.uniform(0.1, 2, V).astype(np.float32)
-    p = np.asarray(jax.nn.softmax(logits), np.float64)
-    loss = lambda logits: tilted_loss(jax.nn.log_softmax(logits)[None, None], Q[None, None], np.float32([[1.7]]), np.ones((1, 1), bool), tilt)
-    q = p - np.asarray(jax.grad(loss)(logits), np.float64) / 1.7
-    np.testing.assert_allclose(q.sum(), 1, atol=1e-5)
-
-    def reached(q):
-        return q @ Q - tilt * np.sum(np.where(q > 0, q * np.log(np.maximum(q, 1e-300) / p), 0))
-
-    best = reached(np.clip(q, 0, 1))
-    np.testing.assert_allclose(best, tilt * np.logaddexp.reduce(np.log(p) + np.float64(Q) / tilt), rtol=1e-4, atol=1e-4)
-    assert all(reached(other) <= best + 1e-4 for other in rng.dirichlet(np.ones(V), 20))
-
-
-@given(SEEDS, st.floats(0.05, 10))
-def test_what_the_tilted_loss_does_not_value_counts_as_nothing(seed, tilt):
-    """An option without worth, a slot that is not filled say, is part of the rest, which has Q = 0."""
-    rng = np.random.default_rng(seed)
-    logp = jax.nn.log_softmax(rng.normal(size=(1, 1, 6)).astype(np.float32))
-    worth, weight, mask = rng.uniform(0.1, 2, (1, 1, 6)).astype(np.float32), np.ones((1, 1), np.float32), np.ones((1, 1), bool)
-    worth[..., 4:] = 0
-    whole = tilted_loss(logp, worth, weight, mask, tilt)
-    np.testing.assert_allclose(tilted_loss(logp[..., :4], worth[..., :4], weight, mask, tilt), whole, rtol=1e-5)
-    padded = np.concatenate([logp[..., :4], np.full((1, 1, 3), -0.3, np.float32)], -1)  # another token's log-probability stands in empty slots
-    np.testing.assert_allclose(tilted_loss(padded, np.pad(worth[..., :4], ((0, 0), (0, 0), (0, 3))), weight, mask, tilt), whole, rtol=1e-5)
