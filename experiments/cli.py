@@ -12,8 +12,6 @@ import os
 import shlex
 import sys
 
-from rldtf_jax.config import flat
-
 STAGES = ("pipeline", "instruct", "reject", "emulate", "rldtf", "evaluate", "report", "orchestrate")
 STUDIES = ("ablate", "study", "seeds", "fresh", "sensitivity", "emulator", "token_importance")
 BENCHMARKS = ("plan", "model_speed", "twin_speed", "ablate_speed", "gpu", "peers", "faults")
@@ -38,10 +36,10 @@ def overview() -> str:
 
 def completion() -> str:
     """A line of bash that completes commands, and behind them presets and keys."""
-    from experiments.config import CONFIGS, ExperimentConfig
+    from experiments.config import ExperimentConfig, presets
+    from rldtf_jax.config import flat
 
-    presets = sorted(f"preset={name[:-5]}" for name in os.listdir(CONFIGS) if name.endswith(".yaml"))
-    words = shlex.quote(" ".join([*presets, *(f"{key}=" for key in flat(ExperimentConfig()))]))
+    words = shlex.quote(" ".join([*(f"preset={name}" for name in presets()), *(f"{key}=" for key in flat(ExperimentConfig()))]))
     return (f"_rldtf() {{ local words={words}; [ $COMP_CWORD = 1 ] && words={shlex.quote(' '.join(COMMANDS))}; local word=${{COMP_LINE:0:COMP_POINT}}; "
             "word=${word##* }; COMPREPLY=($(compgen -W \"$words\" -- \"$word\")); "
             "case $word in *=*) COMPREPLY=(\"${COMPREPLY[@]#*=}\");; esac; }; complete -o nospace -F _rldtf rldtf")

@@ -193,6 +193,11 @@ class ExperimentConfig:
                               f"reject.samples_per_task = {self.reject.samples_per_task}")
 
 
+def presets(directory: str = CONFIGS) -> list[str]:
+    """The names that `preset=` takes."""
+    return sorted(name[:-5] for name in os.listdir(directory) if name.endswith(".yaml"))
+
+
 def load(arguments: list[str], cls: type = ExperimentConfig, directory: str = CONFIGS, default: str = "quickstart"):
     """The `cls` of `preset=NAME` (NAME.yaml in `directory`) under the other `key=value` overrides, of which the last of a key counts.
 
@@ -206,11 +211,11 @@ def load(arguments: list[str], cls: type = ExperimentConfig, directory: str = CO
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    presets = sorted(name[:-5] for name in os.listdir(directory) if name.endswith(".yaml"))
+    known = presets(directory)
     preset = ([default] + [a.partition("=")[2] for a in arguments if a.startswith("preset=")])[-1]
     overrides = [a for a in arguments if not a.startswith("preset=")]
-    if preset not in presets:
-        raise ConfigError(f"preset = {preset!r}: expected one of {', '.join(presets)} "
+    if preset not in known:
+        raise ConfigError(f"preset = {preset!r}: expected one of {', '.join(known)} "
                           f"({os.path.relpath(directory, PROJECT)}/)")
     bad = next((a for a in overrides if "=" not in a), None)
     if bad is not None:
@@ -256,46 +261,49 @@ def save(config: ExperimentConfig, path: str) -> None:
         file.write(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
+def saved(path: str) -> dict:
+    """What `save` wrote, as it stands there."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
 def of_run(run_dir: str) -> ExperimentConfig:
     """The config that a run directory was made with.
 
     Raises:
       ConfigError: there is none, or it is of another version.
     """
-    from omegaconf import OmegaConf
-
     path = os.path.join(run_dir, "config.yaml")
     if not os.path.exists(path):
         raise ConfigError(f"{path}: no such file; expected a run directory")
-    return build(ExperimentConfig, OmegaConf.to_container(OmegaConf.load(path)))
+    return build(ExperimentConfig, saved(path))
 
 
 def usage(doc: str | None, cls: type = ExperimentConfig, directory: str = CONFIGS, default: str = "quickstart") -> str:
     """What --help prints: a command's docstring, the presets with the first line of each, and all keys with their defaults and comments."""
     lines = [(doc or "").strip(), "", f"preset=NAME, of (default: {default})"]
-    for name in sorted(name for name in os.listdir(directory) if name.endswith(".yaml")):
-        with open(os.path.join(directory, name), encoding="utf-8") as file:
-            lines.append(f"  {name[:-5]:20} {file.readline().lstrip('# ').strip()}")
+    for name in presets(directory):
+        with open(os.path.join(directory, f"{name}.yaml"), encoding="utf-8") as file:
+            lines.append(f"  {name:20} {file.readline().lstrip('# ').strip()}")
     lines += ["", "key=value, and what a key is where the preset says nothing else:"]
     return "\n".join([*lines, *_keys(cls())])
 
 
 def _keys(defaults: typing.Any, prefix: str = "") -> typing.Iterator[str]:
     """A line for each key of a dataclass's instance; its comments are those of the source."""
-    cls, source = type(defaults), inspect.getsource(type(defaults))
-    for field in dataclasses.fields(cls):
-        kind = typing.get_type_hints(cls)[field.name]
+    source, hints = inspect.getsource(type(defaults)), typing.get_type_hints(type(defaults))
+    for field in dataclasses.fields(defaults):
+        name, kind, value = f"{prefix}{field.name}", hints[field.name], getattr(defaults, field.name)
         group = next((one for one in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(one)), None)
-        line = re.search(rf"^    {field.name}: ([^=\n]+?)(?: = [^\n]*?)?(?:  # ([^\n]*))?$", source, re.MULTILINE)
-        value = getattr(defaults, field.name)
-        if group is None:
+        comment = re.search(rf"^    {field.name}: .*?  # (.*)$", source, re.MULTILINE)
+        notes = ([comment[1]] if comment else []) + (["or a group:"] if group else [])
+        if group is None or value is None:
             choices = f" ({' '.join(map(str, typing.get_args(kind)))})" if typing.get_origin(kind) is Literal else ""
             shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-            yield f"  {prefix}{field.name}={shown}{choices}".ljust(44) + (f"  {line[2]}" if line and line[2] else "")
-        else:
-            if value is None:
-                yield f"  {prefix}{field.name}=null".ljust(44) + f"  {line[2]}; or a group:" if line and line[2] else "  or a group:"
-            yield from _keys(group() if value is None else value, f"{prefix}{field.name}.")
+            yield f"  {name}={shown}{choices}".ljust(44) + (f"  {'; '.join(notes)}" if notes else "")
+        if group:
+            yield from _keys(group() if value is None else value, f"{name}.")
 
 
 def command(function, *source, loaded=None):

@@ -27,10 +27,14 @@ def json_lines(path: str) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-def show(result: dict, path: str | None) -> None:
-    """Prints a benchmark's result as JSON and, where a path is given, leaves it there."""
-    text = json.dumps(result, indent=1)
-    print(text)
+def leave(result: dict, path: str | None) -> None:
+    """Leaves a benchmark's result as JSON where a path is given."""
     if path:
         with whole(path) as file:
-            file.write(text + "\n")
+            file.write(json.dumps(result, indent=1) + "\n")
+
+
+def show(result: dict, path: str | None) -> None:
+    """Prints a benchmark's result as JSON, and leaves it."""
+    print(json.dumps(result, indent=1))
+    leave(result, path)

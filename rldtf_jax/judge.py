@@ -137,7 +137,7 @@ def judge(arms: Sequence[Arm], prompts: Sequence[Prompts], samples: Sequence[Sam
     judged, start = [], 0
     for arm, asked, sampled, rollouts, changed, found in zip(arms, prompts, samples, responses, perturbed, fields):
         B, T = sampled.tokens_BxR.shape
-        n = min(B, arm.config.judge_first or B)
+        n = len(rollouts[:arm.config.judge_first])
         own, others = slice(start, start + n), slice(start + n, start + n + len(changed.row))
         failure_M = [reason if end else "truncated" for reason, end in zip(verdict.failure_M[own], sampled.ended_B)]
         reward_B = np.pad(R_M[own], (0, B - n), constant_values=np.nan)

@@ -22,7 +22,7 @@ from collections import Counter
 from typing import Sequence
 
 from experiments.config import guarded, load
-from experiments.files import show
+from experiments.files import leave, show
 from experiments.stages.machine import processor
 
 COMPARED = (".safetensors", "metrics.jsonl", "sampled.jsonl", "evaluation.json", "tokenizer.json", "emulator.npz")
@@ -130,7 +130,8 @@ def main() -> None:
     overrides = args.overrides or ["preset=smoke"]
     load(overrides)  # what the pipeline would refuse is refused before a run is started
     found = harness([*PIPELINE, *overrides], args.kills, args.seed, lambda text: print(text, file=sys.stderr, flush=True),
-                    lambda found: show(found, args.out))
+                    lambda found: leave(found, args.out))
+    show(found, args.out)
     if found["differing"] or found["failed_starts"]:
         sys.exit(1)
 

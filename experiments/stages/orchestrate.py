@@ -19,6 +19,7 @@ from flax import nnx
 
 from rldtf_jax import hf, tokenizer
 from rldtf_jax.config import ConfigError
+from rldtf_jax.reward import margins
 from rldtf_jax.sample import pad_prompts, row_keys, sample_on_host
 from twin import Twin
 from twin.program import render
@@ -33,7 +34,7 @@ from experiments.world.tasks import Task
 from experiments.world.wording import read_intent
 
 TARGETS = ("delay_ms", "throughput_mbps", "ber")
-UNKNOWN = 1.0  # stands for a target that the model is to infer
+UNKNOWN = dict(zip(TARGETS, (1.0, 1.0, 0.1)))  # stand for targets that the model is to infer
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,9 +75,7 @@ def request(words: str, path: str) -> tuple[Task, bool]:
     given = [name for name in TARGETS if name in row]
     if given and len(given) < len(TARGETS):
         raise ConfigError(f"{path}: {', '.join(name for name in TARGETS if name not in row)}: expected all of {', '.join(TARGETS)}, or none")
-    row = {"service": "yours", "kind": "listed" if given else "described", "errors": "packet"} | dict.fromkeys(TARGETS, UNKNOWN) | row
-    if not given:
-        row["ber"] = 0.1
+    row = {"service": "yours", "kind": "listed" if given else "described", "errors": "packet"} | UNKNOWN | row
     try:
         return reading.to_task(row | {"request": words}), not given
     except ConfigError as error:
@@ -108,7 +107,9 @@ def result(task: Task, text: str, judgement: Judgement) -> dict[str, Any]:
              "targets": dict(zip(TARGETS, task.required)), "errors": task.errors, "reward": judgement.R, "fulfilled": judgement.fulfilled,
              "failure": judgement.failure or failure}
     if judgement.qos:
-        found["measured"] = dict(zip(TARGETS, map(float, task.measured(judgement.qos))))
+        measured = task.measured(judgement.qos)
+        found["measured"] = dict(zip(TARGETS, map(float, measured)))
+        found["met"] = dict(zip(TARGETS, (margins(np.array(measured), np.array(task.required)) >= 0).tolist()))
     return found
 
 
@@ -118,10 +119,8 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(found["code"])
     if "measured" not in found:
         return "\n\n".join([*lines, f"nothing to run: {found['failure']}; R = {found['reward']:.2f}"])
-    for name, met in zip(TARGETS, ("at most", "at least", "at most")):
-        wanted, got = found["targets"][name], found["measured"][name]
-        good = got >= wanted if met == "at least" else got <= wanted
-        lines.append(f"{name:16} {got:10.3g}   {met} {wanted:.3g}   {'met' if good else 'MISSED'}")
+    for name, bound in zip(TARGETS, ("at most", "at least", "at most")):
+        lines.append(f"{name:16} {found['measured'][name]:10.3g}   {bound} {found['targets'][name]:.3g}   {'met' if found['met'][name] else 'MISSED'}")
     return "\n".join([*lines, f"R = {found['reward']:.3f}, {'all targets met' if found['fulfilled'] else 'not all targets met'}"])
 
 

@@ -155,10 +155,8 @@ def on_devices(config: ExperimentConfig) -> Mesh | None:
 
 
 def _same_config(path: str, config: ExperimentConfig, may_differ: Sequence[str]) -> None:
-    from omegaconf import OmegaConf
-
     # A directory may be moved, and a run may go on with other devices.
-    made = flat(OmegaConf.to_container(OmegaConf.load(path)))
+    made = flat(configs.saved(path))
     nothing = tuple(f"{name}." for name, value in made.items() if value is None)  # a group that was left out has no keys
     made = {name: value for name, value in flat(ExperimentConfig()).items() if not name.startswith(nothing)} | made  # younger keys
     free = ("mesh.", *(f"{name} " for name in ("run_dir", *may_differ)))

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+LINK = {"channel": "tdl-b", "snr_db": 16, "num_tx_ant": 2, "num_rx_ant": 2, "delay_spread_ns": 100, "speed_mps": 3, "max_prb": 25, "compute_gflops": 10}
+
 
 def start(*arguments, module="experiments.stages.pipeline", env=None):
     return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -7,16 +7,16 @@ import subprocess
 import sys
 
 import pytest
+from running import LINK
 
 from experiments import cli
-from experiments.config import CONFIGS, ConfigError, ExperimentConfig, load, of_run, save, usage
+from experiments.config import PROJECT, ConfigError, ExperimentConfig, load, of_run, presets, save, usage
 from experiments.stages import orchestrate
 from experiments.world.orchestration import read
 from experiments.world.wording import read_intent
 from rldtf_jax.config import flat
 
-LINK = {"channel": "tdl-b", "snr_db": 16, "num_tx_ant": 2, "num_rx_ant": 2, "delay_spread_ns": 100, "speed_mps": 3, "max_prb": 25, "compute_gflops": 10}
-PHASE_1 = os.path.join(os.path.dirname(CONFIGS), "experiments", "world", "data", "link-lite", "phase1")
+PHASE_1 = os.path.join(PROJECT, "experiments", "world", "data", "link-lite", "phase1")
 
 
 def cli_in_a_process(*arguments):
@@ -49,7 +49,7 @@ def test_help_names_every_key_with_a_default_that_loads_as_it_is_printed():
 def test_help_of_a_command_is_its_docstring_and_the_presets():
     code, out, _ = cli_in_a_process("reject", "--help")
     assert code == 0 and out.startswith("Rejection sampling") and "  rldtf.alpha=1.0" in out
-    assert all(f"  {name[:-5]} " in out for name in os.listdir(CONFIGS) if name.endswith(".yaml"))
+    assert all(f"  {name} " in out for name in presets()) and len(presets()) >= 9
 
 
 @pytest.mark.parametrize("line, expected", [
@@ -82,7 +82,7 @@ def test_a_request_is_answered_and_judged(asked, capsys):
     assert tuple(found["targets"].values()) == read_intent(found["answer"])  # what the model infers
     met = [found["measured"][name] <= found["targets"][name] for name in ("delay_ms", "ber")]
     met.append(found["measured"]["throughput_mbps"] >= found["targets"]["throughput_mbps"])
-    assert found["fulfilled"] == all(met) and -1 <= found["reward"] <= 1
+    assert found["fulfilled"] == all(met) == all(found["met"].values()) and -1 <= found["reward"] <= 1
     orchestrate.main([words, "--link", stated, "--run", run, "--model", PHASE_1])
     out = capsys.readouterr().out
     assert "at most 3 " in out and "at least 4 " in out and out.splitlines()[-1].startswith("R = ")

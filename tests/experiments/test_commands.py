@@ -13,13 +13,13 @@ import sys
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from experiments.config import CONFIGS, guarded, load
+from experiments.config import PROJECT, guarded, load
 from experiments.files import json_lines
 from experiments.stages import machine
 from experiments.stages.run import opened
 from rldtf_jax.config import ConfigError
 
-ROOT = os.path.dirname(CONFIGS)
+ROOT = PROJECT
 
 
 def commands():

@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 
-from experiments.config import PROJECT
+from running import LINK
 
-LINK = {"channel": "tdl-b", "snr_db": 16, "num_tx_ant": 2, "num_rx_ant": 2, "delay_spread_ns": 100, "speed_mps": 3, "max_prb": 25, "compute_gflops": 10}
+from experiments.config import PROJECT
 
 
 def test_a_wheel_answers_a_request_without_the_source_tree(tmp_path):

@@ -11,7 +11,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from one_learner import CRITIC, POLICY, REFERENCE, assert_close, assert_equal, learner, static
-from tiny_training import EOS, RL, SHAPE, HighTokens, critic, policy
+from tiny_training import EOS, ONE, RL, SHAPE, HighTokens, Recording, critic, policy, take_step
 
 from rldtf_jax import lora, optim, rldtf
 from rldtf_jax.config import OptimConfig
@@ -24,29 +24,8 @@ from rldtf_jax.token_weight import WEIGHTS, perturb
 T = RL.sample.max_new_tokens
 
 
-class Recording(HighTokens):
-    """The environment, remembering what it was asked; `reward` may change what it answers."""
-
-    def __init__(self, reward=lambda R: R):
-        self.asked, self.reward = [], reward
-
-    def judge(self, tasks, responses, policy=None):
-        self.asked.append([(task, np.asarray(ids).tolist()) for task, ids in zip(tasks, responses)])
-        verdict = super().judge(tasks, responses)
-        return verdict._replace(reward_M=self.reward(verdict.reward_M))
-
-
-ONE = dataclasses.replace(RL, epochs=1, minibatches=1)  # one update a step
-
-
 def first_state(reference=POLICY):
     return rldtf.RLState(learner(), nnx.state(reference), jnp.int32(0), jnp.float32(1))
-
-
-def take_step(models, env, config, seed, state, step):
-    """(state, metrics) of one arm."""
-    (state,), metrics = rldtf.rldtf_step(models, [Arm(config, seed, env)], (state,), step)
-    return state, metrics["arms"][0]
 
 
 def one_step(config=ONE, env=None, state=None, step=0, seed=3):
@@ -225,38 +204,6 @@ def test_computed_in_bfloat16_a_small_step_moves_the_float32_weights_of_every_te
             assert not x.any() or crossed < 0.1 and lost.mean() >= 1 - crossed - 3 * (crossed / x.size) ** 0.5, (name, path)  # biases begin at 0
     found = metrics["arms"][0]
     assert 0 < found["log_ratio"] < 0.02 and one_step()[1]["log_ratio"] < 1e-5
-
-
-EXPECTED = dataclasses.replace(ONE, prompts_per_step=32, advantage="expected", with_critic=False, alpha=0.0, beta_ent=0.0, beta_kl=0.0)
-
-
-def several_steps(config, env, number, seed=3):
-    """(states after each step, metrics) from the tiny models."""
-    models, state = rldtf.initial(POLICY, CRITIC, config, seed)
-    found = []
-    for step in range(number):
-        state, metrics = take_step(models, env, config, seed, state, step)
-        found.append(jax.device_get((state, metrics)))
-    return zip(*found)
-
-
-def test_the_expected_advantage_climbs_what_the_environment_values():
-    """The tiny environment values exactly, so a few large steps raise the reward of what is sampled."""
-    _, seen = several_steps(EXPECTED, HighTokens(), 6)
-    assert seen[-1]["reward"] > seen[0]["reward"] + 0.2 and seen[-1]["imagined/tokens"] > 0
-
-
-def test_the_twin_is_asked_about_the_first_rollouts_alone_and_the_step_is_the_same():
-    """With `expected` its verdict is a metric."""
-    few = dataclasses.replace(EXPECTED, prompts_per_step=8, judge_first=3)
-    whole, part = Recording(), Recording()
-    (one,), (metrics,) = several_steps(dataclasses.replace(few, judge_first=None), whole, 1)
-    (other,), (found,) = several_steps(few, part, 1)
-    assert_equal(one.learner, other.learner)
-    assert part.asked[0] == whole.asked[0][:3] and len(whole.asked[0]) == 8
-    rewards = HighTokens().judge([None] * 3, [np.array(ids) for _, ids in part.asked[0]]).reward_M
-    assert found["reward"] == rewards.mean() and metrics["loss"] == found["loss"]
-    np.testing.assert_allclose(metrics["entropy"], found["entropy"])
 
 
 def test_an_adaptive_kl_raises_its_coefficient_above_the_aim_and_lowers_it_below():

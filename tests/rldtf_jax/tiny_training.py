@@ -5,6 +5,7 @@ As a script, `tiny_training.py sft|rldtf DIRECTORY` trains and leaves the final 
 and sends itself the signal; the script's exit status says whether each ended by it.
 """
 
+import dataclasses
 import glob
 import os
 import sys
@@ -20,13 +21,14 @@ from rldtf_jax import rldtf, sft
 from rldtf_jax.config import OptimConfig, RLDTFConfig, SampleConfig, SFTConfig
 from rldtf_jax.metrics import JSONL, read
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
-from rldtf_jax.judge import OPTIONS, Imagined, Verdict
+from rldtf_jax.judge import OPTIONS, Arm, Imagined, Verdict
 from rldtf_jax.token_weight import Field
 
 SHAPE = Qwen2Config(12, 32, 48, 2, 4, 2, rope_theta=1e4, num_tokens=10)
 EOS, HIGH = 1, 5
 RL = RLDTFConfig(steps=8, prompts_per_step=8, checkpoint_every=3, num_perturb=1, minibatches=2, epochs=2,
                  sample=SampleConfig(max_new_tokens=10), policy=OptimConfig(lr=1e-2, warmup_steps=2))
+ONE = dataclasses.replace(RL, epochs=1, minibatches=1)  # one update a step
 SFT = SFTConfig(steps=8, batch_size=4, save_every=1, optim=OptimConfig(lr=1e-2, warmup_steps=2))
 
 
@@ -81,6 +83,24 @@ class HighTokens:
 
     def summary(self, tasks, responses, verdict, logp):
         return {"failed": sum(reason is not None for reason in verdict.failure_M) / len(tasks)}
+
+
+class Recording(HighTokens):
+    """The environment, remembering what it was asked; `reward` may change what it answers."""
+
+    def __init__(self, reward=lambda R: R):
+        self.asked, self.reward = [], reward
+
+    def judge(self, tasks, responses, policy=None):
+        self.asked.append([(task, np.asarray(ids).tolist()) for task, ids in zip(tasks, responses)])
+        verdict = super().judge(tasks, responses)
+        return verdict._replace(reward_M=self.reward(verdict.reward_M))
+
+
+def take_step(models, env, config, seed, state, step):
+    """(state, metrics) of one arm."""
+    (state,), metrics = rldtf.rldtf_step(models, [Arm(config, seed, env)], (state,), step)
+    return state, metrics["arms"][0]
 
 
 def pairs():
