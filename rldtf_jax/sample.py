@@ -3,7 +3,7 @@
 Dimensions in names: G prompts, B responses, P padded prompt length, R = max_new_tokens, V vocabulary rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -76,7 +76,6 @@ def sample(
     by_prompt = hidden_GxD, prompt_lengths_G, cache["kv"], cache["visible_BxS"]
     hidden_BxD, prompt_lengths_B, kv, visible_BxS = jax.tree.map(lambda x: x if B == G else jnp.repeat(x, B // G, axis=0), by_prompt)
     cache = cache | {"kv": kv, "visible_BxS": visible_BxS}
-    scale = jnp.where(temperature > 0, 1.0 / jnp.where(temperature > 0, temperature, 1.0), 1.0)
 
     def alive(state):
         t, samples = state[:2]
@@ -84,10 +83,7 @@ def sample(
 
     def step(state):
         t, (tokens_BxR, lengths_B, logp_BxR, ended_B), hidden_BxD, cache = state
-        logits_BxV = model.unembed(hidden_BxD) * scale
-        keys_t_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
-        token_B = _draw(keys_t_B, logits_BxV, temperature, top_k, top_p)
-        logp_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), token_B[:, None], axis=1)[:, 0]
+        token_B, logp_B = _next(model.unembed(hidden_BxD), keys_B, t, temperature, top_k, top_p)
         token_B = jnp.where(ended_B, PAD_ID, token_B)
         samples = Samples(
             tokens_BxR.at[:, t].set(token_B),
@@ -123,6 +119,37 @@ def sample_on_host(graphdef, params, prompts_GxP, prompt_lengths_G, keys_B, **op
         for i in range(parts)
     ]
     return Samples(*map(np.concatenate, zip(*jax.device_get(samples))))
+
+
+def stream(graphdef: nnx.GraphDef, params: nnx.State, prompt: Sequence[int], key: jax.Array, *, max_new_tokens: int, eos_id: int,
+           temperature: float = 1.0) -> Iterator[tuple[int, float]]:
+    """(token, log-probability) one by one, the EOS included: what `sample` gives this prompt and row key, for those who watch."""
+    prompts_1xP, lengths_1 = pad_prompts([prompt])
+    hidden_1xD, cache = _read(graphdef, params, prompts_1xP, lengths_1, prompts_1xP.shape[1] + max_new_tokens)
+    for t in range(max_new_tokens):
+        token_1, logp_1, hidden_1xD, cache = _write(graphdef, params, hidden_1xD, cache, lengths_1, key[None], t, temperature)
+        yield int(token_1[0]), float(logp_1[0])
+        if token_1[0] == eos_id:
+            return
+
+
+@partial(jax.jit, static_argnames=("graphdef", "capacity"))
+def _read(graphdef, params, prompts_BxP, lengths_B, capacity):
+    return nnx.merge(graphdef, params).prefill(prompts_BxP, lengths_B, capacity)
+
+
+@partial(jax.jit, static_argnames="graphdef", donate_argnames="cache")
+def _write(graphdef, params, hidden_BxD, cache, prompt_lengths_B, keys_B, t, temperature):
+    model = nnx.merge(graphdef, params)
+    token_B, logp_B = _next(model.unembed(hidden_BxD), keys_B, t, temperature, 0, 1.0)
+    return token_B, logp_B, *model.decode(token_B, prompt_lengths_B + t, cache)
+
+
+def _next(logits_BxV, keys_B, t, temperature, top_k, top_p):
+    """The t-th token of every row, and its log-probability."""
+    logits_BxV = logits_BxV * jnp.where(temperature > 0, 1.0 / jnp.where(temperature > 0, temperature, 1.0), 1.0)
+    token_B = _draw(jax.vmap(jax.random.fold_in, (0, None))(keys_B, t), logits_BxV, temperature, top_k, top_p)
+    return token_B, jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), token_B[:, None], axis=1)[:, 0]
 
 
 def _draw(keys_B, logits_BxV, temperature, top_k, top_p):

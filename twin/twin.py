@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from .cache import Cache, digest
@@ -166,6 +166,19 @@ class Twin:
             if not open_:
                 break
         return [Decision(verdict, _qos(*pair, c)) for verdict, pair, c in zip(met, pairs, counts)]
+
+    def watch(self, scenario: Scenario, workflow: Workflow) -> Iterator[QoS]:
+        """QoS of a pair after each round of blocks; the last one is that of `evaluate`. Raises ValueError and TwinError as `evaluate` does."""
+        point, counts = self._point(0, scenario, workflow), Counts()
+        while not counts.enough(self.settings):
+            round_ = counts.num_blocks // point.slots_per_round
+            part = replace(point, rounds=(round_, round_ + 1))
+            with self._lock:
+                answer = self._results([part], None)[part]
+            if isinstance(answer, TwinError):
+                raise answer
+            counts += answer
+            yield _qos(scenario, workflow, counts)
 
     def _point(self, index: int, scenario: Scenario, workflow: Workflow) -> Point:
         try:

@@ -41,7 +41,7 @@ def evaluate(run: Run) -> dict:
             if json.load(file)["temperature"] != temperature:
                 path = run.path(f"evaluation_at_{temperature:g}.json")
     if not os.path.exists(path):
-        say("evaluate: tuning the rule, choosing the constant")
+        say("evaluate: tuning the rule")
         asked = baselines.methods(run.tasks["train"], run.tasks["validation"], run.twins, run.config.rldtf.reward, run.config.seed)
         splits = {split: compare(run, split, asked) for split in HELD_OUT if run.tasks.get(split)}
         with whole(path) as file:

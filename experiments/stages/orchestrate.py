@@ -29,7 +29,7 @@ from experiments.stages.evaluate import MODELS
 from experiments.stages.run import reading_model
 from experiments.world import reading, worlds
 from experiments.world.orchestration import read
-from experiments.world.scoring import Judgement, judge_readings
+from experiments.world.scoring import Judgement, Reading, judge_readings
 from experiments.world.tasks import Task
 from experiments.world.wording import read_intent
 
@@ -51,10 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     config = of_run(asked.run)
     task, inferred = request(asked.request, asked.link)
     text = answer(config, asked.model or newest(asked.run), task, asked.temperature)
-    if inferred and (targets := read_intent(text)):
-        task = dataclasses.replace(task, **dict(zip(TARGETS, targets)))
+    task, reading = held_against(task, inferred, text)
     with Twin(1, seed=worlds.noise_seed(config.twin.seed, "evaluate"), method=config.twin.method, max_blocks=config.twin.max_blocks) as twin:
-        (judgement,) = judge_readings([task], [read(text)], twin, config.rldtf.reward)
+        (judgement,) = judge_readings([task], [reading], twin, config.rldtf.reward)
     found = result(task, text, judgement)
     print(json.dumps(found) if asked.json else as_text(found))
 
@@ -70,16 +69,31 @@ def request(words: str, path: str) -> tuple[Task, bool]:
             row = reading.parse_line(file.read())
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
-    if not isinstance(row, dict):
-        raise ConfigError(f"{path}: expected a JSON object with a scenario")
-    given = [name for name in TARGETS if name in row]
-    if given and len(given) < len(TARGETS):
-        raise ConfigError(f"{path}: {', '.join(name for name in TARGETS if name not in row)}: expected all of {', '.join(TARGETS)}, or none")
-    row = {"service": "yours", "kind": "listed" if given else "described", "errors": "packet"} | UNKNOWN | row
     try:
-        return reading.to_task(row | {"request": words}), not given
+        return to_task(words, row)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def to_task(words: str, row: Any) -> tuple[Task, bool]:
+    """Likewise of what FILE holds."""
+    if not isinstance(row, dict):
+        raise ConfigError("expected a JSON object with a scenario")
+    given = [name for name in TARGETS if name in row]
+    if given and len(given) < len(TARGETS):
+        raise ConfigError(f"{', '.join(name for name in TARGETS if name not in row)}: expected all of {', '.join(TARGETS)}, or none")
+    row = {"service": "yours", "kind": "listed" if given else "described", "errors": "packet"} | UNKNOWN | row
+    return reading.to_task(row | {"request": words}), not given
+
+
+def held_against(task: Task, inferred: bool, text: str) -> tuple[Task, Reading]:
+    """The task with the targets that the text infers, if it is to, and the text's workflow; "intent" where it infers none."""
+    if not inferred:
+        return task, read(text)
+    targets = read_intent(text)
+    if targets is None:
+        return task, (None, "intent")
+    return dataclasses.replace(task, **dict(zip(TARGETS, targets))), read(text)
 
 
 def newest(run_dir: str) -> str:

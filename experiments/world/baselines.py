@@ -118,7 +118,10 @@ def methods(train: Sequence[Task], validation: Sequence[Task], twins: Callable[[
     noise `train`; see worlds.NOISE for twins.
     """
     tuned = tuned_rule(validation, twins("select"), config)
-    constant = best_constant(train[:CONSTANT_TASKS], twins("train"), config)
+
+    @functools.cache  # not before it is asked for: it takes thousands of simulations
+    def constant():
+        return best_constant(train[:CONSTANT_TASKS], twins("train"), config)
 
     def random_valid(tasks):
         rng = random.Random(f"random {seed}")
@@ -128,7 +131,7 @@ def methods(train: Sequence[Task], validation: Sequence[Task], twins: Callable[[
         known = [task.witness for task in tasks]
         return known if all(known) else [one.workflow for one in search(tasks, twins("search"), config)]
 
-    return {"random": random_valid, "constant": lambda tasks: [constant] * len(tasks), "sturdiest": lambda tasks: list(map(sturdiest, tasks)),
+    return {"random": random_valid, "constant": lambda tasks: [constant()] * len(tasks), "sturdiest": lambda tasks: list(map(sturdiest, tasks)),
             "rule": lambda tasks: list(map(tuned, tasks)),
             **{f"rule_{n}": functools.partial(outer_loop, tuned=tuned, twin=twins("train"), config=config, tries=n) for n in (2, 4)},
             "oracle": oracle}

@@ -40,4 +40,5 @@ def test_a_wheel_answers_a_request_without_the_source_tree(tmp_path):
     found = json.loads(python("-m", "experiments.cli", "orchestrate", "Serve a shopper's browser.", "--link", "link.json", "--run", "run", "--model", model,
                               "--json"))
     assert found["code"].startswith("grid(") and set(found["measured"]) == {"delay_ms", "throughput_mbps", "ber"}
+    assert {file.name for file in (site / "demo" / "static").iterdir()} >= {"index.html", "app.js", "style.css", "chart.umd.min.js", "chart.LICENSE.md"}
     assert os.access(site / "bin" / "rldtf", os.X_OK)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
-from rldtf_jax.sample import PAD_ID, bucket, pad_prompts, row_keys, sample, sample_on_host
+from rldtf_jax.sample import PAD_ID, bucket, pad_prompts, row_keys, sample, sample_on_host, stream
 
 SMALL = Qwen2Config(50, 32, 48, 2, 4, 2, head_dim=8, rope_theta=1e4, num_tokens=47)
 NO_EOS = 1000
@@ -253,3 +253,17 @@ def test_other_prompts_weights_and_sampling_parameters_compile_nothing():
     draw(temperature=1.3, top_k=5, top_p=0.9, eos_id=3)
     draw(temperature=0.0, top_k=1, top_p=0.1, eos_id=4)
     assert sample._cache_size() == compiled
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 99), st.sampled_from([0.0, 0.7, 1.0]), st.integers(0, 5), st.integers(0, 46))
+def test_a_stream_is_the_sample_of_its_prompt_and_key(key, temperature, row, eos_id):
+    model = random_model(SMALL)
+    graphdef, params = nnx.split(model)
+    row_key = row_keys(jax.random.key(key), np.arange(6))[row]
+    alone = dict(eos_id=eos_id, max_new_tokens=12, temperature=temperature)
+    prompt = PROMPTS_BxP[row, :LENGTHS_B[row]]
+    whole = sample(graphdef, params, *pad_prompts([prompt]), row_key[None], **alone)
+    parts = list(stream(graphdef, params, prompt, row_key, **alone))
+    assert [token for token, _ in parts] == whole.tokens_BxR[0, :whole.lengths_B[0]].tolist()
+    np.testing.assert_allclose([logp for _, logp in parts], whole.logp_BxR[0, :whole.lengths_B[0]], atol=1e-5)
