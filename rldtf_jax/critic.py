@@ -3,11 +3,20 @@
 from typing import NamedTuple
 
 import numpy as np
+from flax import nnx
 
 from rldtf_jax import sft
 from rldtf_jax.config import SFTConfig
 from rldtf_jax.loss import value_loss
 from rldtf_jax.sft import response_states, response_tokens
+
+
+def with_backbone(model, policy):
+    """The model with a value head, `model`, on the policy's backbone."""
+    backbone = dict(nnx.to_flat_state(nnx.state(policy)))
+    merged = [(path, backbone.get(path, leaf)) for path, leaf in nnx.to_flat_state(nnx.state(model))]
+    nnx.update(model, nnx.from_flat_state(merged))
+    return model
 
 
 class Rewarded(NamedTuple):

@@ -230,7 +230,7 @@ function showProgress({blocks, of, block_errors, bler, bler_interval}) {
 function showRival({name, title, reward, fulfilled, workflow, failure}) {
   const w = workflow && [`${workflow.scs_khz} kHz`, `${qam(workflow.bits_per_symbol)} x ${workflow.num_layers}`, `rate ${workflow.code_rate}`, `${workflow.num_prb} PRB`,
     workflow.precoder === "none" ? "" : workflow.precoder, `${workflow.num_transmissions} tx`].filter(Boolean).join(", ");
-  $("others").tBodies[0].append(make("tr", {"data-rival": name}, make("th", {scope: "row"}, title), make("td", {className: "number"}, reward.toFixed(3)),
+  $("others").tBodies[0].append(make("tr", {"data-rival": name}, make("th", {scope: "row"}, title), make("td", {className: "number"}, workflow ? reward.toFixed(3) : "–"),
     make("td", {className: fulfilled ? "good" : "bad"}, fulfilled ? "met" : "missed"), make("td", {}, w ?? failure)));
 }
 
@@ -265,7 +265,7 @@ async function goLive() {
     charts.strip.data.labels.push(step);
     names.forEach((name, i) => {
       met[i] += found[name]?.fulfilled ?? false;
-      charts.strip.data.datasets[i].data.push(found[name]?.reward ?? null);
+      charts.strip.data.datasets[i].data.push(found[name]?.workflow ? found[name].reward : null);  // null: no workflow, no point
       charts.strip.data.datasets[i].pointStyle.push(found[name]?.fulfilled ? "circle" : "crossRot");
     });
     charts.strip.update("none");

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
-from typing import Any
+from typing import Any, Callable
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from flax import nnx
 from rldtf_jax import hf, tokenizer
 from rldtf_jax.config import ConfigError
 from rldtf_jax.reward import margins
-from rldtf_jax.sample import pad_prompts, row_keys, sample_on_host
+from rldtf_jax.sample import row_keys, stream
 from twin import Twin
 from twin.program import render
 
@@ -50,12 +50,13 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError(f"--temperature = {asked.temperature}: expected a number >= 0")
     config = of_run(asked.run)
     task, inferred = request(asked.request, asked.link)
-    text = answer(config, asked.model or newest(asked.run), task, asked.temperature)
+    show = (lambda text: None) if asked.json else (lambda text: print(text, end="", flush=True))
+    text = answer(config, asked.model or newest(asked.run), task, asked.temperature, show)
     task, reading = held_against(task, inferred, text)
     with Twin(1, seed=worlds.noise_seed(config.twin.seed, "evaluate"), method=config.twin.method, max_blocks=config.twin.max_blocks) as twin:
         (judgement,) = judge_readings([task], [reading], twin, config.rldtf.reward)
     found = result(task, text, judgement)
-    print(json.dumps(found) if asked.json else as_text(found))
+    print(json.dumps(found) if asked.json else f"\n\n{as_text(found)}")
 
 
 def request(words: str, path: str) -> tuple[Task, bool]:
@@ -104,15 +105,18 @@ def newest(run_dir: str) -> str:
     return found[-1]
 
 
-def answer(config: ExperimentConfig, directory: str, task: Task, temperature: float) -> str:
-    """What a model directory's model writes to the task; "" where it comes to no end."""
+def answer(config: ExperimentConfig, directory: str, task: Task, temperature: float, show: Callable[[str], None] = lambda text: None) -> str:
+    """What a model directory's model writes to the task; "" where it comes to no end. show: called with each piece of text as it is written."""
     with reading_model(dataclasses.replace(config, model=dataclasses.replace(config.model, hf_dir=directory))):
         tok, model = tokenizer.load_directory(directory), hf.load(directory, **config.model.options)
-    prompts = pad_prompts([tok.apply_chat(task.prompt(config.tasks.prompt))])
-    samples = sample_on_host(*nnx.split(model), *prompts, row_keys(jax.random.key(config.seed), np.arange(1)), eos_id=tok.eos_id,
-                             max_new_tokens=config.rldtf.sample.max_new_tokens, temperature=temperature)
-    ids = samples.tokens_BxR[0][:samples.lengths_B[0]].tolist()
-    return tok.decode(ids[:-1]) if samples.ended_B[0] else ""
+    (key,), ids = row_keys(jax.random.key(config.seed), np.arange(1)), []
+    for token, _ in stream(*nnx.split(model), tok.apply_chat(task.prompt(config.tasks.prompt)), key, eos_id=tok.eos_id,
+                           max_new_tokens=config.rldtf.sample.max_new_tokens, temperature=temperature):
+        ids.append(token)
+        if token == tok.eos_id:
+            return tok.decode(ids[:-1])
+        show(tok.decode([token]))
+    return ""
 
 
 def result(task: Task, text: str, judgement: Judgement) -> dict[str, Any]:
@@ -128,7 +132,8 @@ def result(task: Task, text: str, judgement: Judgement) -> dict[str, Any]:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    lines = [found["answer"] or "(no answer that ends)"]
+    """The verdict; what was written has been shown."""
+    lines = [] if found["answer"] else ["(no answer that ends)"]
     if found["code"]:
         lines.append(found["code"])
     if "measured" not in found:

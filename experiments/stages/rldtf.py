@@ -79,11 +79,7 @@ def train_critic(run: Run, policy: Qwen2) -> Qwen2:
 
 def value_model(policy: Qwen2, seed: int, device_mesh: Mesh | None = None) -> Qwen2:
     """A critic with the policy's backbone and a fresh value head."""
-    model = fresh_model(policy.config, "value", seed, device_mesh)
-    backbone = dict(nnx.to_flat_state(nnx.state(policy)))
-    merged = [(path, backbone.get(path, leaf)) for path, leaf in nnx.to_flat_state(nnx.state(model))]
-    nnx.update(model, nnx.from_flat_state(merged))
-    return model
+    return critic.with_backbone(fresh_model(policy.config, "value", seed, device_mesh), policy)
 
 
 def main(config: ExperimentConfig) -> None:

@@ -65,7 +65,7 @@ class Respelt(Sequence):
 class TwinEnvironment:
     """Tasks in, verdicts out; satisfies `rldtf_jax.rldtf.Environment`."""
 
-    def __init__(self, tasks: Sequence[Task], tokenizer: Tokenizer, twin: Twin, config: RewardConfig, *, seed: int = 0,
+    def __init__(self, tasks: Sequence[Task], tokenizer: Tokenizer, twin: Twin, config: RewardConfig = RewardConfig(), *, seed: int = 0,
                  translator: ModelTranslator | Literal["grammar", "tolerant"] = "grammar", form: str = "short", emulator: Emulator | None = None):
         """translator: f(a) of III.B. form: of the prompts, see Task.prompt. emulator: what `imagine` asks."""
         self.emulator = emulator
