@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 from hypothesis import settings
@@ -46,3 +47,16 @@ def compilations():
             jax.monitoring.unregister_event_duration_listener(listen)
 
     return recorded
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless: the system's Chromium, or else the one that `playwright install chromium` left."""
+    from playwright.sync_api import sync_playwright
+
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    quiet = ("gpu", "quic", "background-networking", "component-update", "sync")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--no-first-run", *(f"--disable-{part}" for part in quiet)])
+        yield browser
+        browser.close()

@@ -1,20 +1,27 @@
-"""The one-page HTML report of a run, and its figures.
+"""The one-page HTML report of a run, and its figures; of several runs, one that compares them.
 
     python -m experiments.stages.report preset=quickstart
+    python -m experiments.stages.report RUN RUN [...]       writes RUN/compare.html, beside the first one's report
+
+Charts are interactive where scripts run, and pictures elsewhere and in print; the page needs nothing else.
 """
 
 import base64
 import glob
 import html
 import io
+import json
 import os
+import sys
+from typing import Sequence
 
 import matplotlib
 import numpy as np
 
 from rldtf_jax import metrics
+from rldtf_jax.config import ConfigError, flat
 
-from experiments.config import ExperimentConfig, command
+from experiments.config import PROJECT, ExperimentConfig, command, guarded, saved
 from experiments.files import json_lines, whole
 from experiments.stages.evaluate import COLUMNS, METHODS, cells, evaluate, shaded_responses
 from experiments.stages.run import Run, opened
@@ -33,8 +40,31 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% }
 .response { border: 1px solid #ddd; border-radius: 6px; padding: .6rem .9rem; margin: 1rem 0 }
 .prompt { color: #666; font-size: 13px } .tokens { font-family: ui-monospace, monospace; line-height: 2 }
 .tokens span { padding: 2px 0; border-radius: 3px } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto }
-.note { color: #666; font-size: 13px }
+.note { color: #666; font-size: 13px } details { margin: 1rem 0 } summary { cursor: pointer; font-weight: 600 }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem } .charts div { position: relative; height: 15rem }
+.scripted .picture { display: none }
+@media print { body { max-width: none; margin: 0; font-size: 11px } .charts { display: none } .scripted .picture { display: block } h2 { break-after: avoid } tr, img { break-inside: avoid } }
 """
+LIBRARY = os.path.join(PROJECT, "demo", "static", "chart.umd.min.js")  # Chart.js, MIT
+SCRIPT = """
+document.documentElement.classList.add("scripted");
+for (const [i, {title, x, series}] of DATA.entries()) {
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", title);
+  document.getElementById(`chart-${i}`).append(canvas);
+  const colour = k => `hsl(${(k * 67 + 20) % 360} 60% 45%)`;
+  new Chart(canvas, {type: "line", data: {datasets: series.map(({name, points}, k) => ({label: name, data: points.map(([x, y]) => ({x, y})), borderColor: colour(k),
+    backgroundColor: colour(k), borderWidth: 1.5, pointRadius: 0, pointHitRadius: 8}))}, options: {animation: false, maintainAspectRatio: false,
+    interaction: {mode: "nearest", axis: "x", intersect: false}, scales: {x: {type: "linear", title: {display: true, text: x}}},
+    plugins: {title: {display: true, text: title}, legend: {labels: {boxWidth: 10, font: {size: 10}}}}}});
+}
+"""
+PANELS = (("reward", ("reward", "reward_p10", "reward_p90", "validation/reward")), ("fulfilled", ("fulfilled", "failed", "validation/pass@")),
+          ("losses (Eq. 6, 7)", ("policy_loss", "value_loss")), ("KL, nats a token", ("kl", "surprisal/think", "surprisal/answer")),
+          ("token weights", ("weight/mean", "weight/effective_sample_size", "weight/over_threshold")),
+          ("twin, per step", ("twin/sequences", "twin/distinct", "twin/simulated")))
+COMPARED = ("reward", "fulfilled", "kl", "policy_loss")  # curves of several runs
 
 
 def write(run: Run, result: dict) -> str:
@@ -47,32 +77,66 @@ def write(run: Run, result: dict) -> str:
             file.write(png)
     with open(run.path("config.yaml"), encoding="utf-8") as file:
         config = file.read()
-    page = "\n".join([
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        f"<title>RLDTF: {html.escape(run.config.run_dir)}</title><style>{STYLE}</style>",
-        f"<h1>RLDTF: {html.escape(os.path.basename(os.path.abspath(run.config.run_dir)))}</h1>",
-        "<h2>Held-out tasks</h2>", results_table(result), image(figures["results"], "Fulfilment and average score"),
-        "<h2>RLDTF, step by step</h2>", image(figures["rldtf"], "Curves of the RLDTF stage"),
-        "<h2>Losses of all stages</h2>", image(figures["losses"], "Loss curves"),
+    page = document(
+        f"RLDTF: {os.path.basename(os.path.abspath(run.config.run_dir))}",
+        split_table("test", result), image(figures["results"], "Fulfilment and average score"),
+        "<h2>RLDTF, step by step</h2>", charts(panels(metrics.read(run.path("rldtf"))), image(figures["rldtf"], "Curves of the RLDTF stage")),
         "<h2>What the tokens weigh</h2>",
         "<p class='note'>Responses to held-out requests. The darker a token, the larger its weight w (Eq. 5); "
         "point at one for S and w.</p>",
         *map(shaded_html, shaded_responses(run)),
-        "<h2>Machines</h2>", machines_table(run),
-        "<h2>Config</h2>", f"<pre>{html.escape(config)}</pre></html>"])
+        "<h2>Diagnostics</h2>", folded("All held-out splits", results_table(result)),
+        folded("Losses of all stages", image(figures["losses"], "Loss curves")),
+        folded("Machines", machines_table(run)),
+        folded("Config", f"<p class='note'><a href='config.yaml'>config.yaml</a></p><pre>{html.escape(config)}</pre>"))
     path = run.path("report.html")
     with whole(path) as file:
         file.write(page)
     return path
 
 
+def document(title: str, *parts: str) -> str:
+    """A page that stands alone."""
+    return "\n".join(["<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>",
+                      f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>", *parts, "</html>"])
+
+
+def folded(title: str, content: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
+
+
+def panels(rows: list[dict]) -> list[tuple[str, list[tuple[str, list[tuple[int, float]]]]]]:
+    """(title, [(name, [(step, value)])]) of each of PANELS that has something to show."""
+    found = []
+    for title, names in PANELS:
+        names = [name for wanted in names for name in sorted({key for row in rows for key in row if key == wanted or wanted.endswith("@") and key.startswith(wanted)})]
+        series = [(name if "validation" in name else name.rpartition("/")[2], [(row["step"], row[name]) for row in rows if row.get(name) is not None])
+                  for name in names]
+        if series := [(name, points) for name, points in series if points]:
+            found.append((title, series))
+    return found
+
+
+def charts(drawn: Sequence[tuple[str, list[tuple[str, list[tuple[int, float]]]]]], fallback: str) -> str:
+    """Interactive charts of lines over steps; `fallback` without scripts and in print."""
+    data = [{"title": title, "x": "step", "series": [{"name": name, "points": points} for name, points in series]} for title, series in drawn]
+    with open(LIBRARY, encoding="utf-8") as file:
+        library = file.read()
+    inside = json.dumps(data).replace("<", "\\u003c")  # no name may end the script
+    return (f"<div class='picture'>{fallback}</div>"
+            f"<div class='charts'>{''.join(f'<div id=chart-{i}></div>' for i in range(len(data)))}</div>"
+            f"<script>{library}</script><script>const DATA = {inside};{SCRIPT}</script>")
+
+
+def split_table(split: str, part: dict) -> str:
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in ("", *COLUMNS.values()))
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells(part))
+    return f"<h3>{split}: {part['num_tasks']} tasks</h3><table><tr>{head}</tr>{rows}</table>"
+
+
 def results_table(result: dict) -> str:
     """Every held-out split's table, and the gains of the stages on the test tasks."""
-    parts = []
-    for split, part in {"test": result, **result["elsewhere"]}.items():
-        head = "".join(f"<th>{html.escape(title)}</th>" for title in ("", *COLUMNS.values()))
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells(part))
-        parts.append(f"<h3>{split}: {part['num_tasks']} tasks</h3><table><tr>{head}</tr>{rows}</table>")
+    parts = [split_table(split, part) for split, part in {"test": result, **result["elsewhere"]}.items()]
     gains = "".join(
         f"<li>{html.escape(name)}: fulfilment {g['fulfilment']:+.3f} "
         f"[{g['fulfilment_interval'][0]:+.3f}, {g['fulfilment_interval'][1]:+.3f}], mean reward {g['reward']:+.3f} "
@@ -80,6 +144,46 @@ def results_table(result: dict) -> str:
     return ("<p>Tasks that no stage has seen, on noise that no one has met, one response each "
             f"(temperature {result['temperature']:g}), 95 % intervals. Score: mean R over the fulfilled ones.</p>"
             + "".join(parts) + f"<p>Paired differences on the test tasks:</p><ul>{gains}</ul>")
+
+
+def compare(run_dirs: Sequence[str]) -> str:
+    """Writes <the first>/compare.html: the test tasks by run and stage, the curves of RLDTF, and what the configs differ in; its path.
+
+    Raises:
+      ConfigError: a directory holds no finished run, or two are called the same.
+    """
+    names = [os.path.basename(os.path.abspath(path)) for path in run_dirs]
+    if len(set(names)) < len(names):
+        names = [os.path.abspath(path) for path in run_dirs]
+    results, configs, rows = {}, {}, {}
+    for name, path in zip(names, run_dirs):
+        if not os.path.exists(file := os.path.join(path, "evaluation.json")):
+            raise ConfigError(f"{file}: no such file; expected a run that python -m experiments.stages.pipeline has finished")
+        with open(file, encoding="utf-8") as opened_file:
+            results[name] = json.load(opened_file)
+        configs[name], rows[name] = flat(saved(os.path.join(path, "config.yaml"))), metrics.read(os.path.join(path, "rldtf"))
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in ("", "run", *COLUMNS.values()))
+    by_run = [(row[0], name, row[1:]) for name, result in results.items() for row in cells(result)]
+    order = {title: i for i, title in enumerate(METHODS.values())}
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in (title, name, *row)) + "</tr>"
+                   for title, name, row in sorted(by_run, key=lambda one: order[one[0]]))
+    keys = sorted({key for config in configs.values() for key in config} - {"run_dir"})
+    different = [key for key in keys if len({json.dumps(config.get(key)) for config in configs.values()}) > 1]
+    table = "".join(f"<tr><td>{html.escape(key)}</td>" + "".join(f"<td>{html.escape(str(config.get(key)))}</td>" for config in configs.values()) + "</tr>"
+                    for key in different)
+    drawn = [(key, [(name, [(row["step"], row[key]) for row in one if row.get(key) is not None]) for name, one in rows.items()]) for key in COMPARED]
+    page = document(
+        f"RLDTF: {', '.join(names)}",
+        f"<h2>Test tasks</h2><table><tr>{head}</tr>{body}</table>",
+        "<h2>RLDTF, step by step</h2>", charts(drawn, image(lines_figure(drawn), "Curves of the RLDTF stage of every run")),
+        "<h2>What the configs differ in</h2>",
+        f"<table><tr><th></th>{''.join(f'<th>{html.escape(name)}</th>' for name in names)}</tr>{table}</table>" if different else "<p>Nothing.</p>",
+        "<p class='note'>" + ", ".join(f"<a href='{html.escape(os.path.relpath(os.path.join(path, 'report.html'), run_dirs[0]))}'>{html.escape(name)}</a>"
+                                       for name, path in zip(names, run_dirs)) + "</p>")
+    path = os.path.join(run_dirs[0], "compare.html")
+    with whole(path) as file:
+        file.write(page)
+    return path
 
 
 def machines_table(run: Run) -> str:
@@ -108,21 +212,24 @@ def results_figure(result: dict) -> bytes:
 
 def curves_figure(rows: list[dict]) -> bytes:
     """Reward, losses and the health of training over the steps of RLDTF."""
-    tried = sorted({name for row in rows for name in row if name.startswith("validation/pass@")})
-    panels = (("reward", ("reward", "reward_p10", "reward_p90", "validation/reward")), ("fulfilled", ("fulfilled", "failed", *tried)),
-              ("losses (Eq. 6, 7)", ("policy_loss", "value_loss")), ("KL, nats a token", ("kl", "surprisal/think", "surprisal/answer")),
-              ("token weights", ("weight/mean", "weight/effective_sample_size", "weight/over_threshold")),
-              ("twin, per step", ("twin/sequences", "twin/distinct", "twin/simulated")))
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained")
-    for axis, (title, names) in zip(axes.flat, panels):
-        for name in names:
-            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    return lines_figure(panels(rows), columns=3)
+
+
+def lines_figure(drawn: Sequence[tuple[str, list[tuple[str, list[tuple[int, float]]]]]], columns: int = 2) -> bytes:
+    """`charts` as a picture."""
+    rows = -(-len(drawn) // columns)
+    figure, axes = plt.subplots(max(rows, 1), columns, figsize=(11, 2.8 * max(rows, 1)), layout="constrained", squeeze=False)
+    for axis, (title, series) in zip(axes.flat, drawn):
+        for name, points in series:
             if points:
-                axis.plot(*zip(*points), label=name if "validation" in name else name.rpartition("/")[2], linewidth=1)
+                axis.plot(*zip(*points), label=name, linewidth=1)
         axis.set(title=title, xlabel="step")
         if axis.lines:
             axis.legend(fontsize=7)
-    axes.flat[-1].set_yscale("symlog")
+        if title.startswith("twin"):
+            axis.set_yscale("symlog")
+    for axis in axes.flat[len(drawn):]:
+        axis.set_axis_off()
     return png(figure)
 
 
@@ -169,4 +276,7 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    if run_dirs := [argument for argument in sys.argv[1:] if "=" not in argument and not argument.startswith("-")]:
+        guarded(lambda: print(f"report: {compare(run_dirs)}"))
+    else:
+        command(main)

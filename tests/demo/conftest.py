@@ -13,7 +13,6 @@ from experiments.config import ExperimentConfig, load
 from experiments.stages.instruct import instruct
 from experiments.stages.run import opened
 
-REQUEST = "A shopper compares prices in a browser with twenty tabs open. Make it work over the air."
 OVERRIDES = ["preset=smoke", "model=instructed", "instruct.sft=null"]  # the model that ships, after phase 1
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import REQUEST
+from asking import REQUEST
 from flax import nnx
 
 from demo.engine import SALT, Asked

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import schemathesis
-from conftest import REQUEST
+from asking import REQUEST
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 

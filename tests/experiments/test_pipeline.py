@@ -72,7 +72,39 @@ def test_the_report_is_one_page_with_figures_results_and_three_shaded_responses(
     page = open(os.path.join(run_dir, "report.html"), encoding="utf-8").read()
     assert page.count("data:image/png;base64,") == 3 and page.count("<div class='response'>") == 3
     assert all(title in page for title in METHODS.values()) and page.count("<th>numerics</th>") == 1
-    assert not re.search(r"(src|href)='(?!data:)", page)
+    assert set(re.findall(r"(?:src|href)='(?!data:)([^']*)'", page)) == {"config.yaml"}  # nothing else is needed
+    assert page.index("<table>") < page.index("<h2>") < page.index("<details>")  # opens with the answer
+
+
+def test_the_reports_charts_are_drawn_and_are_pictures_in_print(finished, browser):
+    wrong, page = [], browser.new_page()
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"file://{finished[0]}/report.html")
+    assert page.locator(".charts canvas").count() == 6 and not page.locator(".picture img").is_visible()
+    drawn = page.evaluate("""[...document.querySelectorAll('.charts canvas')].map(canvas => new Set(new Uint32Array(
+        canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size)""")
+    page.emulate_media(media="print")
+    assert page.locator(".picture img").is_visible() and not page.locator(".charts canvas").first.is_visible()
+    page.close()
+    assert min(drawn) > 4 and wrong == []
+
+
+def test_reports_of_several_runs_are_compared(finished, tmp_path):
+    run_dir, _ = finished
+    other = str(tmp_path / "<other>")
+    shutil.copytree(run_dir, other)
+    path = os.path.join(other, "config.yaml")
+    text = open(path, encoding="utf-8").read()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text.replace("beta_kl: 1.0", "beta_kl: 0.25"))
+    code, out, err = finish(run_dir, other, module="experiments.stages.report")
+    assert code == 0 and out == f"report: {os.path.join(run_dir, 'compare.html')}\n", err
+    page = open(os.path.join(run_dir, "compare.html"), encoding="utf-8").read()
+    assert "<td>rldtf.beta_kl</td><td>1.0</td><td>0.25</td>" in page and page.count("<td>rldtf.") == 1
+    assert "&lt;other&gt;" in page and "<other>" not in page.replace('"<other>"', "")
+    assert page.count(f"<td>{METHODS['rldtf']}</td>") == 2
+    code, out, err = finish(run_dir, str(tmp_path), module="experiments.stages.report")
+    assert code == 2 and not out and "expected a run that" in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("changes", [{"rldtf.weight_by": "grammar"}, {
