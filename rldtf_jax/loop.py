@@ -26,7 +26,8 @@ class Diverged(Exception):
 
 def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: int, directory: str, save_every: int,
         identity: dict, position: Callable[[int], dict], keep: int = 2, title: str = "", show: tuple[str, ...] = ("loss",),
-        boards: tuple[str, ...] = ("tensorboard",), sweep: str | None = None) -> Any:
+        boards: tuple[str, ...] = ("tensorboard",), sweep: str | None = None,
+        about: dict[str, Any] | None = None) -> Any:
     """Takes `state` through `steps` calls of step_fn(state, step) -> (state, metrics), going on from `directory`.
 
     Whatever step_fn draws must depend on (its seed, step) alone: that is what makes a resumed run bit-identical.
@@ -36,7 +37,7 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
       identity: what makes this run this one (its config and seed).
       position: step -> where in its data and random numbers the run is before that step. Both, and the sweep's id, are kept
         in every checkpoint, and a run goes on only where they are what it has itself.
-      boards: "tensorboard", "wandb", beside the JSON lines.
+      boards, about: see `metrics.Tracker`.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM, with the state saved.
@@ -54,8 +55,8 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
             raise OtherState(f"{directory}: the checkpoint of step {start} is of another run: {different[0]}")
         if start >= steps:
             return state
-        tracker = Tracker(directory, steps, start=start, position=meta["metrics_position"], title=title, show=show,
-                          boards=boards)
+        tracker = Tracker(directory, steps, start=start, position=meta["metrics_position"], title=title, show=(*show, "tokens_per_s"),
+                          boards=boards, about=about)
         previous = {}
         with contextlib.closing(tracker), stop_on_signal() as stop:
             for step in range(start, steps):

@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines always, TensorBoard or Weights & Biases beside them, a progress bar in front.
+"""Metrics of a run: JSON lines always, TensorBoard, Weights & Biases or MLflow beside them, a progress bar in front.
 
 A step's metrics are written one step late, when the device has them anyway, so that dispatch never waits. A resumed
 run cuts the JSONL back to the byte at which its checkpoint was taken: what a killed run wrote after it is written again,
@@ -28,9 +28,9 @@ class Tracker:
     """Writes `directory/metrics.jsonl` and to the boards, and shows progress over `total` steps."""
 
     def __init__(self, directory: str, total: int, *, start: int = 0, position: int = 0, title: str = "",
-                 boards: tuple[str, ...] = ("tensorboard",), show: tuple[str, ...] = ()):
-        """start, position: first step and JSONL byte to go on from; boards: "tensorboard", "wandb"; show: metrics beside
-        the progress bar."""
+                 boards: tuple[str, ...] = ("tensorboard",), show: tuple[str, ...] = (), about: dict[str, Any] | None = None):
+        """start, position: first step and JSONL byte to go on from; boards: keys of BOARDS; show: metrics beside the progress bar;
+        about: what boards say of the run, such as its config and its machine."""
         os.makedirs(directory, exist_ok=True)
         self._file = open(os.path.join(directory, JSONL), "a+b")
         if position > (size := self._file.tell()):  # cut or deleted from outside: the checkpoint is worth more than its curves
@@ -40,9 +40,8 @@ class Tracker:
         self._file.truncate(position)
         self._file.seek(position)
         self._runtime = open(os.path.join(directory, RUNTIME), "ab")
-        self._boards = [BOARDS[name](directory, start) for name in boards]
-        self._bar = tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True, file=sys.stderr,
-                         mininterval=0.1 if sys.stderr.isatty() else 5.0)
+        self._boards = [BOARDS[name](directory, start, about or {}) for name in boards]
+        self._bar = progress(total=total, initial=start, desc=title, unit="step")
         self._show, self._pending, self._clock = show, None, time.monotonic()
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
@@ -64,6 +63,8 @@ class Tracker:
             runtime = {"step_seconds": seconds, **memory(), **row.pop("runtime", {})}
             if "tokens" in row:
                 runtime["tokens_per_s"] = row["tokens"] / seconds
+            if runtime.get("twin/seconds"):
+                runtime["twin/per_s"] = runtime.get("twin/simulated", 0) / runtime["twin/seconds"]
             for file, values in ((self._file, row), (self._runtime, runtime)):
                 file.write(json.dumps({"step": step, **values}, allow_nan=False).encode() + b"\n")
                 file.flush()
@@ -88,10 +89,12 @@ class Tracker:
 class TensorBoard:
     """Events beside the JSON lines; those that a killed run wrote from step `start` on are dropped."""
 
-    def __init__(self, directory: str, start: int):
+    def __init__(self, directory: str, start: int, about: dict[str, Any]):
         from tensorboardX import SummaryWriter  # it imports torch for seconds where that is installed
 
         self._writer = SummaryWriter(directory, purge_step=start)
+        if about and not start:
+            self._writer.add_text("about", "\n".join(f"    {name}: {value}" for name, value in about.items()))
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
@@ -104,12 +107,10 @@ class TensorBoard:
 class WandB:
     """A Weights & Biases run named after the directory; a resumed one goes on in it."""
 
-    def __init__(self, directory: str, start: int):
+    def __init__(self, directory: str, start: int, about: dict[str, Any]):
         import wandb  # no dependency of this package: whoever asks for it has it
 
-        path = os.path.abspath(directory)
-        self._run = wandb.init(project="rldtf", dir=directory, name="/".join(path.split(os.sep)[-2:]),
-                               id=f"rldtf-{zlib.crc32(path.encode()):08x}", resume="allow")
+        self._run = wandb.init(project="rldtf", dir=directory, name=_name(directory), id=_id(directory), resume="allow", config=about)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         self._run.log(numbers, step=step)
@@ -118,7 +119,57 @@ class WandB:
         self._run.finish()
 
 
-BOARDS = {"tensorboard": TensorBoard, "wandb": WandB}
+class MLflow:
+    """A run of the experiment "rldtf", where MLFLOW_TRACKING_URI says; a resumed one goes on in it."""
+
+    def __init__(self, directory: str, start: int, about: dict[str, Any]):
+        import mlflow  # no dependency of this package either
+
+        self._mlflow = mlflow
+        experiment = mlflow.set_experiment("rldtf").experiment_id
+        known = mlflow.search_runs([experiment], f"tags.id = '{_id(directory)}'", output_format="list")
+        self._run = mlflow.start_run(run_id=known[0].info.run_id if known else None, run_name=_name(directory), tags={"id": _id(directory)}, nested=True)
+        if not known:
+            mlflow.log_params({name: str(value)[:500] for name, value in about.items()})
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        self._mlflow.log_metrics(numbers, step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+BOARDS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+def _name(directory: str) -> str:
+    return "/".join(os.path.abspath(directory).split(os.sep)[-2:])
+
+
+def _id(directory: str) -> str:
+    return f"rldtf-{zlib.crc32(os.path.abspath(directory).encode()):08x}"
+
+
+def progress(**options) -> tqdm:
+    """A progress bar on standard error; where that is no terminal, a line every half a minute and one at the end."""
+    terminal = sys.stderr.isatty()
+    return tqdm(file=sys.stderr if terminal else _Lines(), mininterval=0.1 if terminal else 30.0, dynamic_ncols=terminal, **options)
+
+
+class _Lines:
+    """Standard error, a bar's states as lines of their own."""
+
+    def __init__(self):
+        self._shown = ""
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line and line != self._shown:
+            self._shown = line
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def memory() -> dict[str, float]:

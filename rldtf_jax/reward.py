@@ -61,7 +61,11 @@ def margins(measured, required, config: RewardConfig = RewardConfig()) -> Array:
 
 
 def fulfilled(measured, required) -> Array:
-    """Whether all three targets are met: (...,) bool."""
+    """Whether all three targets are met: (...,) bool.
+
+    >>> bool(fulfilled([1.0, 6.0, 1e-4], [2.0, 5.0, 1e-3])), bool(fulfilled([1.0, 4.0, 1e-4], [2.0, 5.0, 1e-3]))
+    (True, False)
+    """
     _, measured, required = _triples(measured, required)
     return (
         (measured[..., 0] <= required[..., 0])

@@ -37,7 +37,12 @@ def bucket(length: int) -> int:
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(prompts_BxP right-padded, lengths_B), int32, for `sample`; P is width, or else the bucket of the longest."""
+    """(prompts_BxP right-padded, lengths_B), int32, for `sample`; P is width, or else the bucket of the longest.
+
+    >>> prompts_BxP, lengths_B = pad_prompts([[5, 6, 7], [8]])
+    >>> prompts_BxP.tolist(), lengths_B.tolist()
+    ([[5, 6, 7, 0, 0, 0, 0, 0], [8, 0, 0, 0, 0, 0, 0, 0]], [3, 1])
+    """
     lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
     prompts_BxP = np.full((len(prompts), width or bucket(int(lengths_B.max()))), PAD_ID, np.int32)
     for row, prompt in zip(prompts_BxP, prompts):

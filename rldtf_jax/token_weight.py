@@ -141,6 +141,9 @@ def token_weights(S_BxT, mask_BxT, alpha, threshold, lam=1e-6) -> jax.Array:
     """Eq. 5: w_t = 1 + alpha S_t / (max_t' S_t' + lam) where S_t > threshold, else 1: (B, T), no gradient.
 
     The maximum runs over the tokens of the response; padding weighs 1. alpha, threshold and lam may be traced.
+
+    >>> token_weights([[0.0, 0.5, 1.0]], [[1, 1, 1]], alpha=4.0, threshold=0.1).round(2).tolist()
+    [[1.0, 3.0, 5.0]]
     """
     mask = jnp.asarray(mask_BxT).astype(bool)
     S = jnp.where(mask, jnp.asarray(S_BxT, jnp.result_type(float)), 0.0)

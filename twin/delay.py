@@ -227,6 +227,9 @@ def scheduling_slots(scs_khz: int) -> int:
     The request has the first symbol of a slot and is granted in the first symbol of the next. The terminal
     then prepares its data in N2 symbols (TS 38.214 6.4) and sends as the next slot begins: 1, 1, 2, 3 slots
     after the grant, as in TS 38.214 table 6.1.2.1.1-4.
+
+    >>> [scheduling_slots(khz) for khz in (15, 30, 60, 120)]
+    [2, 2, 3, 4]
     """
     return 1 + math.ceil((1 + N2_SYMBOLS[scs_khz]) / SYMBOLS_PER_SLOT)
 

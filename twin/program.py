@@ -43,6 +43,9 @@ def parse(text: str) -> Workflow:
     every tool (none or one of optional tools) with exactly its arguments and values that a Workflow accepts.
     Size, alphabet, nesting and numbers are limited before the text reaches the parser, so that time and
     memory are bounded for any input; so is the message, one printable line of at most MAX_MESSAGE_CHARS.
+
+    >>> parse(render(Workflow(num_prb=4))) == Workflow(num_prb=4)
+    True
     """
     try:
         return _read(text)

@@ -1,8 +1,11 @@
-"""What a run's figures depend on beside its config and seed: the processor and the versions of what computes."""
+"""What a run's figures depend on beside its config and seed: the code, the processor and the versions of what computes."""
 
+import functools
+import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import zlib
 
 import jax
@@ -11,13 +14,35 @@ import numpy as np
 
 from experiments.files import json_lines, whole
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "numba", "sionna-no-rt", "tensorflow", "tokenizers")
 
+
+@functools.cache
 def machine() -> dict[str, str]:
-    """The processor, the libraries, and `numerics`: a checksum of a small model's forward and backward pass. Where that differs, the
-    last bits of a training do, and after some steps its samples."""
-    versions = f"JAX {jax.__version__}, NumPy {np.__version__}, Python {platform.python_version()}"
-    return {"processor": processor(), "backend": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "versions": versions,
+    """The code, the processor, the libraries, and `numerics`: a checksum of a small model's forward and backward pass. Where that
+    differs, the last bits of a training do, and after some steps its samples."""
+    versions = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
+    return {"code": code(), "processor": processor(), "backend": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "versions": versions,
             "numerics": f"{checksum():08x}"}
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def code() -> str:
+    """The commit that this file stands in, and whether something else does too; outside a repository the package's version."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", os.path.dirname(__file__), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", os.path.basename(__file__))  # an installation inside somebody else's repository is not of it
+        return git("rev-parse", "--short=12", "HEAD") + (" and changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"rldtf-jax {version('rldtf-jax')}"
 
 
 def processor() -> str:

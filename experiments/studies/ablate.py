@@ -190,7 +190,7 @@ def evaluate(run: Run, environments: dict[str, TwinEnvironment], model) -> dict[
 
 def not_read_before(config: ExperimentConfig) -> tuple[str, ...]:
     """Config keys that change nothing of the stages before RLDTF: a sweep may differ in them from the run it starts from."""
-    return ("tensorboard", "wandb", "twin.cache", "twin.workers", *(f"rldtf.{name}" for name in flat(config.rldtf)
+    return ("tensorboard", "wandb", "mlflow", "twin.cache", "twin.workers", *(f"rldtf.{name}" for name in flat(config.rldtf)
                                                if not name.startswith("reward.") and name != "sample.max_new_tokens"))
 
 

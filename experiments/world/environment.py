@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-import sys
 from collections import Counter
 from typing import Literal, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from rldtf_jax.reward import NO_SERVICE, RewardConfig, margins
 from rldtf_jax.judge import Imagined, Policy, Verdict
+from rldtf_jax.metrics import progress
 from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
 from rldtf_jax.token_weight import Field
@@ -38,8 +37,7 @@ class TwinBar:
         if total < self._at_least:
             return
         if self._bar is None:
-            self._bar = tqdm(total=total, desc="twin", unit="simulation", dynamic_ncols=True,
-                             mininterval=0.1 if sys.stderr.isatty() else 5.0)
+            self._bar = progress(total=total, desc="twin", unit="simulation")
         self._bar.update(done - self._bar.n)
         if done == total:
             self._bar.close()

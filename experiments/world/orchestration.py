@@ -185,7 +185,12 @@ def answer(response: str) -> str:
 
 
 def read(text: str) -> tuple[Workflow | None, str | None]:
-    """(workflow, None), or (None, the word for what is wrong with the text)."""
+    """(workflow, None), or (None, the word for what is wrong with the text).
+
+    >>> workflow, _ = read(describe_workflow(Workflow(num_prb=4)))
+    >>> workflow == Workflow(num_prb=4), read("Use 30 kHz.")
+    (True, (None, 'bits_per_symbol'))
+    """
     try:
         code = translate(text)
     except WorkflowError as error:

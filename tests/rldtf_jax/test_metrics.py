@@ -124,12 +124,12 @@ def test_weights_and_biases_get_the_numbers_in_one_run_that_a_resumed_one_goes_o
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: Run(**options)))
     for start in (0, 1):
-        tracker = Tracker(str(tmp_path), 2, start=start, boards=("wandb",))
+        tracker = Tracker(str(tmp_path), 2, start=start, boards=("wandb",), about={"rldtf.alpha": 4.0})
         tracker.log(start, {"reward": np.float32(0.5), "text": "words", "runtime": {"twin/simulated": 3}})
         tracker.close()
     first, second = runs
     assert first.finished and first.options["project"] == "rldtf" and first.options["resume"] == "allow"
-    assert first.options == second.options and first.options["name"].endswith(tmp_path.name)
+    assert first.options == second.options and first.options["config"] == {"rldtf.alpha": 4.0} and first.options["name"].endswith(tmp_path.name)
     (step, numbers), = second.logged
     assert step == 1 and numbers["reward"] == 0.5 and numbers["twin/simulated"] == 3 and "text" not in numbers
 
@@ -138,3 +138,35 @@ def test_without_its_package_weights_and_biases_say_what_is_missing(tmp_path, mo
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="wandb"):
         Tracker(str(tmp_path), 1, boards=("wandb",))
+
+
+def test_mlflow_gets_the_numbers_in_one_run_that_a_resumed_one_goes_on_with(tmp_path, monkeypatch):
+    runs, logged = {}, []
+
+    def start_run(run_id, run_name, tags, nested):
+        run_id = run_id or f"run {len(runs)}"
+        runs.setdefault(run_id, {"name": run_name, "tags": tags, "params": {}})
+        runs["now"] = runs[run_id]
+
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(
+        set_experiment=lambda name: types.SimpleNamespace(experiment_id=name), start_run=start_run, end_run=lambda: runs.pop("now"),
+        search_runs=lambda experiments, query, output_format: [
+            types.SimpleNamespace(info=types.SimpleNamespace(run_id=key)) for key, run in runs.items() if query == f"tags.id = '{run['tags']['id']}'"],
+        log_params=lambda params: runs["now"]["params"].update(params), log_metrics=lambda numbers, step: logged.append((step, numbers))))
+    for start in (0, 1):
+        tracker = Tracker(str(tmp_path), 2, start=start, boards=("mlflow",), about={"rldtf.alpha": 4.0})
+        tracker.log(start, {"reward": np.float32(0.5), "text": "words"})
+        tracker.close()
+    (run,) = runs.values()
+    assert run["params"] == {"rldtf.alpha": "4.0"} and run["name"].endswith(tmp_path.name)
+    assert [(step, numbers["reward"], "text" in numbers) for step, numbers in logged] == [(0, 0.5, False), (1, 0.5, False)]
+
+
+def test_where_no_terminal_is_progress_is_a_few_lines(tmp_path, capfd):
+    tracker = Tracker(str(tmp_path), 50, title="training", show=("reward",), boards=())
+    for step in range(50):
+        tracker.log(step, {"reward": 0.25, "tokens": 10, "runtime": {"twin/seconds": 2.0, "twin/simulated": 6}})
+    tracker.close()
+    lines = capfd.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 3 and all(line.startswith("training:") for line in lines) and "50/50" in lines[-1] and "reward=0.25" in lines[-1]
+    assert read(str(tmp_path))[-1]["twin/per_s"] == 3.0
