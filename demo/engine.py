@@ -31,7 +31,7 @@ from twin.toolbox import TOOLS, is_neural
 from experiments.stages.evaluate import METHODS, MODELS
 from experiments.stages.orchestrate import TARGETS, held_against, result, to_task
 from experiments.stages.run import Run, reading_model, stage_model
-from experiments.world import baselines, wording, worlds
+from experiments.world import baselines, worlds
 from experiments.world.environment import TwinEnvironment
 from experiments.world.orchestration import QAM, read
 from experiments.world.scoring import Judgement, judge_readings

@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Literal
 
-from rldtf_jax.config import ConfigError, RLDTFConfig, SFTConfig, build
+from rldtf_jax.config import ConfigError, RLDTFConfig, SFTConfig, build, flat
 
 from experiments.files import whole
 

@@ -7,7 +7,6 @@ import os
 from typing import Callable
 
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from rldtf_jax import critic, rldtf
