@@ -11,11 +11,14 @@ class Full(RuntimeError):
 
 
 class Turns:
-    """Jobs wait in one line a visitor, of `each` at most and `total` in all; the lines are served in turn."""
+    """Jobs wait in one line a visitor, of `each` at most and `total` in all; the lines are served
+    in turn.
+    """
 
     def __init__(self, each: int = 3, total: int = 64):
         self.each, self.total = each, total
-        self._lines: dict[str, deque[asyncio.Future]] = {}  # in the order in which the visitors are served
+        # in the order in which the visitors are served
+        self._lines: dict[str, deque[asyncio.Future]] = {}
         self._busy = False
 
     @contextlib.asynccontextmanager
@@ -56,7 +59,15 @@ class Turns:
             return 0
         depth, order = list(self._lines[visitor]).index(called), list(self._lines)
         at = order.index(visitor)
-        return depth + self._busy + sum(min(len(self._lines[other]), depth + (i < at)) for i, other in enumerate(order) if other != visitor)
+        return (
+            depth
+            + self._busy
+            + sum(
+                min(len(self._lines[other]), depth + (i < at))
+                for i, other in enumerate(order)
+                if other != visitor
+            )
+        )
 
 
 class Ticket:

@@ -45,8 +45,10 @@ def main(paths):
                 _, R, *_, info = env.step(agent(env.tasks[info["index"]]))
                 rewards.append(R)
                 met.append(info["fulfilled"])
-            print(f"{agent.__name__:12}  mean R {statistics.mean(rewards):6.3f}, "
-                  f"{sum(met)} of {EPISODES} fulfilled")
+            print(
+                f"{agent.__name__:12}  mean R {statistics.mean(rewards):6.3f}, "
+                f"{sum(met)} of {EPISODES} fulfilled"
+            )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def main():
             answers.append({"task": task_id(task), "text": task.response(workflow)})
     with tempfile.TemporaryDirectory() as directory:
         tasks_path, answers_path, out = (
-            os.path.join(directory, name) for name in ("tasks.jsonl", "answers.jsonl", "out.json"))
+            os.path.join(directory, name) for name in ("tasks.jsonl", "answers.jsonl", "out.json")
+        )
         write_lines(map(to_dict, tasks), tasks_path)
         write_lines(answers[:-1], answers_path)  # what is left out counts as unusable
         print(f"an answer: {json.dumps(answers[0])}\n")

@@ -26,18 +26,33 @@ def main(steps: int = 2) -> None:
         row["prompt"] = in_turns(row["prompt"])
     reward = TwinReward()
     trainer = GRPOTrainer(
-        model, processing_class=tokenizer, reward_funcs=reward,
+        model,
+        processing_class=tokenizer,
+        reward_funcs=reward,
         train_dataset=Dataset.from_list(rows),
         args=GRPOConfig(
-            tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=PROMPTS * SAMPLES,
-            num_generations=SAMPLES, max_completion_length=104, learning_rate=3e-4, logging_steps=1,
-            report_to="none", save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True))
+            tempfile.mkdtemp(),
+            max_steps=steps,
+            per_device_train_batch_size=PROMPTS * SAMPLES,
+            num_generations=SAMPLES,
+            max_completion_length=104,
+            learning_rate=3e-4,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+        ),
+    )
     trainer.train()
     reward.close()
     for line in trainer.state.log_history:
         if "reward" in line:
-            print(f"step {line['step']}: mean R {line['reward']:.3f} of {PROMPTS * SAMPLES} responses of "
-                  f"{line['completions/mean_length']:.0f} tokens, {line['step_time']:.1f} s")
+            print(
+                f"step {line['step']}: mean R {line['reward']:.3f} of {PROMPTS * SAMPLES} responses"
+                f" of {line['completions/mean_length']:.0f} tokens, {line['step_time']:.1f} s"
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """rldtf: every command of the project by its name.
 
-    rldtf                       what there is
-    rldtf COMMAND [...]         as python -m MODULE [...]
-    rldtf COMMAND --help        its arguments; of most a preset and key=value, with all keys and their defaults
-    rldtf completion            names of commands, presets and keys for bash: eval "$(rldtf completion)"
+rldtf                       what there is
+rldtf COMMAND [...]         as python -m MODULE [...]
+rldtf COMMAND --help        its arguments; of most a preset and key=value, with all keys and their defaults
+rldtf completion            names of commands, presets and keys for bash: eval "$(rldtf completion)"
 """
 
 import ast
@@ -16,9 +16,16 @@ STAGES = ("pipeline", "instruct", "reject", "emulate", "rldtf", "evaluate", "rep
 STUDIES = ("ablate", "study", "seeds", "fresh", "sensitivity", "emulator", "token_importance")
 BENCHMARKS = ("plan", "model_speed", "twin_speed", "ablate_speed", "gpu", "peers", "faults")
 TRUTH = ("twin_truth", "conformance", "bler_tables")
-COMMANDS = {name: f"experiments.{package}.{name}" for package, names in (
-    ("stages", STAGES), ("studies", STUDIES), ("benchmarks", BENCHMARKS), ("truth", TRUTH)) for name in names} | {
-    "world": "experiments.world", "twin": "twin", "fetch": "rldtf_jax.fetch", "demo": "demo"}
+COMMANDS = {
+    name: f"experiments.{package}.{name}"
+    for package, names in (
+        ("stages", STAGES),
+        ("studies", STUDIES),
+        ("benchmarks", BENCHMARKS),
+        ("truth", TRUTH),
+    )
+    for name in names
+} | {"world": "experiments.world", "twin": "twin", "fetch": "rldtf_jax.fetch", "demo": "demo"}
 
 
 def about(module: str) -> str:
@@ -31,7 +38,13 @@ def about(module: str) -> str:
 
 
 def overview() -> str:
-    return "\n".join([__doc__.strip(), "", *(f"  {name:17} {about(module)}" for name, module in COMMANDS.items())])
+    return "\n".join(
+        [
+            __doc__.strip(),
+            "",
+            *(f"  {name:17} {about(module)}" for name, module in COMMANDS.items()),
+        ]
+    )
 
 
 def completion() -> str:
@@ -39,10 +52,21 @@ def completion() -> str:
     from experiments.config import ExperimentConfig, presets
     from rldtf_jax.config import flat
 
-    words = shlex.quote(" ".join([*(f"preset={name}" for name in presets()), *(f"{key}=" for key in flat(ExperimentConfig()))]))
-    return (f"_rldtf() {{ local words={words}; [ $COMP_CWORD = 1 ] && words={shlex.quote(' '.join(COMMANDS))}; local word=${{COMP_LINE:0:COMP_POINT}}; "
-            "word=${word##* }; COMPREPLY=($(compgen -W \"$words\" -- \"$word\")); "
-            "case $word in *=*) COMPREPLY=(\"${COMPREPLY[@]#*=}\");; esac; }; complete -o nospace -F _rldtf rldtf")
+    words = shlex.quote(
+        " ".join(
+            [
+                *(f"preset={name}" for name in presets()),
+                *(f"{key}=" for key in flat(ExperimentConfig())),
+            ]
+        )
+    )
+    return (
+        f"_rldtf() {{ local words={words}; [ $COMP_CWORD = 1 ] &&"
+        f" words={shlex.quote(' '.join(COMMANDS))}; local word=${{COMP_LINE:0:COMP_POINT}};"
+        ' word=${word##* }; COMPREPLY=($(compgen -W "$words" -- "$word")); case $word in'
+        ' *=*) COMPREPLY=("${COMPREPLY[@]#*=}");; esac; }; complete -o nospace -F _rldtf'
+        " rldtf"
+    )
 
 
 def main() -> None:
@@ -54,7 +78,10 @@ def main() -> None:
     elif name in COMMANDS:
         os.execv(sys.executable, [sys.executable, "-m", COMMANDS[name], *rest])
     else:
-        print(f"error: {name!r}: no such command; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        print(
+            f"error: {name!r}: no such command; expected one of {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

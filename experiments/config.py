@@ -1,4 +1,6 @@
-"""The whole configuration of a run, and how it is read: Hydra YAML in configs/, overrides on the command line."""
+"""The whole configuration of a run, and how it is read: Hydra YAML in configs/, overrides on the
+command line.
+"""
 
 import dataclasses
 import importlib.util
@@ -14,8 +16,15 @@ from rldtf_jax.config import ConfigError, RLDTFConfig, SFTConfig, build, flat
 
 from experiments.files import whole
 
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the source tree, or where the packages are installed
-CONFIGS = next(filter(os.path.isdir, (os.path.join(PROJECT, "configs"), os.path.join(PROJECT, "experiments", "configs"))))  # the second in a wheel
+# the source tree, or where the packages are installed
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# the second in a wheel
+CONFIGS = next(
+    filter(
+        os.path.isdir,
+        (os.path.join(PROJECT, "configs"), os.path.join(PROJECT, "experiments", "configs")),
+    )
+)
 
 
 def _at_least(low: float, config, *names: str) -> None:
@@ -26,13 +35,19 @@ def _at_least(low: float, config, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Which policy: a preset from nothing, or a local HF directory (config.json + safetensors + tokenizer.json)."""
+    """Which policy: a preset from nothing, or a local HF directory (config.json + safetensors +
+    tokenizer.json).
+    """
 
     preset: str = "tiny"
-    hf_dir: str | None = None  # relative to where the command runs or, not found there, to the project
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights, their gradients and Adam's moments are float32
-    attention: Literal["dot", "xla", "cudnn"] = "dot"  # over whole sequences: ours, or jax.nn.dot_product_attention's; cudnn on a GPU in bfloat16
-    remat: bool = False  # recompute each layer in the backward pass: a third more time for much less memory
+    # relative to where the command runs or, not found there, to the project
+    hf_dir: str | None = None
+    # of the computation; weights, their gradients and Adam's moments are float32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # over whole sequences: ours, or jax.nn.dot_product_attention's; cudnn on a GPU in bfloat16
+    attention: Literal["dot", "xla", "cudnn"] = "dot"
+    # recompute each layer in the backward pass: a third more time for much less memory
+    remat: bool = False
     vocab_size: int = 1024  # of the domain BPE that a model from nothing gets
 
     def __post_init__(self):
@@ -43,7 +58,12 @@ class ModelConfig:
     @property
     def options(self) -> dict:
         """Fields of Qwen2Config that every stage's model has."""
-        return {"dtype": self.dtype, "param_dtype": "float32", "remat": self.remat, "attention": self.attention}
+        return {
+            "dtype": self.dtype,
+            "param_dtype": "float32",
+            "remat": self.remat,
+            "attention": self.attention,
+        }
 
     @property
     def directory(self) -> str | None:
@@ -54,7 +74,9 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of `mesh.make_mesh`: batch; batch, parameters and optimiser state (ZeRO-3); heads and MLP."""
+    """Devices along each axis of `mesh.make_mesh`: batch; batch, parameters and optimiser state
+    (ZeRO-3); heads and MLP.
+    """
 
     data: int = 1
     fsdp: int = 1
@@ -79,16 +101,19 @@ class TwinConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TasksConfig:
-    """Which world, and how many tasks of each split; or one's own, all tasks of a directory with at least train.jsonl,
-    validation.jsonl and test.jsonl."""
+    """Which world, and how many tasks of each split; or one's own, all tasks of a directory with at
+    least train.jsonl, validation.jsonl and test.jsonl.
+    """
 
-    family: str = "link-native"  # of configs/world; those under experiments/world/data are drawn already
+    # of configs/world; those under experiments/world/data are drawn already
+    family: str = "link-native"
     train: int = 800
     validation: int = 80
     test: int = 150
     elsewhere: int = 80  # of each of new-links, new-platforms and new-words
     practice: int = 0  # more to train on after phase 1, drawn anew, feasible or not
-    only_feasible: bool = True  # RLDTF learns on those alone that a search or a sampled response has shown to be feasible
+    # RLDTF learns on those alone that a search or a sampled response has shown to be feasible
+    only_feasible: bool = True
     directory: str | None = None
     prompt: Literal["short", "long"] = "short"  # long: for pretrained models
 
@@ -103,12 +128,16 @@ class TasksConfig:
 class InstructConfig:
     """Instruction tuning on workflows whose grants carry what is asked."""
 
-    teacher: Literal["random", "engineer"] = "random"  # engineer: one that asks no twin, see experiments.world.engineer
+    # engineer: one that asks no twin, see experiments.world.engineer
+    teacher: Literal["random", "engineer"] = "random"
     pairs: int = 8000
     per_task: int = 1  # of the pairs, different draws of the engineer's
-    think: bool = True  # each response begins with the think line; the later stages go on with what is taught here
-    reading: SFTConfig | None = None  # before: a link and targets in, the think line out; so a model from nothing learns to copy
-    sft: SFTConfig | None = SFTConfig()  # None: model.hf_dir is a model after phase 1, as it comes with the project
+    # each response begins with the think line; the later stages go on with what is taught here
+    think: bool = True
+    # before: a link and targets in, the think line out; so a model from nothing learns to copy
+    reading: SFTConfig | None = None
+    # None: model.hf_dir is a model after phase 1, as it comes with the project
+    sft: SFTConfig | None = SFTConfig()
 
     def __post_init__(self):
         _at_least(1, self, "pairs", "per_task")
@@ -135,7 +164,9 @@ class RejectConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EmulatorConfig:
-    """The model of the twin that rldtf.advantage = expected asks: fitted to the verdicts on rejection sampling's samples, and on its own favourites."""
+    """The model of the twin that rldtf.advantage = expected asks: fitted to the verdicts on
+    rejection sampling's samples, and on its own favourites.
+    """
 
     rounds: int = 4  # of asking the twin about those
     starts: int = 1000  # samples that each round's search begins with
@@ -149,7 +180,8 @@ class EmulatorConfig:
 class EvaluateConfig:
     batch_size: int = 200
     temperature: float = 1.0  # of the one-shot response to a held-out task; 0 is greedy
-    tries: int = 0  # responses to each validation task whenever RLDTF's reference is refreshed; 0: none
+    # responses to each validation task whenever RLDTF's reference is refreshed; 0: none
+    tries: int = 0
 
     def __post_init__(self):
         _at_least(1, self, "batch_size")
@@ -171,7 +203,8 @@ class ExperimentConfig:
     tasks: TasksConfig = TasksConfig()
     instruct: InstructConfig = InstructConfig()
     reject: RejectConfig = RejectConfig()
-    critic: SFTConfig = SFTConfig()  # fits the critic to the rewards of the rejection rounds before the first step
+    # fits the critic to the rewards of the rejection rounds before the first step
+    critic: SFTConfig = SFTConfig()
     emulator: EmulatorConfig = EmulatorConfig()
     rldtf: RLDTFConfig = RLDTFConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -182,7 +215,11 @@ class ExperimentConfig:
         from experiments.stages.machine import machine
 
         boards = tuple(name for name in ("tensorboard", "wandb", "mlflow") if getattr(self, name))
-        return {"boards": boards, "sweep": self.sweep, "about": flat(self) | machine() if boards else None}
+        return {
+            "boards": boards,
+            "sweep": self.sweep,
+            "about": flat(self) | machine() if boards else None,
+        }
 
     def __post_init__(self):
         _at_least(0, self, "seed")
@@ -190,12 +227,20 @@ class ExperimentConfig:
             raise ConfigError(f"run_dir = {self.run_dir!r}: expected a directory's name")
         for name in ("wandb", "mlflow"):
             if getattr(self, name) and importlib.util.find_spec(name) is None:
-                raise ConfigError(f"{name} = True: expected the package {name} to be installed (pip install {name})")
+                raise ConfigError(
+                    f"{name} = True: expected the package {name} to be installed (pip install"
+                    f" {name})"
+                )
         if self.instruct.sft is None and self.model.hf_dir is None:
-            raise ConfigError("instruct.sft = None: expected steps to train for, or a model.hf_dir that has had them")
+            raise ConfigError(
+                "instruct.sft = None: expected steps to train for, or a model.hf_dir that has had"
+                " them"
+            )
         if self.reject.keep_per_task > self.reject.samples_per_task:
-            raise ConfigError(f"reject.keep_per_task = {self.reject.keep_per_task}: expected at most "
-                              f"reject.samples_per_task = {self.reject.samples_per_task}")
+            raise ConfigError(
+                f"reject.keep_per_task = {self.reject.keep_per_task}: expected at most "
+                f"reject.samples_per_task = {self.reject.samples_per_task}"
+            )
 
 
 def presets(directory: str = CONFIGS) -> list[str]:
@@ -203,10 +248,17 @@ def presets(directory: str = CONFIGS) -> list[str]:
     return sorted(name[:-5] for name in os.listdir(directory) if name.endswith(".yaml"))
 
 
-def load(arguments: list[str], cls: type = ExperimentConfig, directory: str = CONFIGS, default: str = "quickstart"):
-    """The `cls` of `preset=NAME` (NAME.yaml in `directory`) under the other `key=value` overrides, of which the last of a key counts.
+def load(
+    arguments: list[str],
+    cls: type = ExperimentConfig,
+    directory: str = CONFIGS,
+    default: str = "quickstart",
+):
+    """The `cls` of `preset=NAME` (NAME.yaml in `directory`) under the other `key=value` overrides,
+    of which the last of a key counts.
 
-    The value of a key that holds free text, a path say, is taken as it stands; all others are read as Hydra reads them.
+    The value of a key that holds free text, a path say, is taken as it stands; all others are read
+    as Hydra reads them.
 
     Raises:
       ConfigError: one line that says what is wrong and where.
@@ -220,17 +272,28 @@ def load(arguments: list[str], cls: type = ExperimentConfig, directory: str = CO
     preset = ([default] + [a.partition("=")[2] for a in arguments if a.startswith("preset=")])[-1]
     overrides = [a for a in arguments if not a.startswith("preset=")]
     if preset not in known:
-        raise ConfigError(f"preset = {preset!r}: expected one of {', '.join(known)} "
-                          f"({os.path.relpath(directory, PROJECT)}/)")
+        raise ConfigError(
+            f"preset = {preset!r}: expected one of {', '.join(known)} "
+            f"({os.path.relpath(directory, PROJECT)}/)"
+        )
     bad = next((a for a in overrides if "=" not in a), None)
     if bad is not None:
         raise ConfigError(f"{bad!r}: expected key=value")
-    texts = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)
-             if _is_text(cls, key.lstrip("+")) and value != "null" and not _is_quoted(value)}
+    texts = {
+        key.lstrip("+"): value
+        for key, _, value in (o.partition("=") for o in overrides)
+        if _is_text(cls, key.lstrip("+")) and value != "null" and not _is_quoted(value)
+    }
     others = [o for o in overrides if o.partition("=")[0].lstrip("+") not in texts]
     try:
         with initialize_config_dir(directory, version_base="1.3"):
-            tree = compose(preset, [o if o.split("=")[0] in ("model", "twin") else f"++{o.lstrip('+')}" for o in others])
+            tree = compose(
+                preset,
+                [
+                    o if o.split("=")[0] in ("model", "twin") else f"++{o.lstrip('+')}"
+                    for o in others
+                ],
+            )
         plain = OmegaConf.to_container(tree, resolve=True)
         for key, value in texts.items():
             *groups, name = key.split(".")
@@ -248,7 +311,11 @@ def _is_text(cls: type, key: str) -> bool:
     """Whether the key of a config holds any text (a string that is no choice of a few)."""
     for name in key.split("."):
         kind = typing.get_type_hints(cls).get(name) if dataclasses.is_dataclass(cls) else None
-        kinds = [one for one in typing.get_args(kind) if one is not type(None)] if isinstance(kind, types.UnionType) else [kind]
+        kinds = (
+            [one for one in typing.get_args(kind) if one is not type(None)]
+            if isinstance(kind, types.UnionType)
+            else [kind]
+        )
         cls = kinds[0]
     return cls is str
 
@@ -285,8 +352,15 @@ def of_run(run_dir: str) -> ExperimentConfig:
     return build(ExperimentConfig, saved(path))
 
 
-def usage(doc: str | None, cls: type = ExperimentConfig, directory: str = CONFIGS, default: str = "quickstart") -> str:
-    """What --help prints: a command's docstring, the presets with the first line of each, and all keys with their defaults and comments."""
+def usage(
+    doc: str | None,
+    cls: type = ExperimentConfig,
+    directory: str = CONFIGS,
+    default: str = "quickstart",
+) -> str:
+    """What --help prints: a command's docstring, the presets with the first line of each, and all
+    keys with their defaults and comments.
+    """
     lines = [(doc or "").strip(), "", f"preset=NAME, of (default: {default})"]
     for name in presets(directory):
         with open(os.path.join(directory, f"{name}.yaml"), encoding="utf-8") as file:
@@ -299,20 +373,40 @@ def _keys(defaults: typing.Any, prefix: str = "") -> typing.Iterator[str]:
     """A line for each key of a dataclass's instance; its comments are those of the source."""
     source, hints = inspect.getsource(type(defaults)), typing.get_type_hints(type(defaults))
     for field in dataclasses.fields(defaults):
-        name, kind, value = f"{prefix}{field.name}", hints[field.name], getattr(defaults, field.name)
-        group = next((one for one in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(one)), None)
+        name, kind, value = (
+            f"{prefix}{field.name}",
+            hints[field.name],
+            getattr(defaults, field.name),
+        )
+        group = next(
+            (one for one in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(one)), None
+        )
         comment = re.search(rf"^    {field.name}: .*?  # (.*)$", source, re.MULTILINE)
         notes = ([comment[1]] if comment else []) + (["or a group:"] if group else [])
         if group is None or value is None:
-            choices = f" ({' '.join(map(str, typing.get_args(kind)))})" if typing.get_origin(kind) is Literal else ""
-            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-            yield f"  {name}={shown}{choices}".ljust(44) + (f"  {'; '.join(notes)}" if notes else "")
+            choices = (
+                f" ({' '.join(map(str, typing.get_args(kind)))})"
+                if typing.get_origin(kind) is Literal
+                else ""
+            )
+            shown = (
+                "null"
+                if value is None
+                else str(value).lower()
+                if isinstance(value, bool)
+                else str(value)
+            )
+            yield f"  {name}={shown}{choices}".ljust(44) + (
+                f"  {'; '.join(notes)}" if notes else ""
+            )
         if group:
             yield from _keys(group() if value is None else value, f"{name}.")
 
 
 def command(function, *source, loaded=None):
-    """Runs `function(config)` on the command line's config, or on loaded(); `source` goes to `load` too. --help says what there is."""
+    """Runs `function(config)` on the command line's config, or on loaded(); `source` goes to `load`
+    too. --help says what there is.
+    """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(usage(sys.modules[function.__module__].__doc__, *source))
         return
@@ -320,8 +414,10 @@ def command(function, *source, loaded=None):
 
 
 def guarded(function):
-    """Runs function() as a command. Exit status: 2 with one line for a wrong config, a wrong file or a disk that takes no more, 130
-    after a stop that was asked for, 1 with one line where training diverged."""
+    """Runs function() as a command. Exit status: 2 with one line for a wrong config, a wrong file
+    or a disk that takes no more, 130 after a stop that was asked for, 1 with one line where
+    training diverged.
+    """
     from rldtf_jax.checkpoint import OtherState
     from rldtf_jax.loop import Diverged, Interrupted
     from rldtf_jax.mesh import DoesNotDivide

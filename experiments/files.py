@@ -8,7 +8,9 @@ from typing import IO, Iterator
 
 @contextlib.contextmanager
 def whole(path: str, mode: str = "w") -> Iterator[IO]:
-    """Opens a file to write; what it replaces stays until the block ends well, and nothing else stays if it does not."""
+    """Opens a file to write; what it replaces stays until the block ends well, and nothing else
+    stays if it does not.
+    """
     partial = f"{path}.partial"
     try:
         with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -17,7 +19,8 @@ def whole(path: str, mode: str = "w") -> Iterator[IO]:
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # a write does not say where
+        # a write does not say where
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = path
         raise
 

@@ -15,10 +15,14 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     p = successes / n
     centre, half = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     scale = 1 + Z * Z / n
-    return (centre - half) / scale if successes else 0.0, (centre + half) / scale if successes < n else 1.0
+    return (centre - half) / scale if successes else 0.0, (
+        (centre + half) / scale if successes < n else 1.0
+    )
 
 
-def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = 4000) -> tuple[float, float]:
+def mean_interval(
+    values: Sequence[float], seed: int = 0, resamples: int = 4000
+) -> tuple[float, float]:
     """Percentile bootstrap of a mean; (nan, nan) of nothing."""
     values = np.asarray(values, np.float64)
     if not len(values):
@@ -28,25 +32,38 @@ def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = 4000)
     return tuple(np.percentile(means, (2.5, 97.5)).tolist())
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, tuple[float, float]]:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], seed: int = 0
+) -> tuple[float, tuple[float, float]]:
     """Mean of a - b over the same tasks, with its bootstrap interval."""
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     return float(difference.mean()), mean_interval(difference, seed)
 
 
-def nested_interval(values_SxN: Sequence[Sequence[float]], seed: int = 0, resamples: int = 4000) -> tuple[float, float]:
-    """Percentile bootstrap of a mean over S seeds and N tasks, both drawn anew; nan is left out. S - 1 seeds are drawn at a time,
-    which makes up for the variance that a sample of S lacks; with two or three it stays rough."""
+def nested_interval(
+    values_SxN: Sequence[Sequence[float]], seed: int = 0, resamples: int = 4000
+) -> tuple[float, float]:
+    """Percentile bootstrap of a mean over S seeds and N tasks, both drawn anew; nan is left out. S
+    - 1 seeds are drawn at a time, which makes up for the variance that a sample of S lacks; with
+    two or three it stays rough.
+    """
     values_SxN = np.asarray(values_SxN, np.float64)
     S, N = values_SxN.shape
     rng, known_SxN = np.random.default_rng(seed), np.isfinite(values_SxN)
 
     def how_often(n: int, draws: int) -> np.ndarray:  # (resamples, n), each of n is drawn
         drawn = rng.integers(n, size=(resamples, draws)) + n * np.arange(resamples)[:, None]
-        return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
+        return (
+            np.bincount(drawn.ravel(), minlength=resamples * n)
+            .reshape(resamples, n)
+            .astype(np.float64)
+        )
 
     seeds_MxS, tasks_MxN = how_often(S, max(S - 1, 1)), how_often(N, N)
-    total_M, count_M = (((seeds_MxS @ x_SxN) * tasks_MxN).sum(1) for x_SxN in (np.where(known_SxN, values_SxN, 0.0), known_SxN))
+    total_M, count_M = (
+        ((seeds_MxS @ x_SxN) * tasks_MxN).sum(1)
+        for x_SxN in (np.where(known_SxN, values_SxN, 0.0), known_SxN)
+    )
     means = total_M[count_M > 0] / count_M[count_M > 0]
     return tuple(np.percentile(means, (2.5, 97.5)).tolist()) if len(means) else (math.nan, math.nan)
 

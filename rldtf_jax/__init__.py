@@ -1,7 +1,7 @@
 """Reinforcement learning from digital twin feedback, in JAX.
 
-The names of `__all__` are stable: a change of what they take or give is announced in CHANGELOG.md. They are imported when they are
-first asked for, so that Eq. 2 serves programs without JAX.
+The names of `__all__` are stable: a change of what they take or give is announced in CHANGELOG.md.
+They are imported when they are first asked for, so that Eq. 2 serves programs without JAX.
 """
 
 import importlib
@@ -11,7 +11,14 @@ _HOMES = {
     "config": ("ConfigError", "OptimConfig", "RLDTFConfig", "SampleConfig"),
     "judge": ("Environment", "Imagined", "Verdict"),
     "reward": ("RewardConfig", "fulfilled", "margins"),
-    "token_weight": ("Field", "perturb", "perturb_by_policy", "perturb_in_kind", "sensitivity", "token_weights"),
+    "token_weight": (
+        "Field",
+        "perturb",
+        "perturb_by_policy",
+        "perturb_in_kind",
+        "sensitivity",
+        "token_weights",
+    ),
     "loss": ("expected_loss", "policy_loss", "regulariser", "total_loss", "value_loss"),
     "sample": ("pad_prompts", "row_keys", "stream"),
     "qwen2": ("Qwen2", "Qwen2Config"),

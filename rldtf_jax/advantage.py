@@ -1,7 +1,7 @@
 """Advantages: the paper's A_t = R - V_old(s_t) and the common forms beside it.
 
-All take `reward_B`, the values `value_BxT` stored at rollout, and `mask_BxT`; all return (advantage_BxT, return_BxT)
-without gradient, the return being what the critic regresses on.
+All take `reward_B`, the values `value_BxT` stored at rollout, and `mask_BxT`; all return
+(advantage_BxT, return_BxT) without gradient, the return being what the critic regresses on.
 """
 
 import jax
@@ -39,7 +39,8 @@ def group_relative(reward_B, value_BxT, mask_BxT, group_size):
 
 
 def leave_one_out(reward_B, value_BxT, mask_BxT, group_size):
-    """R minus the mean reward of the other responses to the same prompt (RLOO); rows of one prompt are neighbours.
+    """R minus the mean reward of the other responses to the same prompt (RLOO); rows of one prompt
+    are neighbours.
 
     >>> A, _ = leave_one_out(jnp.array([1.0, 0.0, 0.5, 0.5]), jnp.zeros((4, 1)), jnp.ones((4, 1), bool), group_size=2)
     >>> A[:, 0].tolist()
@@ -51,11 +52,13 @@ def leave_one_out(reward_B, value_BxT, mask_BxT, group_size):
 
 
 def counterfactual(reward_B, change_BxT, other_BxT, mask_BxT):
-    """A_t = R(y) - sum_v pi(v | s_t) R(y with v at t): signed credit as COMA's (arXiv:1705.08926), the twin for its critic.
+    """A_t = R(y) - sum_v pi(v | s_t) R(y with v at t): signed credit as COMA's (arXiv:1705.08926),
+    the twin for its critic.
 
     Args:
       change_BxT: R(y) less the mean reward over draws v from pi(. | s_t) without the sampled token.
-      other_BxT: 1 - pi(a_t | s_t). The product is A_t where every v is drawn in proportion, and unbiased where a few are.
+      other_BxT: 1 - pi(a_t | s_t). The product is A_t where every v is drawn in proportion, and
+        unbiased where a few are.
     """
     return _gradient_free(jnp.asarray(other_BxT) * change_BxT, reward_B[:, None], mask_BxT)
 

@@ -1,7 +1,9 @@
-"""Many RLDTF trainings (arms) at once, each exactly as it is alone: alpha x threshold x seed, or any traced hyper-parameter.
+"""Many RLDTF trainings (arms) at once, each exactly as it is alone: alpha x threshold x seed, or
+any traced hyper-parameter.
 
-All arms take a step together, and one call of the twin judges the responses of all of them. A group of arms is one axis A
-of one compiled sampler and one compiled update; groups take turns within the step, and over several devices A is sharded.
+All arms take a step together, and one call of the twin judges the responses of all of them. A group
+of arms is one axis A of one compiled sampler and one compiled update; groups take turns within the
+step, and over several devices A is sharded.
 """
 
 import functools
@@ -23,10 +25,36 @@ from rldtf_jax.update import Alternatives, Frozen, Rollouts, Static
 
 WORDS = ("perturb", "weight_by", "weights", "advantage")
 TRACED = (  # what may differ between arms; anything else shapes the compiled programs or the data
-    *WORDS, "alpha", "threshold", "lam", "num_perturb", "delete_prob", "clip", "beta_ent", "beta_kl", "k1", "k2",
-    "adaptive_kl", "gae_gamma", "gae_lam", "critic_warmup", "sample.temperature",
-    *(f"{model}.{name}" for model in ("policy", "critic")
-      for name in ("lr", "warmup_steps", "final_lr_ratio", "weight_decay", "b1", "b2", "grad_clip")))
+    *WORDS,
+    "alpha",
+    "threshold",
+    "lam",
+    "num_perturb",
+    "delete_prob",
+    "clip",
+    "beta_ent",
+    "beta_kl",
+    "k1",
+    "k2",
+    "adaptive_kl",
+    "gae_gamma",
+    "gae_lam",
+    "critic_warmup",
+    "sample.temperature",
+    *(
+        f"{model}.{name}"
+        for model in ("policy", "critic")
+        for name in (
+            "lr",
+            "warmup_steps",
+            "final_lr_ratio",
+            "weight_decay",
+            "b1",
+            "b2",
+            "grad_clip",
+        )
+    ),
+)
 SHARE_OF_MEMORY = 0.8  # of a device, that may be planned for
 
 
@@ -45,25 +73,41 @@ def check(configs: Sequence[RLDTFConfig]) -> None:
     for config in configs[1:]:
         for name, value in flat(config).items():
             if value != first[name] and name not in TRACED:
-                raise ConfigError(f"{name} = {value!r} in one arm and {first[name]!r} in another: expected one value, or "
-                                  f"a hyper-parameter that is traced ({', '.join(TRACED)})")
+                raise ConfigError(
+                    f"{name} = {value!r} in one arm and {first[name]!r} in another: expected one"
+                    f" value, or a hyper-parameter that is traced ({', '.join(TRACED)})"
+                )
     if len({config.adaptive_kl is None for config in configs}) > 1:
-        raise ConfigError("adaptive_kl = null in one arm and a number in another: expected either in all")
+        raise ConfigError(
+            "adaptive_kl = null in one arm and a number in another: expected either in all"
+        )
     if len({config.advantage == "expected" for config in configs}) > 1:
-        raise ConfigError("advantage = 'expected' in one arm and another in another: expected it in all or in none")
+        raise ConfigError(
+            "advantage = 'expected' in one arm and another in another: expected it in all or in"
+            " none"
+        )
 
 
 def arm_mesh(width: int | None = None) -> Mesh | None:
-    """All devices along one axis, "arm", or as many as divide a group of `width`; None for one device."""
+    """All devices along one axis, "arm", or as many as divide a group of `width`; None for one
+    device.
+    """
     count = math.gcd(width or jax.device_count(), jax.device_count())
-    return None if count == 1 else jax.make_mesh(
-        (count,), ("arm",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+    return (
+        None
+        if count == 1
+        else jax.make_mesh(
+            (count,), ("arm",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+        )
+    )
 
 
-def initial(policy, critic, arms: Sequence[Arm], width: int, mesh: Mesh | None = None
-            ) -> tuple["OneByOne | SideBySide", tuple[RLState, ...]]:
-    """(how the arms' models are run, what they start from): a state each, or groups of `width` of them on an axis A, the
-    last filled with copies of the first arm that are never looked at."""
+def initial(
+    policy, critic, arms: Sequence[Arm], width: int, mesh: Mesh | None = None
+) -> tuple["OneByOne | SideBySide", tuple[RLState, ...]]:
+    """(how the arms' models are run, what they start from): a state each, or groups of `width` of
+    them on an axis A, the last filled with copies of the first arm that are never looked at.
+    """
     check([arm.config for arm in arms])
     if width == 1 and mesh is None:
         models, states = zip(*(rldtf.initial(policy, critic, arm.config, arm.seed) for arm in arms))
@@ -71,9 +115,10 @@ def initial(policy, critic, arms: Sequence[Arm], width: int, mesh: Mesh | None =
     padded, groups = [*arms, *arms[:1] * (-len(arms) % width)], []
     for i in range(0, len(padded), width):
         states = []
-        for arm in padded[i:i + width]:
+        for arm in padded[i : i + width]:
             (static, frozen), state = rldtf.initial(policy, critic, arm.config, arm.seed)
-            states.append(jax.device_get(state))  # a group is put together on the host and born on its devices
+            # a group is put together on the host and born on its devices
+            states.append(jax.device_get(state))
         groups.append(_put(jax.tree.map(lambda *leaves: np.stack(leaves), *states), mesh))
     if mesh is not None:
         frozen = jax.device_put(frozen, NamedSharding(mesh, PartitionSpec()))
@@ -97,61 +142,141 @@ def _put(tree: Any, mesh: Mesh | None) -> Any:
 
 def _over_arms(function, mesh: Mesh | None, shared: Any, *per_arm: Any) -> Any:
     """function(shared, ...) over axis A of what is per arm."""
+
     def over(shared, *per_arm):
         return jax.vmap(functools.partial(function, shared))(*per_arm)
 
     if mesh is not None:
         specs = PartitionSpec(), *[PartitionSpec("arm")] * len(per_arm)
-        over = jax.shard_map(over, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("arm"), check_vma=False)
+        over = jax.shard_map(
+            over, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("arm"), check_vma=False
+        )
     return over(shared, *per_arm)
 
 
 @functools.partial(jax.jit, static_argnames=("static", "mesh", "max_new_tokens", "eos_id"))
-def sample_arms(static: Static, frozen, learner, prompts_AxGxP, lengths_AxG, keys_AxB, temperature_A, *, max_new_tokens: int,
-                eos_id: int, mesh: Mesh | None) -> Samples:
+def sample_arms(
+    static: Static,
+    frozen,
+    learner,
+    prompts_AxGxP,
+    lengths_AxG,
+    keys_AxB,
+    temperature_A,
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    mesh: Mesh | None,
+) -> Samples:
     """`sample` over axis A."""
-    def one(frozen, policy, prompts_GxP, lengths_G, keys_B, temperature):
-        return sample(static.policy_def, lora.merge(frozen, policy), prompts_GxP, lengths_G, keys_B,
-                      max_new_tokens=max_new_tokens, eos_id=eos_id, temperature=temperature)
 
-    return _over_arms(one, mesh, frozen.policy, learner.policy, prompts_AxGxP, lengths_AxG, keys_AxB, temperature_A)
+    def one(frozen, policy, prompts_GxP, lengths_G, keys_B, temperature):
+        return sample(
+            static.policy_def,
+            lora.merge(frozen, policy),
+            prompts_GxP,
+            lengths_G,
+            keys_B,
+            max_new_tokens=max_new_tokens,
+            eos_id=eos_id,
+            temperature=temperature,
+        )
+
+    return _over_arms(
+        one,
+        mesh,
+        frozen.policy,
+        learner.policy,
+        prompts_AxGxP,
+        lengths_AxG,
+        keys_AxB,
+        temperature_A,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("static", "mesh", "num_tokens"))
-def old_states_arms(static: Static, frozen, critic, anchor, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB, *, num_tokens: int,
-                    mesh: Mesh | None):
+def old_states_arms(
+    static: Static,
+    frozen,
+    critic,
+    anchor,
+    tokens_AxBxS,
+    prompt_lengths_AxB,
+    lengths_AxB,
+    *,
+    num_tokens: int,
+    mesh: Mesh | None,
+):
     """`update.old_states` over axis A."""
-    def one(frozen, critic, anchor, tokens_BxS, prompt_lengths_B, lengths_B):
-        return rldtf.old_states(static, lora.merge(frozen.critic, critic), lora.merge(frozen.policy, anchor), tokens_BxS,
-                                prompt_lengths_B, lengths_B, num_tokens)
 
-    return _over_arms(one, mesh, frozen, critic, anchor, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB)
+    def one(frozen, critic, anchor, tokens_BxS, prompt_lengths_B, lengths_B):
+        return rldtf.old_states(
+            static,
+            lora.merge(frozen.critic, critic),
+            lora.merge(frozen.policy, anchor),
+            tokens_BxS,
+            prompt_lengths_B,
+            lengths_B,
+            num_tokens,
+        )
+
+    return _over_arms(
+        one, mesh, frozen, critic, anchor, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("static", "mesh"), donate_argnames=("learner",))
-def update_arms(static: Static, frozen, learner, anchor, rows, hyper, running_A, *, mesh: Mesh | None):
+def update_arms(
+    static: Static, frozen, learner, anchor, rows, hyper, running_A, *, mesh: Mesh | None
+):
     """`update.update` over axis A; arms that are not running keep what they are."""
+
     def one(frozen, learner, anchor, rows, hyper, running):
-        new, metrics = rldtf.update(static, learner, lora.merge(frozen.policy, anchor), rows, hyper, frozen)
+        new, metrics = rldtf.update(
+            static, learner, lora.merge(frozen.policy, anchor), rows, hyper, frozen
+        )
         return jax.tree.map(lambda n, o: jnp.where(running, n, o), new, learner), metrics
 
     return _over_arms(one, mesh, frozen, learner, anchor, rows, hyper, running_A)
 
 
 @functools.partial(jax.jit, static_argnames=("static", "mesh", "num_tokens", "num"))
-def alternatives_arms(static: Static, frozen, learner, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB, keys_AxB,
-                      temperature_A, *, num_tokens: int, num: int, mesh: Mesh | None) -> Alternatives:
+def alternatives_arms(
+    static: Static,
+    frozen,
+    learner,
+    tokens_AxBxS,
+    prompt_lengths_AxB,
+    lengths_AxB,
+    keys_AxB,
+    temperature_A,
+    *,
+    num_tokens: int,
+    num: int,
+    mesh: Mesh | None,
+) -> Alternatives:
     """`update.alternatives` over axis A."""
+
     def one(frozen, policy, *rows):
         return rldtf.alternatives(static, lora.merge(frozen, policy), *rows, num_tokens, num)
 
-    return _over_arms(one, mesh, frozen.policy, learner.policy, tokens_AxBxS, prompt_lengths_AxB, lengths_AxB, keys_AxB,
-                      temperature_A)
+    return _over_arms(
+        one,
+        mesh,
+        frozen.policy,
+        learner.policy,
+        tokens_AxBxS,
+        prompt_lengths_AxB,
+        lengths_AxB,
+        keys_AxB,
+        temperature_A,
+    )
 
 
 class SideBySide(NamedTuple):
-    """Groups of arms in one program each, the arms of a group on an axis A; groups take turns. The methods are those of
-    `rldtf.OneByOne`."""
+    """Groups of arms in one program each, the arms of a group on an axis A; groups take turns. The
+    methods are those of `rldtf.OneByOne`.
+    """
 
     static: Static
     frozen: Frozen
@@ -161,7 +286,7 @@ class SideBySide(NamedTuple):
     def groups(self, *lists: Sequence[Any]) -> Iterator[list[list[Any]]]:
         """Each list in parts of `width`, the last filled with copies of the list's first."""
         for i in range(0, len(lists[0]), self.width):
-            yield [list(x[i:i + self.width]) + [x[0]] * (i + self.width - len(x)) for x in lists]
+            yield [list(x[i : i + self.width]) + [x[0]] * (i + self.width - len(x)) for x in lists]
 
     def put(self, *trees: Any) -> Any:
         return _put(trees, self.mesh)
@@ -178,59 +303,145 @@ class SideBySide(NamedTuple):
     def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
         config, eos_id, drawn = arms[0].config, arms[0].env.eos_id, []
         for group, (some, p) in zip(states, self.groups(arms, prompts)):
-            inputs = self.put(*(np.stack(x) for x in zip(*(rldtf.read_once(one, config) for one in p))),
-                              jnp.stack([one.keys_B for one in p]), _temperatures(some))
-            drawn.append(sample_arms(self.static, self.frozen, group.learner, *inputs, eos_id=eos_id, mesh=self.mesh,
-                                     max_new_tokens=config.sample.max_new_tokens))
-        return [Samples(*(x[i] for x in group)) for group in jax.device_get(drawn) for i in range(self.width)][:len(arms)]
+            inputs = self.put(
+                *(np.stack(x) for x in zip(*(rldtf.read_once(one, config) for one in p))),
+                jnp.stack([one.keys_B for one in p]),
+                _temperatures(some),
+            )
+            drawn.append(
+                sample_arms(
+                    self.static,
+                    self.frozen,
+                    group.learner,
+                    *inputs,
+                    eos_id=eos_id,
+                    mesh=self.mesh,
+                    max_new_tokens=config.sample.max_new_tokens,
+                )
+            )
+        return [
+            Samples(*(x[i] for x in group))
+            for group in jax.device_get(drawn)
+            for i in range(self.width)
+        ][: len(arms)]
 
-    def recall(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, step: int) -> list[Recalled]:
-        """The anchor's weights and hidden states, which nothing on the host reads, stay a group's, with its first arm."""
+    def recall(
+        self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, step: int
+    ) -> list[Recalled]:
+        """The anchor's weights and hidden states, which nothing on the host reads, stay a group's,
+        with its first arm.
+        """
         T, found = arms[0].config.sample.max_new_tokens, []
         for group, (some, p, j) in zip(states, self.groups(arms, prompts, joined)):
-            anchor = group.reference if some[0].config.kl_target == "reference" else jax.tree.map(
-                jnp.copy, group.learner.policy)
-            rows = self.put(*(np.stack(x) for x in (
-                [tokens for tokens, _ in j], [one.lengths_B for one in p], [lengths for _, lengths in j])))
-            value, hidden = old_states_arms(self.static, self.frozen, group.learner.critic, anchor, *rows, num_tokens=T,
-                                            mesh=self.mesh)
+            anchor = (
+                group.reference
+                if some[0].config.kl_target == "reference"
+                else jax.tree.map(jnp.copy, group.learner.policy)
+            )
+            rows = self.put(
+                *(
+                    np.stack(x)
+                    for x in (
+                        [tokens for tokens, _ in j],
+                        [one.lengths_B for one in p],
+                        [lengths for _, lengths in j],
+                    )
+                )
+            )
+            value, hidden = old_states_arms(
+                self.static,
+                self.frozen,
+                group.learner.critic,
+                anchor,
+                *rows,
+                num_tokens=T,
+                mesh=self.mesh,
+            )
             others = [None] * self.width
             if any(arm.config.asks_the_policy for arm in some):
                 num = max(arm.config.num_perturb for arm in some)
-                keys = self.put(jnp.stack([rldtf.other_keys(one.keys_B) for one in p]), _temperatures(some))
-                drawn = alternatives_arms(self.static, self.frozen, group.learner, *rows, *keys, num_tokens=T, num=num,
-                                          mesh=self.mesh)
-                others = [Alternatives(tokens[:arm.config.num_perturb], *rest)
-                          for arm, tokens, *rest in zip(some, *jax.device_get(drawn))]
+                keys = self.put(
+                    jnp.stack([rldtf.other_keys(one.keys_B) for one in p]), _temperatures(some)
+                )
+                drawn = alternatives_arms(
+                    self.static,
+                    self.frozen,
+                    group.learner,
+                    *rows,
+                    *keys,
+                    num_tokens=T,
+                    num=num,
+                    mesh=self.mesh,
+                )
+                others = [
+                    Alternatives(tokens[: arm.config.num_perturb], *rest)
+                    for arm, tokens, *rest in zip(some, *jax.device_get(drawn))
+                ]
             found.append((value, anchor, hidden, others))
-        return [Recalled(value_BxT, *((anchor, hidden) if i == 0 else (None, None)), others[i])
-                for value, anchor, hidden, others in found for i, value_BxT in enumerate(np.asarray(value))][:len(arms)]
+        return [
+            Recalled(value_BxT, *((anchor, hidden) if i == 0 else (None, None)), others[i])
+            for value, anchor, hidden, others in found
+            for i, value_BxT in enumerate(np.asarray(value))
+        ][: len(arms)]
 
-    def update(self, states, arms: Sequence[Arm], recalled: Sequence[Recalled], rows: Sequence[Rollouts], running,
-               step: int):
+    def update(
+        self,
+        states,
+        arms: Sequence[Arm],
+        recalled: Sequence[Recalled],
+        rows: Sequence[Rollouts],
+        running,
+        step: int,
+    ):
         """(states, metrics of each arm)."""
         updated, metrics = [], []
-        for group, (some, past, all_rows, runs) in zip(states, self.groups(arms, recalled, rows, list(running))):
-            hyper = jax.tree.map(lambda *x: np.stack(x), *(
-                rldtf.hyper_at(arm.config, step, scale) for arm, scale in zip(some, np.asarray(group.kl_scale))))
+        for group, (some, past, all_rows, runs) in zip(
+            states, self.groups(arms, recalled, rows, list(running))
+        ):
+            hyper = jax.tree.map(
+                lambda *x: np.stack(x),
+                *(
+                    rldtf.hyper_at(arm.config, step, scale)
+                    for arm, scale in zip(some, np.asarray(group.kl_scale))
+                ),
+            )
             stacked = _stack([x._replace(anchor_hidden_BxTxD=None) for x in all_rows])._replace(
-                anchor_hidden_BxTxD=past[0].anchor_hidden_BxTxD)
+                anchor_hidden_BxTxD=past[0].anchor_hidden_BxTxD
+            )
             learner, seen = group.learner, []
-            for chosen in zip(*(rldtf.minibatches(arm, own, step) for arm, own in zip(some, all_rows))):
-                part = stacked if chosen[0] is rldtf.ALL else jax.vmap(_rows)(stacked, np.stack(chosen))
-                learner, found = update_arms(self.static, self.frozen, learner, past[0].anchor,
-                                             *self.put(part, hyper, np.array(runs)), mesh=self.mesh)
+            for chosen in zip(
+                *(rldtf.minibatches(arm, own, step) for arm, own in zip(some, all_rows))
+            ):
+                part = (
+                    stacked
+                    if chosen[0] is rldtf.ALL
+                    else jax.vmap(_rows)(stacked, np.stack(chosen))
+                )
+                learner, found = update_arms(
+                    self.static,
+                    self.frozen,
+                    learner,
+                    past[0].anchor,
+                    *self.put(part, hyper, np.array(runs)),
+                    mesh=self.mesh,
+                )
                 seen.append(found)
             found, scales = rldtf.mean_metrics(seen), group.kl_scale
             if some[0].config.adaptive_kl is not None:
                 scales = jax.vmap(rldtf.adapted)(
-                    scales, found["kl"], np.float32([arm.config.adaptive_kl for arm in some]))
+                    scales, found["kl"], np.float32([arm.config.adaptive_kl for arm in some])
+                )
             found = jax.device_get(found | {"since_refresh": step - group.refreshed_at})
             found |= {"lr": hyper.policy.lr, "beta_kl": hyper.beta_kl}
             metrics += [{name: x[i] for name, x in found.items()} for i in range(self.width)]
-            updated.append(rldtf.refreshed(
-                RLState(learner, group.reference, group.refreshed_at, scales), some[0].config, step))
-        return tuple(updated), metrics[:len(arms)]
+            updated.append(
+                rldtf.refreshed(
+                    RLState(learner, group.reference, group.refreshed_at, scales),
+                    some[0].config,
+                    step,
+                )
+            )
+        return tuple(updated), metrics[: len(arms)]
 
 
 def _temperatures(arms: Sequence[Arm]) -> np.ndarray:
@@ -241,13 +452,19 @@ def _rows(rollouts: Rollouts, chosen_M):
     return jax.tree.map(lambda x: x[chosen_M], rollouts)
 
 
-def plan(policy, critic, arm: Arm, num_arms: int, mesh: Mesh | None = None, memory: int | None = None) -> Plan:
-    """How many of the arms can train together, and how many of those side by side, in `memory` bytes a device (default: all
-    that it has), from what the compiled programs take.
+def plan(
+    policy, critic, arm: Arm, num_arms: int, mesh: Mesh | None = None, memory: int | None = None
+) -> Plan:
+    """How many of the arms can train together, and how many of those side by side, in `memory`
+    bytes a device (default: all that it has), from what the compiled programs take.
 
-    On a CPU groups are of one arm: an update uses all cores already, and several in one program only take more memory.
+    On a CPU groups are of one arm: an update uses all cores already, and several in one program
+    only take more memory.
     """
-    devices, on_cpu = (1 if mesh is None else mesh.size), memory is None and jax.default_backend() == "cpu"
+    devices, on_cpu = (
+        (1 if mesh is None else mesh.size),
+        memory is None and jax.default_backend() == "cpu",
+    )
     available = SHARE_OF_MEMORY * (memory or device_memory())
     state = jax.eval_shape(lambda: rldtf.initial(policy, critic, arm.config, arm.seed)[1])
     bytes_of_state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -264,8 +481,9 @@ def plan(policy, critic, arm: Arm, num_arms: int, mesh: Mesh | None = None, memo
 
 
 def step_bytes(policy, critic, arm: Arm, width: int) -> int:
-    """What `width` arms take on one device in the compiled program that takes most: sampler, forward passes or update; its
-    arguments, results and temporaries."""
+    """What `width` arms take on one device in the compiled program that takes most: sampler,
+    forward passes or update; its arguments, results and temporaries.
+    """
     (static, frozen), state = rldtf.initial(policy, critic, arm.config, arm.seed)
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype), state)
     drawn, T = rldtf.draw(arm, 0), arm.config.sample.max_new_tokens
@@ -276,18 +494,55 @@ def step_bytes(policy, critic, arm: Arm, width: int) -> int:
         return jax.ShapeDtypeStruct((width, *sizes), dtype)
 
     keys, f32 = shape(B, dtype=drawn.keys_B.dtype), functools.partial(shape, dtype=jnp.float32)
-    old = old_states_arms.lower(static, frozen, group.learner.critic, group.reference, shape(B, P + T), shape(B), shape(B),
-                                num_tokens=T, mesh=None)
+    old = old_states_arms.lower(
+        static,
+        frozen,
+        group.learner.critic,
+        group.reference,
+        shape(B, P + T),
+        shape(B),
+        shape(B),
+        num_tokens=T,
+        mesh=None,
+    )
     hidden = shape(part, *old.out_info[1].shape[2:], dtype=old.out_info[1].dtype)
-    rows = Rollouts(shape(part, P + T), shape(part), shape(part), f32(part, T), hidden, *[f32(part, T)] * 4)
+    rows = Rollouts(
+        shape(part, P + T), shape(part), shape(part), f32(part, T), hidden, *[f32(part, T)] * 4
+    )
     hyper = jax.tree.map(lambda x: f32(), rldtf.hyper_at(arm.config, 0))
     programs = (
-        sample_arms.lower(static, frozen, group.learner, shape(B // arm.config.samples_per_prompt, P),
-                          shape(B // arm.config.samples_per_prompt), keys, f32(), max_new_tokens=T,
-                          eos_id=arm.env.eos_id, mesh=None),
-        old, update_arms.lower(static, frozen, group.learner, group.reference, rows, hyper, shape(dtype=bool), mesh=None))
+        sample_arms.lower(
+            static,
+            frozen,
+            group.learner,
+            shape(B // arm.config.samples_per_prompt, P),
+            shape(B // arm.config.samples_per_prompt),
+            keys,
+            f32(),
+            max_new_tokens=T,
+            eos_id=arm.env.eos_id,
+            mesh=None,
+        ),
+        old,
+        update_arms.lower(
+            static,
+            frozen,
+            group.learner,
+            group.reference,
+            rows,
+            hyper,
+            shape(dtype=bool),
+            mesh=None,
+        ),
+    )
     used = [program.compile().memory_analysis() for program in programs]
-    return max(u.argument_size_in_bytes + u.output_size_in_bytes - u.alias_size_in_bytes + u.temp_size_in_bytes for u in used)
+    return max(
+        u.argument_size_in_bytes
+        + u.output_size_in_bytes
+        - u.alias_size_in_bytes
+        + u.temp_size_in_bytes
+        for u in used
+    )
 
 
 def device_memory() -> int:

@@ -1,4 +1,6 @@
-"""Everything needed to go on bit for bit, through Orbax: atomic, asynchronous, checked when read back."""
+"""Everything needed to go on bit for bit, through Orbax: atomic, asynchronous, checked when read
+back.
+"""
 
 import contextlib
 import json
@@ -25,53 +27,75 @@ class OtherState(ValueError):
 class Checkpoints:
     """Numbered states of a run in `directory`, of which the newest `keep` stay.
 
-    A state is a pytree of arrays; `meta` is JSON. A checkpoint appears under its number only when complete.
+    A state is a pytree of arrays; `meta` is JSON. A checkpoint appears under its number only when
+    complete.
     """
 
     def __init__(self, directory: str, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True,
-                                               cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
         self._manager = ocp.CheckpointManager(directory, options=options)
         self.directory = directory
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Starts writing; returns once the state may be changed or donated. Raises OSError if this or the last one cannot be written."""
-        if jax.default_backend() == "cpu":  # there the writer would read the very buffers that the next step reuses
+        """Starts writing; returns once the state may be changed or donated. Raises OSError if this
+        or the last one cannot be written.
+        """
+        # there the writer would read the very buffers that the next step reuses
+        if jax.default_backend() == "cpu":
             state = jax.tree.map(jnp.copy, state)
         record = {"meta": meta, "layout": _layout(state), "crc32": _crc32(state)}
         with _writing(self.directory):
-            self._manager.save(step, args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave({"record": record, "crc32": _crc32_of_json(record)})), force=True)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    meta=ocp.args.JsonSave({"record": record, "crc32": _crc32_of_json(record)}),
+                ),
+                force=True,
+            )
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict] | None:
-        """(step, state, meta) of the newest sound checkpoint, arrays placed as in `like`; None where there is none.
+        """(step, state, meta) of the newest sound checkpoint, arrays placed as in `like`; None
+        where there is none.
 
         A damaged one is reported by a warning and moved aside, and the one before it is taken.
 
         Raises:
-          OtherState: the checkpoint is sound, but its arrays are not those of `like`; it stays as it is.
+          OtherState: the checkpoint is sound, but its arrays are not those of `like`; it stays as
+            it is.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, *self._restore(step, like)
             except OtherState:
                 raise
-            except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds for damaged files
+            # Orbax, TensorStore and JSON each raise their own kinds for damaged files
+            except Exception as error:
                 self._set_aside(step, error)
         return None
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict]:
-        found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        found = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        ).meta
         record, layout = found["record"], _layout(like)
         if found["crc32"] != _crc32_of_json(record):
             raise ValueError("its metadata do not have the checksum they were saved with")
         for name in sorted(record["layout"].keys() | layout.keys()):
             if record["layout"].get(name) != layout.get(name):
-                raise OtherState(f"{self.directory}/{step} is of another model: {name} is "
-                                 f"{record['layout'].get(name)} there and {layout.get(name)} here")
+                raise OtherState(
+                    f"{self.directory}/{step} is of another model: {name} is "
+                    f"{record['layout'].get(name)} there and {layout.get(name)} here"
+                )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        state = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        ).state
         if record["crc32"] not in (None, _crc32(state)):
             raise ValueError("its arrays do not have the checksum they were saved with")
         return state, record["meta"]
@@ -81,8 +105,10 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(os.path.join(self.directory, str(step)), aside)
         self._manager.reload()
-        warnings.warn(f"{self.directory}/{step} is damaged and was moved to {aside}, going back to the one before: "
-                      f"{(str(error).splitlines() or [type(error).__name__])[0]}")
+        warnings.warn(
+            f"{self.directory}/{step} is damaged and was moved to {aside}, going back to the one"
+            f" before: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        )
 
     def close(self) -> None:
         """Waits until what was saved is on disk; raises OSError if it cannot be."""
@@ -103,13 +129,17 @@ def _writing(directory: str) -> Iterator[None]:
         found = re.search(r"[^:]*\[os_error_code='(\d+)'", str(error))
         if not found:
             raise
-        raise OSError(int(found[1]), f"{os.strerror(int(found[1]))}, no checkpoint written", directory) from error
+        raise OSError(
+            int(found[1]), f"{os.strerror(int(found[1]))}, no checkpoint written", directory
+        ) from error
 
 
 def _layout(state: Any) -> dict[str, str]:
     """Dtype and shape of every leaf by its path."""
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def _crc32_of_json(record: dict) -> int:

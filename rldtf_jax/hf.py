@@ -1,7 +1,8 @@
 """Weights in and out: a Hugging Face directory (config.json + safetensors) and GGUF.
 
-One table, `NAMES`, maps our parameters to theirs. Loading streams: tensor by tensor goes from the memory-mapped file
-straight to its shards, so that a model needs little more memory than its own weights.
+One table, `NAMES`, maps our parameters to theirs. Loading streams: tensor by tensor goes from the
+memory-mapped file straight to its shards, so that a model needs little more memory than its own
+weights.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ import numpy as np
 from rldtf_jax.mesh import shardings
 from rldtf_jax.qwen2 import ParamSpec, Qwen2, Qwen2Config, param_table
 
-# our path -> (HF name, GGUF name). Their matrices are (out, in), ours (in, out), but for the two of shape (V, D).
+# our path -> (HF name, GGUF name). Their matrices are (out, in), ours (in, out), but for the two of
+# shape (V, D).
 NAMES = {
     "embed": ("model.embed_tokens.weight", "token_embd.weight"),
     "layers.attn_norm": ("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
@@ -31,7 +33,10 @@ NAMES = {
     "layers.bk": ("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias"),
     "layers.bv": ("model.layers.{}.self_attn.v_proj.bias", "blk.{}.attn_v.bias"),
     "layers.wo": ("model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight"),
-    "layers.mlp_norm": ("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight"),
+    "layers.mlp_norm": (
+        "model.layers.{}.post_attention_layernorm.weight",
+        "blk.{}.ffn_norm.weight",
+    ),
     "layers.w_gate": ("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight"),
     "layers.w_up": ("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
     "layers.w_down": ("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
@@ -41,21 +46,27 @@ NAMES = {
 HF, GGUF = 0, 1  # columns of NAMES
 DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(jnp.bfloat16)}
 CONFIG_NAMES = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-    "rope_theta rms_norm_eps tie_word_embeddings attention_bias num_tokens"
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
+    " num_key_value_heads head_dim rope_theta rms_norm_eps tie_word_embeddings attention_bias"
+    " num_tokens"
 ).split()
 SHARD_BYTES = 5_000_000_000
 
 
-def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = None, **overrides) -> Qwen2:
-    """Reads config.json and the safetensors of an HF directory, or its one GGUF file where there is no config.json.
+def load(
+    directory: str | Path, dtype: str | None = None, mesh: Mesh | None = None, **overrides
+) -> Qwen2:
+    """Reads config.json and the safetensors of an HF directory, or its one GGUF file where there is
+    no config.json.
 
-    dtype: of parameters and computation; None takes the file's. mesh: parameters go straight to their shards on it.
-    overrides: fields of Qwen2Config, say remat, or param_dtype for parameters of another type than what computes.
-    num_tokens comes from tokenizer.json where there is one. Of several files the index says which count; stored rotary
-    frequencies are not read, they follow from the config.
-    Raises FileNotFoundError for a directory without weights or without a file that its index names, and ValueError,
-    naming the tensor, for one that is missing, unknown, of another shape than the config says, or cut off.
+    dtype: of parameters and computation; None takes the file's. mesh: parameters go straight to
+      their shards on it.
+    overrides: fields of Qwen2Config, say remat, or param_dtype for parameters of another type than
+    what computes. num_tokens comes from tokenizer.json where there is one. Of several files the
+    index says which count; stored rotary frequencies are not read, they follow from the config.
+    Raises FileNotFoundError for a directory without weights or without a file that its index names,
+    and ValueError, naming the tensor, for one that is missing, unknown, of another shape than the
+    config says, or cut off.
     """
     directory = Path(directory)
     ggufs = sorted(file for file in directory.glob("*.gguf") if not file.name.startswith("."))
@@ -67,27 +78,43 @@ def load(directory: str | Path, dtype: str | None = None, mesh: Mesh | None = No
     if dtype is not None:
         overrides = {"dtype": dtype, "param_dtype": dtype} | overrides
     config = Qwen2Config.from_hf(config, **overrides)
-    tensors = {name: tensor for file in _weight_files(directory) for name, tensor in _map_safetensors(file).items()
-               if not name.endswith(".rotary_emb.inv_freq")}
+    tensors = {
+        name: tensor
+        for file in _weight_files(directory)
+        for name, tensor in _map_safetensors(file).items()
+        if not name.endswith(".rotary_emb.inv_freq")
+    }
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)  # some writers repeat the embedding
     _check(directory, _shapes(config, HF), {name: tensor.shape for name, tensor in tensors.items()})
     return _assemble(config, HF, tensors.__getitem__, mesh)
 
 
-def save(model: Qwen2, directory: str | Path, files: dict[str, str] | None = None, eos_id: int | None = None) -> None:
-    """Writes config.json and safetensors that `load` and transformers read: a Qwen2ForCausalLM, without biases a LlamaForCausalLM.
+def save(
+    model: Qwen2,
+    directory: str | Path,
+    files: dict[str, str] | None = None,
+    eos_id: int | None = None,
+) -> None:
+    """Writes config.json and safetensors that `load` and transformers read: a Qwen2ForCausalLM,
+    without biases a LlamaForCausalLM.
 
-    files: texts to lie beside them, by name: a tokenizer.json. eos_id: the token that ends a response. One tensor at a
-    time is fetched from the devices. The directory appears whole or not at all. Raises FileExistsError if it is there
-    already and not empty, ValueError for a model without an LM head and for one that transformers would not read.
+    files: texts to lie beside them, by name: a tokenizer.json. eos_id: the token that ends a
+    response. One tensor at a time is fetched from the devices. The directory appears whole or not
+    at all. Raises FileExistsError if it is there already and not empty, ValueError for a model
+    without an LM head and for one that transformers would not read.
     """
     directory = Path(directory)
     if model.head != "lm":
         raise ValueError("only a model with an LM head has an HF form")
-    if not model.config.attention_bias and model.config.hidden_size % model.config.num_attention_heads:
-        raise ValueError(f"hidden_size = {model.config.hidden_size}: in a LlamaForCausalLM it has to be a multiple of "
-                         f"num_attention_heads = {model.config.num_attention_heads}")
+    if (
+        not model.config.attention_bias
+        and model.config.hidden_size % model.config.num_attention_heads
+    ):
+        raise ValueError(
+            f"hidden_size = {model.config.hidden_size}: in a LlamaForCausalLM it has to be a"
+            f" multiple of num_attention_heads = {model.config.num_attention_heads}"
+        )
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -105,19 +132,27 @@ def save(model: Qwen2, directory: str | Path, files: dict[str, str] | None = Non
         raise
 
 
-def load_gguf(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None, **overrides) -> Qwen2:
-    """Reads a GGUF file of a llama or qwen2 architecture, dequantised; a model without any bias has none, of others those that lack are zero.
+def load_gguf(
+    path: str | Path, dtype: str = "float32", mesh: Mesh | None = None, **overrides
+) -> Qwen2:
+    """Reads a GGUF file of a llama or qwen2 architecture, dequantised; a model without any bias has
+    none, of others those that lack are zero.
 
-    In llama files the rows of Q and K are permuted for rotation of neighbours and are put back here. Raises ValueError
-    for another architecture, scaled rotary positions, or a tensor that is missing, unknown or mis-shaped.
+    In llama files the rows of Q and K are permuted for rotation of neighbours and are put back
+    here. Raises ValueError for another architecture, scaled rotary positions, or a tensor that is
+    missing, unknown or mis-shaped.
     """
     import gguf  # slow to import
 
     reader = gguf.GGUFReader(path)
-    field = lambda key, default=None: reader.fields[key].contents() if key in reader.fields else default
+    field = lambda key, default=None: (
+        reader.fields[key].contents() if key in reader.fields else default
+    )
     architecture = field("general.architecture")
     if architecture not in ("llama", "qwen2"):
-        raise ValueError(f"{path}: architecture {architecture!r} is not supported, only 'llama' and 'qwen2'")
+        raise ValueError(
+            f"{path}: architecture {architecture!r} is not supported, only 'llama' and 'qwen2'"
+        )
     if field(f"{architecture}.rope.scaling.type", "none") != "none":
         raise ValueError(f"{path}: scaled rotary positions are not supported")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -128,7 +163,10 @@ def load_gguf(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None
             intermediate_size=field(f"{architecture}.feed_forward_length"),
             num_hidden_layers=field(f"{architecture}.block_count"),
             num_attention_heads=field(f"{architecture}.attention.head_count"),
-            num_key_value_heads=field(f"{architecture}.attention.head_count_kv", field(f"{architecture}.attention.head_count")),
+            num_key_value_heads=field(
+                f"{architecture}.attention.head_count_kv",
+                field(f"{architecture}.attention.head_count"),
+            ),
             head_dim=field(f"{architecture}.attention.key_length"),
             rope_theta=field(f"{architecture}.rope.freq_base", 1e4),
             rms_norm_eps=field(f"{architecture}.attention.layer_norm_rms_epsilon"),
@@ -140,7 +178,9 @@ def load_gguf(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None
         )
         | overrides
     )
-    shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
+    shapes = {
+        name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()
+    }
     wanted = _shapes(config, GGUF)
     absent = {name for name in wanted if name.endswith(".bias") and name not in shapes}
     _check(path, {name: shape for name, shape in wanted.items() if name not in absent}, shapes)
@@ -148,7 +188,9 @@ def load_gguf(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None
     def read(name: str) -> np.ndarray:
         if name in absent:
             return np.zeros(wanted[name], np.float32)
-        tensor = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).reshape(shapes[name])
+        tensor = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).reshape(
+            shapes[name]
+        )
         if architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
             pairs = tensor.reshape(-1, config.head_dim // 2, 2, tensor.shape[1])
             tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
@@ -182,17 +224,26 @@ def _shapes(config: Qwen2Config, column: int) -> dict[str, tuple[int, ...]]:
 
 
 def _check(source, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    for what, names in (("missing", wanted.keys() - found.keys()), ("unknown", found.keys() - wanted.keys())):
+    for what, names in (
+        ("missing", wanted.keys() - found.keys()),
+        ("unknown", found.keys() - wanted.keys()),
+    ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"{source}: {what}: tensor {min(names)!r}{more}")
     for name, shape in wanted.items():
         if tuple(found[name]) != tuple(shape):
-            raise ValueError(f"{source}: tensor {name!r} has shape {tuple(found[name])}, the config says {shape}")
+            raise ValueError(
+                f"{source}: tensor {name!r} has shape {tuple(found[name])}, the config says {shape}"
+            )
 
 
-def _assemble(config: Qwen2Config, column: int, read: Callable[[str], np.ndarray], mesh: Mesh | None) -> Qwen2:
-    """A model whose parameters are filled shard by shard; read(name) gives a tensor as the file has it."""
+def _assemble(
+    config: Qwen2Config, column: int, read: Callable[[str], np.ndarray], mesh: Mesh | None
+) -> Qwen2:
+    """A model whose parameters are filled shard by shard; read(name) gives a tensor as the file has
+    it.
+    """
     table = param_table(config)
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0))))
     if mesh is None:
@@ -207,14 +258,17 @@ def _assemble(config: Qwen2Config, column: int, read: Callable[[str], np.ndarray
         def place(name: str, shape: tuple[int, ...], sharding) -> jax.Array:
             tensor = read(name)
             tensor = tensor.T if _transposed(path, leaf.shape) else tensor
-            return jax.make_array_from_callback(shape, sharding, lambda index: np.asarray(tensor[index], leaf.dtype))
+            return jax.make_array_from_callback(
+                shape, sharding, lambda index: np.asarray(tensor[index], leaf.dtype)
+            )
 
         if not path.startswith("layers."):
             return place(name, leaf.shape, sharding)
         stacked = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
         for layer in range(leaf.shape[0]):
             tensor = place(name.format(layer), leaf.shape[1:], _of_one_layer(sharding))
-            stacked = jax.block_until_ready(_set_layer(stacked, tensor, layer))  # or tensors pile up
+            # or tensors pile up
+            stacked = jax.block_until_ready(_set_layer(stacked, tensor, layer))
         return stacked
 
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(fill, abstract, placed))
@@ -225,7 +279,9 @@ def _set_layer(stacked: jax.Array, tensor: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, tensor, layer, 0)
 
 
-def _of_one_layer(sharding: NamedSharding | SingleDeviceSharding) -> NamedSharding | SingleDeviceSharding:
+def _of_one_layer(
+    sharding: NamedSharding | SingleDeviceSharding,
+) -> NamedSharding | SingleDeviceSharding:
     if isinstance(sharding, SingleDeviceSharding):
         return sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
@@ -243,7 +299,9 @@ def _json(path: Path) -> dict:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """The safetensors that transformers would read: model.safetensors, or those of the index, or all that are no hidden files."""
+    """The safetensors that transformers would read: model.safetensors, or those of the index, or
+    all that are no hidden files.
+    """
     if (single := directory / "model.safetensors").exists():
         return [single]
     if (index := directory / "model.safetensors.index.json").exists():
@@ -254,7 +312,9 @@ def _weight_files(directory: Path) -> list[Path]:
         if absent := [file for file in files if not file.exists()]:
             raise FileNotFoundError(f"{absent[0]}: no such file; {index.name} names it")
         return files
-    files = sorted(file for file in directory.glob("*.safetensors") if not file.name.startswith("."))
+    files = sorted(
+        file for file in directory.glob("*.safetensors") if not file.name.startswith(".")
+    )
     if not files:
         raise FileNotFoundError(f"{directory} holds no *.safetensors")
     return files
@@ -277,10 +337,15 @@ def _map_safetensors(file: Path) -> dict[str, np.ndarray]:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{file}: tensor {name!r} has dtype {entry['dtype']}, not one of {', '.join(DTYPES)}")
+            raise ValueError(
+                f"{file}: tensor {name!r} has dtype {entry['dtype']}, not one of"
+                f" {', '.join(DTYPES)}"
+            )
         begin, end = entry["data_offsets"]
         if end > data.size:
-            raise ValueError(f"{file}: tensor {name!r} is cut off, {end - data.size} bytes are missing")
+            raise ValueError(
+                f"{file}: tensor {name!r} is cut off, {end - data.size} bytes are missing"
+            )
         tensors[name] = data[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
 
@@ -301,10 +366,18 @@ def _write_safetensors(model: Qwen2, directory: Path) -> None:
 
     weight_map, total = {}, 0
     for number, tensors in enumerate(files, 1):
-        file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        file = (
+            "model.safetensors"
+            if len(files) == 1
+            else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        )
         header, offset = {"__metadata__": {"format": "pt"}}, 0
         for name, *_, nbytes in tensors:
-            header[name] = {"dtype": kind, "shape": shapes[name], "data_offsets": [offset, offset + nbytes]}
+            header[name] = {
+                "dtype": kind,
+                "shape": shapes[name],
+                "data_offsets": [offset, offset + nbytes],
+            }
             weight_map[name] = file
             offset += nbytes
         total += offset
@@ -313,8 +386,14 @@ def _write_safetensors(model: Qwen2, directory: Path) -> None:
         with open(directory / file, "wb") as f:
             f.write(len(text).to_bytes(8, "little") + text)
             for _, path, spec, layer, _ in tensors:
-                array = np.asarray(_param(model, path) if layer is None else _param(model, path)[layer], dtype)
-                f.write(np.ascontiguousarray(array.T if _transposed(path, spec.shape) else array).tobytes())
+                array = np.asarray(
+                    _param(model, path) if layer is None else _param(model, path)[layer], dtype
+                )
+                f.write(
+                    np.ascontiguousarray(
+                        array.T if _transposed(path, spec.shape) else array
+                    ).tobytes()
+                )
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -326,15 +405,22 @@ def _param(model: Qwen2, path: str) -> jax.Array:
 
 
 def _hf_config(config: Qwen2Config) -> dict:
-    kind = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False} if config.attention_bias else {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "mlp_bias": False}
-    return kind | {
-        "hidden_act": "silu",
-        "torch_dtype": config.param_dtype,
-    } | {name: getattr(config, name) for name in CONFIG_NAMES}
+    kind = (
+        {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False}
+        if config.attention_bias
+        else {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "mlp_bias": False}
+    )
+    return (
+        kind
+        | {"hidden_act": "silu", "torch_dtype": config.param_dtype}
+        | {name: getattr(config, name) for name in CONFIG_NAMES}
+    )
 
 
 def _count_ids(tokenizer_json: Path) -> int:
     tokenizer = json.loads(tokenizer_json.read_text(encoding="utf-8"))
-    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer.get("added_tokens", []))]
+    ids = [
+        *tokenizer["model"]["vocab"].values(),
+        *(token["id"] for token in tokenizer.get("added_tokens", [])),
+    ]
     return max(ids) + 1

@@ -1,5 +1,6 @@
-"""Log-probability, entropy and KL divergence over the full vocabulary, in chunks of time so that the float32 logits
-(B, T, V) never exist as a whole."""
+"""Log-probability, entropy and KL divergence over the full vocabulary, in chunks of time so that
+the float32 logits (B, T, V) never exist as a whole.
+"""
 
 from typing import Callable, NamedTuple
 
@@ -33,13 +34,23 @@ def kl_divergence(logits, anchor_logits):
     return jnp.sum(jnp.exp(logp) * (logp - anchor_logp), axis=-1)
 
 
-def token_stats(unembed: Callable, hidden_BxTxD, tokens_BxT, anchor_unembed: Callable | None = None,
-                anchor_hidden_BxTxD=None, *, options_BxTxK=None, temperature=1.0, chunk: int | None = None) -> TokenStats:
+def token_stats(
+    unembed: Callable,
+    hidden_BxTxD,
+    tokens_BxT,
+    anchor_unembed: Callable | None = None,
+    anchor_hidden_BxTxD=None,
+    *,
+    options_BxTxK=None,
+    temperature=1.0,
+    chunk: int | None = None,
+) -> TokenStats:
     """Statistics of the tokens under softmax(unembed(hidden) / temperature).
 
     Args:
       unembed: hidden (..., D) -> float32 logits (..., V).
-      anchor_unembed, anchor_hidden_BxTxD: the distribution in the KL's second place; without them kl is 0.
+      anchor_unembed, anchor_hidden_BxTxD: the distribution in the KL's second place; without them
+        kl is 0.
       options_BxTxK: further tokens whose log-probability is asked for (default: none).
       chunk: time steps whose logits exist at once, recomputed in the backward pass; None for all.
     """
@@ -48,8 +59,16 @@ def token_stats(unembed: Callable, hidden_BxTxD, tokens_BxT, anchor_unembed: Cal
     def stats(hidden, tokens, anchor_hidden, options):
         logits = unembed(hidden) / temperature
         logp = log_prob(logits, tokens)
-        kl = kl_divergence(logits, anchor_unembed(anchor_hidden) / temperature) if anchored else jnp.zeros_like(logp)
-        others = jnp.take_along_axis(jax.nn.log_softmax(logits), options, axis=-1) if options.shape[-1] else options.astype(logits.dtype)
+        kl = (
+            kl_divergence(logits, anchor_unembed(anchor_hidden) / temperature)
+            if anchored
+            else jnp.zeros_like(logp)
+        )
+        others = (
+            jnp.take_along_axis(jax.nn.log_softmax(logits), options, axis=-1)
+            if options.shape[-1]
+            else options.astype(logits.dtype)
+        )
         return TokenStats(logp, entropy(logits), kl, others)
 
     if not anchored:
@@ -67,6 +86,13 @@ def token_stats(unembed: Callable, hidden_BxTxD, tokens_BxT, anchor_unembed: Cal
     def body(_, x):
         return None, stats(*x)
 
-    xs = tuple(chunks_first(x) for x in (hidden_BxTxD, tokens_BxT, anchor_hidden_BxTxD, options_BxTxK))
+    xs = tuple(
+        chunks_first(x) for x in (hidden_BxTxD, tokens_BxT, anchor_hidden_BxTxD, options_BxTxK)
+    )
     _, out = jax.lax.scan(jax.checkpoint(body), None, xs)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:])[:, :T], out)
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:])[
+            :, :T
+        ],
+        out,
+    )

@@ -1,4 +1,6 @@
-"""The loop that every stage trains in: resume, step, record, save; a signal ends it cleanly, a kill costs a step."""
+"""The loop that every stage trains in: resume, step, record, save; a signal ends it cleanly, a kill
+costs a step.
+"""
 
 import contextlib
 import os
@@ -24,19 +26,34 @@ class Diverged(Exception):
     """Several steps in a row were not finite; the last good state is saved."""
 
 
-def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: int, directory: str, save_every: int,
-        identity: dict, position: Callable[[int], dict], keep: int = 2, title: str = "", show: tuple[str, ...] = ("loss",),
-        boards: tuple[str, ...] = ("tensorboard",), sweep: str | None = None,
-        about: dict[str, Any] | None = None) -> Any:
-    """Takes `state` through `steps` calls of step_fn(state, step) -> (state, metrics), going on from `directory`.
+def run(
+    step_fn: Callable[[Any, int], tuple[Any, dict]],
+    state: Any,
+    *,
+    steps: int,
+    directory: str,
+    save_every: int,
+    identity: dict,
+    position: Callable[[int], dict],
+    keep: int = 2,
+    title: str = "",
+    show: tuple[str, ...] = ("loss",),
+    boards: tuple[str, ...] = ("tensorboard",),
+    sweep: str | None = None,
+    about: dict[str, Any] | None = None,
+) -> Any:
+    """Takes `state` through `steps` calls of step_fn(state, step) -> (state, metrics), going on
+    from `directory`.
 
-    Whatever step_fn draws must depend on (its seed, step) alone: that is what makes a resumed run bit-identical.
-    metrics["skipped_in_a_row"], where present, is checked where the state is saved, and one step late elsewhere.
+    Whatever step_fn draws must depend on (its seed, step) alone: that is what makes a resumed run
+    bit-identical. metrics["skipped_in_a_row"], where present, is checked where the state is saved,
+    and one step late elsewhere.
 
     Args:
       identity: what makes this run this one (its config and seed).
-      position: step -> where in its data and random numbers the run is before that step. Both, and the sweep's id, are kept
-        in every checkpoint, and a run goes on only where they are what it has itself.
+      position: step -> where in its data and random numbers the run is before that step. Both, and
+        the sweep's id, are kept in every checkpoint, and a run goes on only where they are what it
+        has itself.
       boards, about: see `metrics.Tracker`.
 
     Raises:
@@ -44,19 +61,36 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
       Diverged: MAX_SKIPPED_IN_A_ROW steps without a finite update.
       OtherState: the checkpoint is of another model or run.
     """
-    def notes(step: int, metrics_position: int) -> dict:
-        return {"metrics_position": metrics_position, **flat({**identity, "sweep": sweep, "position": position(step)})}
 
-    # Committed alike: else the second step, whose state comes out of the first, would be compiled again.
+    def notes(step: int, metrics_position: int) -> dict:
+        return {
+            "metrics_position": metrics_position,
+            **flat({**identity, "sweep": sweep, "position": position(step)}),
+        }
+
+    # Committed alike: else the second step, whose state comes out of the first, would be compiled
+    # again.
     state = jax.tree.map(lambda x: jax.device_put(x, _place(x)), state)
-    with contextlib.closing(Checkpoints(os.path.join(os.path.abspath(directory), "checkpoints"), keep)) as checkpoints:
+    with contextlib.closing(
+        Checkpoints(os.path.join(os.path.abspath(directory), "checkpoints"), keep)
+    ) as checkpoints:
         start, state, meta = checkpoints.restore_latest(state) or (0, state, notes(0, 0))
         if different := differences(meta, notes(start, meta["metrics_position"])):
-            raise OtherState(f"{directory}: the checkpoint of step {start} is of another run: {different[0]}")
+            raise OtherState(
+                f"{directory}: the checkpoint of step {start} is of another run: {different[0]}"
+            )
         if start >= steps:
             return state
-        tracker = Tracker(directory, steps, start=start, position=meta["metrics_position"], title=title, show=(*show, "tokens_per_s"),
-                          boards=boards, about=about)
+        tracker = Tracker(
+            directory,
+            steps,
+            start=start,
+            position=meta["metrics_position"],
+            title=title,
+            show=(*show, "tokens_per_s"),
+            boards=boards,
+            about=about,
+        )
         previous = {}
         with contextlib.closing(tracker), stop_on_signal() as stop:
             for step in range(start, steps):
@@ -69,8 +103,10 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
                 if saving or skipped >= MAX_SKIPPED_IN_A_ROW:
                     checkpoints.save(done, state, notes(done, tracker.flush(to_disk=True)))
                 if skipped >= MAX_SKIPPED_IN_A_ROW:
-                    raise Diverged(f"{directory}: {skipped} updates in a row were not finite by step {done}; "
-                                   f"last metrics {jax.device_get(metrics)}")
+                    raise Diverged(
+                        f"{directory}: {skipped} updates in a row were not finite by step {done}; "
+                        f"last metrics {jax.device_get(metrics)}"
+                    )
                 if stopping:
                     break
             if stop.is_set():
@@ -81,7 +117,11 @@ def run(step_fn: Callable[[Any, int], tuple[Any, dict]], state: Any, *, steps: i
 def _place(x: jax.Array) -> Sharding:
     """Where x is; on the whole mesh of `jax.set_mesh` if it is not on it yet."""
     mesh = jax.sharding.get_mesh()
-    return x.sharding if mesh.empty or len(x.sharding.device_set) == mesh.size else NamedSharding(mesh, PartitionSpec())
+    return (
+        x.sharding
+        if mesh.empty or len(x.sharding.device_set) == mesh.size
+        else NamedSharding(mesh, PartitionSpec())
+    )
 
 
 @contextlib.contextmanager

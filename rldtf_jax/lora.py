@@ -1,4 +1,5 @@
-"""LoRA (arXiv:2106.09685): the matrices W of the layers stay as they are, and only low-rank deltas a @ b are trained.
+"""LoRA (arXiv:2106.09685): the matrices W of the layers stay as they are, and only low-rank deltas
+  a @ b are trained.
 
 Dimensions in names: L layers, I inputs, O outputs, R rank.
 """
@@ -12,15 +13,17 @@ import jax.numpy as jnp
 def split(params: Any, rank: int, key: jax.Array) -> tuple[Any, dict[str, tuple[jax.Array, ...]]]:
     """(frozen, trained) of a model's parameters.
 
-    trained holds, by path, (a_LxIxR, b_LxRxO) of every stacked matrix of the layers, float32, b zero, so that nothing
-    changes at first; and a critic's value head whole, as (head,).
+    trained holds, by path, (a_LxIxR, b_LxRxO) of every stacked matrix of the layers, float32, b
+    zero, so that nothing changes at first; and a critic's value head whole, as (head,).
     """
     trained = {}
     for i, (path, W) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
         name = jax.tree_util.keystr(path)
         if W.ndim == 3:
             L, I, O = W.shape
-            a_LxIxR = jax.random.normal(jax.random.fold_in(key, i), (L, I, rank), jnp.float32) / I ** 0.5
+            a_LxIxR = (
+                jax.random.normal(jax.random.fold_in(key, i), (L, I, rank), jnp.float32) / I**0.5
+            )
             trained[name] = (a_LxIxR, jnp.zeros((L, rank, O), jnp.float32))
         elif "value_" in name:
             trained[name] = (W,)

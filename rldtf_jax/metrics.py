@@ -1,8 +1,10 @@
-"""Metrics of a run: JSON lines always, TensorBoard, Weights & Biases or MLflow beside them, a progress bar in front.
+"""Metrics of a run: JSON lines always, TensorBoard, Weights & Biases or MLflow beside them, a
+progress bar in front.
 
-A step's metrics are written one step late, when the device has them anyway, so that dispatch never waits. A resumed
-run cuts the JSONL back to the byte at which its checkpoint was taken: what a killed run wrote after it is written again,
-the same. What depends on the machine and the day (seconds, memory, cache hits) stands apart, in `runtime.jsonl`.
+A step's metrics are written one step late, when the device has them anyway, so that dispatch never
+waits. A resumed run cuts the JSONL back to the byte at which its checkpoint was taken: what a
+killed run wrote after it is written again, the same. What depends on the machine and the day
+(seconds, memory, cache hits) stands apart, in `runtime.jsonl`.
 """
 
 import contextlib
@@ -27,16 +29,32 @@ RUNTIME = "runtime.jsonl"
 class Tracker:
     """Writes `directory/metrics.jsonl` and to the boards, and shows progress over `total` steps."""
 
-    def __init__(self, directory: str, total: int, *, start: int = 0, position: int = 0, title: str = "",
-                 boards: tuple[str, ...] = ("tensorboard",), show: tuple[str, ...] = (), about: dict[str, Any] | None = None):
-        """start, position: first step and JSONL byte to go on from; boards: keys of BOARDS; show: metrics beside the progress bar;
-        about: what boards say of the run, such as its config and its machine."""
+    def __init__(
+        self,
+        directory: str,
+        total: int,
+        *,
+        start: int = 0,
+        position: int = 0,
+        title: str = "",
+        boards: tuple[str, ...] = ("tensorboard",),
+        show: tuple[str, ...] = (),
+        about: dict[str, Any] | None = None,
+    ):
+        """start, position: first step and JSONL byte to go on from; boards: keys of BOARDS; show:
+          metrics beside the progress bar;
+        about: what boards say of the run, such as its config and its machine.
+        """
         os.makedirs(directory, exist_ok=True)
         self._file = open(os.path.join(directory, JSONL), "a+b")
-        if position > (size := self._file.tell()):  # cut or deleted from outside: the checkpoint is worth more than its curves
+        # cut or deleted from outside: the checkpoint is worth more than its curves
+        if position > (size := self._file.tell()):
             self._file.seek(0)
             position = self._file.read().rfind(b"\n") + 1
-            warnings.warn(f"{self._file.name}: {size} bytes long where the checkpoint knows more; going on, with the rows that are left")
+            warnings.warn(
+                f"{self._file.name}: {size} bytes long where the checkpoint knows more; going on,"
+                " with the rows that are left"
+            )
         self._file.truncate(position)
         self._file.seek(position)
         self._runtime = open(os.path.join(directory, RUNTIME), "ab")
@@ -53,7 +71,9 @@ class Tracker:
         self._pending = (step, metrics)
 
     def flush(self, to_disk: bool = False) -> int:
-        """Writes what is pending; returns the JSONL's length in bytes, for a checkpoint to keep. to_disk: it survives a power cut."""
+        """Writes what is pending; returns the JSONL's length in bytes, for a checkpoint to keep.
+        to_disk: it survives a power cut.
+        """
         if self._pending is not None:
             step, metrics = self._pending
             self._pending = None
@@ -70,8 +90,13 @@ class Tracker:
                 file.flush()
             row |= runtime
             for board in self._boards:
-                board.log(step, {name: value for name, value in row.items() if isinstance(value, (int, float))})
-            self._bar.set_postfix({k: f"{row[k]:.3g}" for k in self._show if row.get(k) is not None}, refresh=False)
+                board.log(
+                    step,
+                    {name: value for name, value in row.items() if isinstance(value, (int, float))},
+                )
+            self._bar.set_postfix(
+                {k: f"{row[k]:.3g}" for k in self._show if row.get(k) is not None}, refresh=False
+            )
             self._bar.update(1)
         if to_disk:
             os.fsync(self._file.fileno())
@@ -90,11 +115,14 @@ class TensorBoard:
     """Events beside the JSON lines; those that a killed run wrote from step `start` on are dropped."""
 
     def __init__(self, directory: str, start: int, about: dict[str, Any]):
-        from tensorboardX import SummaryWriter  # it imports torch for seconds where that is installed
+        # it imports torch for seconds where that is installed
+        from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(directory, purge_step=start)
         if about and not start:
-            self._writer.add_text("about", "\n".join(f"    {name}: {value}" for name, value in about.items()))
+            self._writer.add_text(
+                "about", "\n".join(f"    {name}: {value}" for name, value in about.items())
+            )
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
@@ -110,7 +138,14 @@ class WandB:
     def __init__(self, directory: str, start: int, about: dict[str, Any]):
         import wandb  # no dependency of this package: whoever asks for it has it
 
-        self._run = wandb.init(project="rldtf", dir=directory, name=_name(directory), id=_id(directory), resume="allow", config=about)
+        self._run = wandb.init(
+            project="rldtf",
+            dir=directory,
+            name=_name(directory),
+            id=_id(directory),
+            resume="allow",
+            config=about,
+        )
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         self._run.log(numbers, step=step)
@@ -127,8 +162,15 @@ class MLflow:
 
         self._mlflow = mlflow
         experiment = mlflow.set_experiment("rldtf").experiment_id
-        known = mlflow.search_runs([experiment], f"tags.id = '{_id(directory)}'", output_format="list")
-        self._run = mlflow.start_run(run_id=known[0].info.run_id if known else None, run_name=_name(directory), tags={"id": _id(directory)}, nested=True)
+        known = mlflow.search_runs(
+            [experiment], f"tags.id = '{_id(directory)}'", output_format="list"
+        )
+        self._run = mlflow.start_run(
+            run_id=known[0].info.run_id if known else None,
+            run_name=_name(directory),
+            tags={"id": _id(directory)},
+            nested=True,
+        )
         if not known:
             mlflow.log_params({name: str(value)[:500] for name, value in about.items()})
 
@@ -151,9 +193,16 @@ def _id(directory: str) -> str:
 
 
 def progress(**options) -> tqdm:
-    """A progress bar on standard error; where that is no terminal, a line every half a minute and one at the end."""
+    """A progress bar on standard error; where that is no terminal, a line every half a minute and
+    one at the end.
+    """
     terminal = sys.stderr.isatty()
-    return tqdm(file=sys.stderr if terminal else _Lines(), mininterval=0.1 if terminal else 30.0, dynamic_ncols=terminal, **options)
+    return tqdm(
+        file=sys.stderr if terminal else _Lines(),
+        mininterval=0.1 if terminal else 30.0,
+        dynamic_ncols=terminal,
+        **options,
+    )
 
 
 class _Lines:

@@ -1,4 +1,6 @@
-"""AdamW as pure functions, every hyper-parameter a traced argument so that a sweep over them compiles nothing."""
+"""AdamW as pure functions, every hyper-parameter a traced argument so that a sweep over them
+compiles nothing.
+"""
 
 from typing import Any, NamedTuple
 
@@ -33,13 +35,21 @@ def hyper(config: OptimConfig, step: int, steps: int) -> Hyper:
         scale = (step + 1) / config.warmup_steps
     else:
         done = min((step - config.warmup_steps) / max(steps - 1 - config.warmup_steps, 1), 1.0)
-        scale = config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + np.cos(np.pi * done))
-    return Hyper(*np.float32([config.lr * scale, config.b1, config.b2, config.weight_decay, config.grad_clip]))
+        scale = config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (
+            1 + np.cos(np.pi * done)
+        )
+    return Hyper(
+        *np.float32(
+            [config.lr * scale, config.b1, config.b2, config.weight_decay, config.grad_clip]
+        )
+    )
 
 
 def _adamw(h: Hyper) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(h.grad_clip),
-                       optax.adamw(h.lr, h.b1, h.b2, weight_decay=h.weight_decay))
+    return optax.chain(
+        optax.clip_by_global_norm(h.grad_clip),
+        optax.adamw(h.lr, h.b1, h.b2, weight_decay=h.weight_decay),
+    )
 
 
 def init(params: Any) -> Any:

@@ -1,11 +1,11 @@
 """Qwen2.5 in Flax NNX: config, stacked and scanned layers, KV cache, LM head or value head.
 
-Dimensions in names: B batch, T time, P prompt length, D model width, F MLP width, H query heads, K key/value heads,
-G = H // K, C head width, V vocabulary rows, S cache slots, N = B * T. `x_BxT` has shape (B, T). A layer's parameters
-carry a leading axis over the layers.
+Dimensions in names: B batch, T time, P prompt length, D model width, F MLP width, H query heads, K
+key/value heads, G = H // K, C head width, V vocabulary rows, S cache slots, N = B * T. `x_BxT` has
+shape (B, T). A layer's parameters carry a leading axis over the layers.
 
-The architecture is that of Qwen2.5 (arXiv:2412.15115): pre-norm decoder, grouped-query attention with biases on q, k
-and v, rotary positions, RMSNorm, SwiGLU.
+The architecture is that of Qwen2.5 (arXiv:2412.15115): pre-norm decoder, grouped-query attention
+with biases on q, k and v, rotary positions, RMSNorm, SwiGLU.
 """
 
 import dataclasses
@@ -38,12 +38,15 @@ class Qwen2Config:
     tie_word_embeddings: bool = True
     attention_bias: bool = True  # on q, k and v
 
-    num_tokens: int | None = None  # ids of the tokenizer; logits of the rows beyond are MASKED. None: all rows are ids
+    # ids of the tokenizer; logits of the rows beyond are MASKED. None: all rows are ids
+    num_tokens: int | None = None
     dtype: str = "float32"  # of the computation; norms, softmax and logits are float32
     param_dtype: str = "float32"
-    remat: bool | str = False  # recompute each layer in the backward pass; a name in jax.checkpoint_policies saves some
+    # recompute each layer in the backward pass; a name in jax.checkpoint_policies saves some
+    remat: bool | str = False
     unroll: int = 1  # layers per step of the scan
-    attention: str = "dot"  # over whole sequences: `attend`, or an implementation of jax.nn.dot_product_attention
+    # over whole sequences: `attend`, or an implementation of jax.nn.dot_product_attention
+    attention: str = "dot"
 
     def __post_init__(self):
         if self.head_dim is None:
@@ -52,12 +55,15 @@ class Qwen2Config:
             object.__setattr__(self, "num_tokens", self.vocab_size)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"{self.num_attention_heads} query heads are no multiple of {self.num_key_value_heads} key/value heads"
+                f"{self.num_attention_heads} query heads are no multiple of"
+                f" {self.num_key_value_heads} key/value heads"
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}")
+            raise ValueError(
+                f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}"
+            )
         if not 0 < self.num_tokens <= self.vocab_size:
             raise ValueError(f"num_tokens must be in 1..{self.vocab_size}, got {self.num_tokens}")
 
@@ -65,39 +71,60 @@ class Qwen2Config:
     def from_hf(cls, config: dict[str, Any], **overrides) -> "Qwen2Config":
         """Reads an HF config.json given as a dict.
 
-        A llama is a qwen2 without biases. Raises ValueError, naming it, for another model type, for a feature the model does not
-        have (sliding-window attention, scaled rotary positions, a llama's biases, an activation other than SiLU), and for a
-        value of another type.
+        A llama is a qwen2 without biases. Raises ValueError, naming it, for another model type, for
+        a feature the model does not have (sliding-window attention, scaled rotary positions, a
+        llama's biases, an activation other than SiLU), and for a value of another type.
         """
         model_type = config.get("model_type")
         if model_type not in ("qwen2", "llama"):
-            raise ValueError(f"model_type {model_type!r} is not supported, only 'qwen2' and 'llama'")
+            raise ValueError(
+                f"model_type {model_type!r} is not supported, only 'qwen2' and 'llama'"
+            )
         if model_type == "llama":
-            if biased := next((name for name in ("attention_bias", "mlp_bias") if config.get(name)), None):
-                raise ValueError(f"{biased} = {config[biased]!r} is not supported in a llama, only False")
+            if biased := next(
+                (name for name in ("attention_bias", "mlp_bias") if config.get(name)), None
+            ):
+                raise ValueError(
+                    f"{biased} = {config[biased]!r} is not supported in a llama, only False"
+                )
             config = config | {"attention_bias": False}
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act {config['hidden_act']!r} is not supported, only 'silu'")
         layer_types = set(config.get("layer_types") or ["full_attention"])
         if config.get("use_sliding_window") or layer_types != {"full_attention"}:
-            raise ValueError(f"sliding-window attention is not supported (layer types {sorted(layer_types)})")
+            raise ValueError(
+                f"sliding-window attention is not supported (layer types {sorted(layer_types)})"
+            )
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
             raise ValueError(f"rope scaling of type {rope_type!r} is not supported, only 'default'")
 
         fields = {f.name for f in dataclasses.fields(cls)} - {"dtype"}
-        known = {name: value for name, value in config.items() if name in fields and value is not None}
+        known = {
+            name: value for name, value in config.items() if name in fields and value is not None
+        }
         for field in dataclasses.fields(cls):
             kinds = {int: int, int | None: int, float: (int, float), bool: bool}.get(field.type)
             value = known.get(field.name)
-            if kinds and value is not None and (not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool)):
-                raise ValueError(f"{field.name} = {value!r}: expected a value of type {getattr(field.type, '__name__', field.type)}")
+            if (
+                kinds
+                and value is not None
+                and (not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool))
+            ):
+                raise ValueError(
+                    f"{field.name} = {value!r}: expected a value of type"
+                    f" {getattr(field.type, '__name__', field.type)}"
+                )
         known["rope_theta"] = float(rope.get("rope_theta", config.get("rope_theta", 1e4)))
         known.setdefault("num_key_value_heads", config.get("num_attention_heads"))
         known.setdefault("tie_word_embeddings", False)
-        known.setdefault("param_dtype", config.get("dtype") or config.get("torch_dtype") or "float32")
+        known.setdefault(
+            "param_dtype", config.get("dtype") or config.get("torch_dtype") or "float32"
+        )
         known["dtype"] = known["param_dtype"]
-        missing = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING} - known.keys()
+        missing = {
+            f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING
+        } - known.keys()
         if missing:
             raise ValueError(f"the config lacks {', '.join(sorted(missing))}")
         return cls(**(known | overrides))
@@ -156,7 +183,9 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
-    """One parameter: its shape, the logical axis of each dimension (see `mesh.RULES`) and how it starts."""
+    """One parameter: its shape, the logical axis of each dimension (see `mesh.RULES`) and how it
+    starts.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -164,7 +193,9 @@ class ParamSpec:
 
 
 def param_table(config: Qwen2Config, head: str = "lm") -> dict[str, ParamSpec]:
-    """Every parameter by path; initialisation, shardings and the import of weights follow from this table."""
+    """Every parameter by path; initialisation, shardings and the import of weights follow from this
+    table.
+    """
     c = config
     L, D, F, V = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.vocab_size
     HC, KC = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
@@ -211,21 +242,28 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
 def rope_table(length: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine of positions 0..length-1, float32 (length, head_dim // 2).
 
-    Constants: computed in the program, XLA would fuse them into every use and take them anew for each head and row.
+    Constants: computed in the program, XLA would fuse them into every use and take them anew for
+      each head and row.
     """
-    frequency_c = 1 / np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
+    frequency_c = 1 / np.float32(theta) ** (
+        np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    )
     angle = np.arange(length, dtype=np.float32)[:, None] * frequency_c
     return np.cos(angle), np.sin(angle)
 
 
 def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates the two halves of the last axis against each other; cos and sin broadcast against half of x."""
+    """Rotates the two halves of the last axis against each other; cos and sin broadcast against
+    half of x.
+    """
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 def qkv(config: Qwen2Config, layer: dict, x_NxD: jax.Array):
-    """Normed input through the three projections: (N, H*C), (N, K*C), (N, K*C); q is scaled by 1/sqrt(C)."""
+    """Normed input through the three projections: (N, H*C), (N, K*C), (N, K*C); q is scaled by
+    1/sqrt(C).
+    """
     h_NxD = rms_norm(x_NxD, layer["attn_norm"], config.rms_norm_eps)
     q, k, v = (h_NxD @ layer[name].astype(h_NxD.dtype) for name in ("wq", "wk", "wv"))
     if config.attention_bias:
@@ -236,16 +274,22 @@ def qkv(config: Qwen2Config, layer: dict, x_NxD: jax.Array):
 def mlp(config: Qwen2Config, layer: dict, x_NxD: jax.Array) -> jax.Array:
     """Normed input through SwiGLU."""
     h_NxD = rms_norm(x_NxD, layer["mlp_norm"], config.rms_norm_eps)
-    w_gate, w_up, w_down = (layer[name].astype(h_NxD.dtype) for name in ("w_gate", "w_up", "w_down"))
+    w_gate, w_up, w_down = (
+        layer[name].astype(h_NxD.dtype) for name in ("w_gate", "w_up", "w_down")
+    )
     return (jax.nn.silu(h_NxD @ w_gate) * (h_NxD @ w_up)) @ w_down
 
 
 def attend(q_BxKxQxC, k_BxKxCxS, v_BxKxSxC, mask) -> jax.Array:
-    """Softmax attention with float32 scores; Q counts queries times grouped heads, mask broadcasts to (B, K, Q, S).
+    """Softmax attention with float32 scores; Q counts queries times grouped heads, mask broadcasts
+    to (B, K, Q, S).
 
-    Keys come transposed: kept that way in the cache, a decode step's scores take less than half the time on a CPU.
+    Keys come transposed: kept that way in the cache, a decode step's scores take less than half the
+    time on a CPU.
     """
-    score_BxKxQxS = jnp.einsum("bkqc,bkcs->bkqs", q_BxKxQxC, k_BxKxCxS, preferred_element_type=jnp.float32)
+    score_BxKxQxS = jnp.einsum(
+        "bkqc,bkcs->bkqs", q_BxKxQxC, k_BxKxCxS, preferred_element_type=jnp.float32
+    )
     weight_BxKxQxS = jax.nn.softmax(jnp.where(mask, score_BxKxQxS, MASKED), axis=-1)
     return jnp.einsum("bkqs,bksc->bkqc", weight_BxKxQxS.astype(v_BxKxSxC.dtype), v_BxKxSxC)
 
@@ -253,8 +297,8 @@ def attend(q_BxKxQxC, k_BxKxCxS, v_BxKxSxC, mask) -> jax.Array:
 def block(config: Qwen2Config, layer: dict, x_BxTxD: jax.Array, cos_TxC2, sin_TxC2):
     """One decoder layer over whole sequences: (x_BxTxD, (k_BxKxCxT, v_BxKxTxC)).
 
-    Matmuls with weights run on (B*T, D) and attention on (B, K, G*T, C): on a CPU that is half the time of the
-    einsum-as-written form, backward pass included.
+    Matmuls with weights run on (B*T, D) and attention on (B, K, G*T, C): on a CPU that is half the
+    time of the einsum-as-written form, backward pass included.
     """
     c = config
     B, T, D = x_BxTxD.shape
@@ -262,8 +306,12 @@ def block(config: Qwen2Config, layer: dict, x_BxTxD: jax.Array, cos_TxC2, sin_Tx
     x_NxD = x_BxTxD.reshape(B * T, D)
     q, k, v = qkv(c, layer, x_NxD)
     if c.attention == "dot":
-        q_BxKxGxTxC = rope(q.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4), cos_TxC2, sin_TxC2)
-        k_BxKxCxT = rope(k.reshape(B, T, K, C).transpose(0, 2, 1, 3), cos_TxC2, sin_TxC2).swapaxes(2, 3)
+        q_BxKxGxTxC = rope(
+            q.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4), cos_TxC2, sin_TxC2
+        )
+        k_BxKxCxT = rope(k.reshape(B, T, K, C).transpose(0, 2, 1, 3), cos_TxC2, sin_TxC2).swapaxes(
+            2, 3
+        )
         v_BxKxTxC = v.reshape(B, T, K, C).transpose(0, 2, 1, 3)
         causal_QxT = jnp.tile(jnp.tril(jnp.ones((T, T), bool)), (H // K, 1))
         a = attend(q_BxKxGxTxC.reshape(B, K, H // K * T, C), k_BxKxCxT, v_BxKxTxC, causal_QxT)
@@ -282,8 +330,20 @@ def block(config: Qwen2Config, layer: dict, x_BxTxD: jax.Array, cos_TxC2, sin_Tx
     return constrain(x_NxD.reshape(B, T, D), ("batch", "time", None)), (k_BxKxCxT, v_BxKxTxC)
 
 
-def attend_once(config: Qwen2Config, layer: dict, x_BxD, q_BxHC, cos_BxC2, sin_BxC2, k_BxKxCxS, v_BxKxSxC, visible_BxS):
-    """The rest of a decoder layer for one token a row, whose keys and values are in the cache: x_BxD."""
+def attend_once(
+    config: Qwen2Config,
+    layer: dict,
+    x_BxD,
+    q_BxHC,
+    cos_BxC2,
+    sin_BxC2,
+    k_BxKxCxS,
+    v_BxKxSxC,
+    visible_BxS,
+):
+    """The rest of a decoder layer for one token a row, whose keys and values are in the cache:
+    x_BxD.
+    """
     K, C = config.num_key_value_heads, config.head_dim
     B, HC = q_BxHC.shape
     q_BxHxC = rope(q_BxHC.reshape(B, -1, C), cos_BxC2[:, None], sin_BxC2[:, None])
@@ -296,7 +356,8 @@ def attend_once(config: Qwen2Config, layer: dict, x_BxD, q_BxHC, cos_BxC2, sin_B
 def narrow_logits(h_NxD: jax.Array, table_VxD: jax.Array) -> jax.Array:
     """Float32 logits of 16-bit operands, whose gradient is rounded to 16 bits before it meets them.
 
-    Left to itself, the backward pass multiplies a float32 gradient with widened operands: twice the time on a GPU.
+    Left to itself, the backward pass multiplies a float32 gradient with widened operands: twice the
+    time on a GPU.
     """
     return jnp.einsum("nd,vd->nv", h_NxD, table_VxD, preferred_element_type=jnp.float32)
 
@@ -304,10 +365,14 @@ def narrow_logits(h_NxD: jax.Array, table_VxD: jax.Array) -> jax.Array:
 def _narrow_logits_backward(operands, gradient_NxV):
     h_NxD, table_VxD = operands
     gradient_NxV = gradient_NxV.astype(h_NxD.dtype)
-    return jnp.einsum("nv,vd->nd", gradient_NxV, table_VxD), jnp.einsum("nv,nd->vd", gradient_NxV, h_NxD)
+    return jnp.einsum("nv,vd->nd", gradient_NxV, table_VxD), jnp.einsum(
+        "nv,nd->vd", gradient_NxV, h_NxD
+    )
 
 
-narrow_logits.defvjp(lambda *operands: (narrow_logits(*operands), operands), _narrow_logits_backward)
+narrow_logits.defvjp(
+    lambda *operands: (narrow_logits(*operands), operands), _narrow_logits_backward
+)
 
 
 class Qwen2(nnx.Module):
@@ -320,23 +385,29 @@ class Qwen2(nnx.Module):
         self.config = config
         self.head = head
         dtype = jnp.dtype(config.param_dtype)
-        params = {path: nnx.Param(_init(s, rngs, dtype)) for path, s in param_table(config, head).items()}
+        params = {
+            path: nnx.Param(_init(s, rngs, dtype)) for path, s in param_table(config, head).items()
+        }
         prefix = "layers."
-        self.layers = nnx.Dict({p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)})
+        self.layers = nnx.Dict(
+            {p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)}
+        )
         for path, param in params.items():
             if not path.startswith(prefix):
                 setattr(self, path, param)
 
     def __call__(self, tokens_BxT: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-        """Right-padded token ids -> logits (B, T, V) or values (B, T), float32. See `hidden` for lengths."""
+        """Right-padded token ids -> logits (B, T, V) or values (B, T), float32. See `hidden` for
+        lengths.
+        """
         hidden_BxTxD = self.hidden(tokens_BxT, lengths)
         return self.unembed(hidden_BxTxD) if self.head == "lm" else self.value(hidden_BxTxD)
 
     def hidden(self, tokens_BxT: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         """Final-norm hidden states (B, T, D).
 
-        Attention is causal and padding is on the right, so padding never reaches a real position; with lengths (B,)
-        the states beyond the end are zero, and so are their gradients.
+        Attention is causal and padding is on the right, so padding never reaches a real position;
+        with lengths (B,) the states beyond the end are zero, and so are their gradients.
         """
         x_BxTxD, _ = self._layers(tokens_BxT, slice(None), keep_cache=False)
         x_BxTxD = rms_norm(x_BxTxD, self.norm[...], self.config.rms_norm_eps)
@@ -351,21 +422,30 @@ class Qwen2(nnx.Module):
         flat = hidden.reshape(-1, hidden.shape[-1])
         table_VxD = table_VxD.astype(flat.dtype)
         wide = flat.dtype == jnp.float32
-        logits = jnp.einsum("nd,vd->nv", flat, table_VxD) if wide else narrow_logits(flat, table_VxD)
+        logits = (
+            jnp.einsum("nd,vd->nv", flat, table_VxD) if wide else narrow_logits(flat, table_VxD)
+        )
         if self.config.num_tokens < self.config.vocab_size:
-            logits = jnp.where(jnp.arange(self.config.vocab_size) < self.config.num_tokens, logits, MASKED)
+            logits = jnp.where(
+                jnp.arange(self.config.vocab_size) < self.config.num_tokens, logits, MASKED
+            )
         return logits.reshape(*hidden.shape[:-1], -1)
 
     def value(self, hidden: jax.Array) -> jax.Array:
         """Values, float32, of hidden states (..., D) -> (...)."""
-        return hidden.astype(jnp.float32) @ self.value_head[...].astype(jnp.float32) + self.value_bias[...]
+        return (
+            hidden.astype(jnp.float32) @ self.value_head[...].astype(jnp.float32)
+            + self.value_bias[...]
+        )
 
     def prefill(self, tokens_BxP: jax.Array, lengths_B: jax.Array, cache_len: int):
-        """Reads the prompts; returns the hidden state (B, D) at each prompt's last token and a cache for `decode`.
+        """Reads the prompts; returns the hidden state (B, D) at each prompt's last token and a
+        cache for `decode`.
 
-        cache_len: the number of slots S >= P. Prompt token p sits in slot p, the t-th decoded token of every row in
-        slot P + t: one write serves the batch, whatever the prompt lengths. The cache also carries each layer's slice
-        of the weights in the dtype of the computation, taken here once and not at every step. Raises ValueError if S < P.
+        cache_len: the number of slots S >= P. Prompt token p sits in slot p, the t-th decoded token
+        of every row in slot P + t: one write serves the batch, whatever the prompt lengths. The
+        cache also carries each layer's slice of the weights in the dtype of the computation, taken
+        here once and not at every step. Raises ValueError if S < P.
         """
         B, P = tokens_BxP.shape
         if cache_len < P:
@@ -373,24 +453,46 @@ class Qwen2(nnx.Module):
         c = self.config
         K, C = c.num_key_value_heads, c.head_dim
         stacked = {
-            name: param[...] if name.endswith("norm") else param[...].astype(c.dtype) for name, param in self.layers.items()
+            name: param[...] if name.endswith("norm") else param[...].astype(c.dtype)
+            for name, param in self.layers.items()
         }
-        weights = [{name: weight[i] for name, weight in stacked.items()} for i in range(c.num_hidden_layers)]
+        weights = [
+            {name: weight[i] for name, weight in stacked.items()}
+            for i in range(c.num_hidden_layers)
+        ]
         x_BxPxD, (k_LxBxKxCxP, v_LxBxKxPxC) = self._layers(tokens_BxP, slice(-1), keep_cache=True)
         kv = list(zip(k_LxBxKxCxP, v_LxBxKxPxC))
 
-        # Of the last layer's output only the last token's is read: a query and an MLP for each row, not for each token.
+        # Of the last layer's output only the last token's is read: a query and an MLP for each row,
+        # not for each token.
         q, k, v = qkv(c, weights[-1], x_BxPxD.reshape(B * P, -1))
         cos_PxC2, sin_PxC2 = map(jnp.asarray, rope_table(P, C, c.rope_theta))
-        k_BxKxCxP = rope(k.reshape(B, P, K, C).transpose(0, 2, 1, 3), cos_PxC2, sin_PxC2).swapaxes(2, 3)
+        k_BxKxCxP = rope(k.reshape(B, P, K, C).transpose(0, 2, 1, 3), cos_PxC2, sin_PxC2).swapaxes(
+            2, 3
+        )
         kv.append((k_BxKxCxP, v.reshape(B, P, K, C).transpose(0, 2, 1, 3)))
         real_BxP = jnp.arange(P) < lengths_B[:, None]
-        x_BxD, q_BxHC = (jnp.take_along_axis(y.reshape(B, P, -1), (lengths_B - 1)[:, None, None], axis=1)[:, 0] for y in (x_BxPxD, q))
-        x_BxD = attend_once(c, weights[-1], x_BxD, q_BxHC, cos_PxC2[lengths_B - 1], sin_PxC2[lengths_B - 1], *kv[-1], real_BxP)
+        x_BxD, q_BxHC = (
+            jnp.take_along_axis(y.reshape(B, P, -1), (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+            for y in (x_BxPxD, q)
+        )
+        x_BxD = attend_once(
+            c,
+            weights[-1],
+            x_BxD,
+            q_BxHC,
+            cos_PxC2[lengths_B - 1],
+            sin_PxC2[lengths_B - 1],
+            *kv[-1],
+            real_BxP,
+        )
 
         room = (0, cache_len - P)
         cache = {
-            "kv": [(jnp.pad(k, [(0, 0)] * 3 + [room]), jnp.pad(v, [(0, 0)] * 2 + [room, (0, 0)])) for k, v in kv],
+            "kv": [
+                (jnp.pad(k, [(0, 0)] * 3 + [room]), jnp.pad(v, [(0, 0)] * 2 + [room, (0, 0)]))
+                for k, v in kv
+            ],
             "weights": weights,
             "visible_BxS": jnp.pad(real_BxP, [(0, 0), room]),
             "slot": jnp.int32(P),
@@ -398,26 +500,38 @@ class Qwen2(nnx.Module):
         return rms_norm(x_BxD, self.norm[...], c.rms_norm_eps), cache
 
     def decode(self, token_B: jax.Array, position_B: jax.Array, cache: dict):
-        """One token per row, at its own position: the hidden state (B, D) and the cache with the token in it."""
+        """One token per row, at its own position: the hidden state (B, D) and the cache with the
+        token in it.
+        """
         c = self.config
         (B,), K, C = token_B.shape, c.num_key_value_heads, c.head_dim
         slot, visible_BxS = cache["slot"], cache["visible_BxS"]
         visible_BxS = visible_BxS | (jnp.arange(visible_BxS.shape[1]) == slot)
-        cos_BxC2, sin_BxC2 = (jnp.asarray(table)[position_B] for table in rope_table(visible_BxS.shape[1], C, c.rope_theta))
+        cos_BxC2, sin_BxC2 = (
+            jnp.asarray(table)[position_B]
+            for table in rope_table(visible_BxS.shape[1], C, c.rope_theta)
+        )
         x_BxD = self._embed(token_B)
         kv = []
         for layer, (k_BxKxCxS, v_BxKxSxC) in zip(cache["weights"], cache["kv"]):
             q_BxHC, k, v = qkv(c, layer, x_BxD)
             k_BxKxC = rope(k.reshape(B, K, C), cos_BxC2[:, None], sin_BxC2[:, None])
-            k_BxKxCxS = jax.lax.dynamic_update_slice_in_dim(k_BxKxCxS, k_BxKxC[..., None], slot, axis=3)
-            v_BxKxSxC = jax.lax.dynamic_update_slice_in_dim(v_BxKxSxC, v.reshape(B, K, 1, C), slot, axis=2)
+            k_BxKxCxS = jax.lax.dynamic_update_slice_in_dim(
+                k_BxKxCxS, k_BxKxC[..., None], slot, axis=3
+            )
+            v_BxKxSxC = jax.lax.dynamic_update_slice_in_dim(
+                v_BxKxSxC, v.reshape(B, K, 1, C), slot, axis=2
+            )
             kv.append((k_BxKxCxS, v_BxKxSxC))
-            x_BxD = attend_once(c, layer, x_BxD, q_BxHC, cos_BxC2, sin_BxC2, k_BxKxCxS, v_BxKxSxC, visible_BxS)
+            x_BxD = attend_once(
+                c, layer, x_BxD, q_BxHC, cos_BxC2, sin_BxC2, k_BxKxCxS, v_BxKxSxC, visible_BxS
+            )
         cache = cache | {"kv": kv, "visible_BxS": visible_BxS, "slot": slot + 1}
         return rms_norm(x_BxD, self.norm[...], c.rms_norm_eps), cache
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        # Each device looks up its columns for the rows of all fsdp peers, then the peers trade columns for rows.
+        # Each device looks up its columns for the rows of all fsdp peers, then the peers trade
+        # columns for rows.
         axes = ("data_batch", *[None] * (tokens.ndim - 1))
         x = self.embed[...].astype(self.config.dtype)[constrain(tokens, axes)]
         return constrain(constrain(x, (*axes, "embed")), ("batch", *axes[1:], None))
@@ -432,7 +546,8 @@ class Qwen2(nnx.Module):
 
         if c.remat:
             policy = getattr(jax.checkpoint_policies, c.remat) if isinstance(c.remat, str) else None
-            loop = c.unroll < c.num_hidden_layers  # without one, XLA would find what is recomputed in the forward pass
+            # without one, XLA would find what is recomputed in the forward pass
+            loop = c.unroll < c.num_hidden_layers
             step = jax.checkpoint(step, policy=policy, prevent_cse=not loop)
         layers = {name: param[which] for name, param in self.layers.items()}
         return jax.lax.scan(step, self._embed(tokens_BxT), layers, unroll=c.unroll)

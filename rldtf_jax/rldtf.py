@@ -1,6 +1,8 @@
-"""RLDTF (III.C): rollout -> twin -> token weights -> one jitted update of policy and critic -> reference refresh.
+"""RLDTF (III.C): rollout -> twin -> token weights -> one jitted update of policy and critic ->
+  reference refresh.
 
-Dimensions in names: B rollouts of a step, P padded prompt, T response positions, S = P + T, V vocabulary, M sequences.
+Dimensions in names: B rollouts of a step, P padded prompt, T response positions, S = P + T, V
+vocabulary, M sequences.
 """
 
 import functools
@@ -14,14 +16,35 @@ from flax import nnx
 from rldtf_jax import advantage as adv
 from rldtf_jax import lora, optim
 from rldtf_jax.config import RLDTFConfig
-from rldtf_jax.judge import OPTIONS, Arm, Environment, Judged, Policy, Prompts, hash_seed, judge, unjudged
+from rldtf_jax.judge import (
+    OPTIONS,
+    Arm,
+    Environment,
+    Judged,
+    Policy,
+    Prompts,
+    hash_seed,
+    judge,
+    unjudged,
+)
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, run
 from rldtf_jax.sample import Samples, row_keys, sample_on_host
 from rldtf_jax.token_weight import WEIGHTS, Evidence, mean_one
-from rldtf_jax.update import Alternatives, Frozen, Hyper, Learner, Rollouts, Static, alternatives, old_states, update
+from rldtf_jax.update import (
+    Alternatives,
+    Frozen,
+    Hyper,
+    Learner,
+    Rollouts,
+    Static,
+    alternatives,
+    old_states,
+    update,
+)
 
 ALL = ...  # rows of a minibatch
-OTHER_TOKENS = 1 << 20  # folded into a row's key for its alternatives; beyond any response's positions
+# folded into a row's key for its alternatives; beyond any response's positions
+OTHER_TOKENS = 1 << 20
 
 
 class RLState(NamedTuple):
@@ -43,7 +66,9 @@ class Recalled(NamedTuple):
 
 
 def advantages(config: RLDTFConfig, reward_B, value_BxT, mask_BxT, change_BxT=None, other_BxT=None):
-    """(advantage, return), (B, T) each, in the form that the config names; the last two are for `counterfactual` alone."""
+    """(advantage, return), (B, T) each, in the form that the config names; the last two are for
+    `counterfactual` alone.
+    """
     if config.advantage == "gae":
         A, ret = adv.gae(reward_B, value_BxT, mask_BxT, config.gae_gamma, config.gae_lam)
     elif config.advantage == "group":
@@ -57,23 +82,40 @@ def advantages(config: RLDTFConfig, reward_B, value_BxT, mask_BxT, change_BxT=No
     return (adv.whiten(A, mask_BxT) if config.whiten else A), ret
 
 
-def join(prompts_BxP: np.ndarray, prompt_lengths_B: np.ndarray, response_BxT: np.ndarray,
-         response_lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def join(
+    prompts_BxP: np.ndarray,
+    prompt_lengths_B: np.ndarray,
+    response_BxT: np.ndarray,
+    response_lengths_B: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Each response right behind its prompt: (tokens_BxS right-padded, lengths_B), S = P + T."""
     P, T = prompts_BxP.shape[1], response_BxT.shape[1]
     tokens_BxS = np.zeros((len(prompts_BxP), P + T), np.int32)
     for row, prompt, p, response, r in zip(
-            tokens_BxS, prompts_BxP, prompt_lengths_B, response_BxT, response_lengths_B):
-        row[:p], row[p:p + r] = prompt[:p], response[:r]
+        tokens_BxS, prompts_BxP, prompt_lengths_B, response_BxT, response_lengths_B
+    ):
+        row[:p], row[p : p + r] = prompt[:p], response[:r]
     return tokens_BxS, np.asarray(prompt_lengths_B + response_lengths_B, np.int32)
 
 
-def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, directory: str,
-          watch: Callable[[Any], dict[str, float]] | None = None, **options):
-    """RLDTF from the policy after rejection sampling; goes on from `directory`; returns the trained policy.
+def train(
+    policy,
+    critic,
+    env: Environment,
+    config: RLDTFConfig,
+    *,
+    seed: int,
+    directory: str,
+    watch: Callable[[Any], dict[str, float]] | None = None,
+    **options,
+):
+    """RLDTF from the policy after rejection sampling; goes on from `directory`; returns the trained
+    policy.
 
-    Every draw is a function of (seed, step): a killed and resumed run ends bit-identical to one never killed.
-    watch: policy -> metrics of its own, a function of the policy alone, asked where the reference is refreshed.
+    Every draw is a function of (seed, step): a killed and resumed run ends bit-identical to one
+    never killed.
+    watch: policy -> metrics of its own, a function of the policy alone, asked where the reference
+      is refreshed.
     options: boards and sweep, see `loop.run`.
     """
     models, state = initial(policy, critic, config, seed)
@@ -81,35 +123,77 @@ def train(policy, critic, env: Environment, config: RLDTFConfig, *, seed: int, d
 
     def step_fn(states: tuple[RLState], step: int):
         states, metrics = rldtf_step(models, [arm], states, step)
-        seen = watch(nnx.merge(models.static.policy_def, models.policy(states[0]))) if watch and refreshes(config, step) else {}
-        return states, metrics["arms"][0] | {name: metrics[name] for name in ("tokens", "runtime")} | seen
+        seen = (
+            watch(nnx.merge(models.static.policy_def, models.policy(states[0])))
+            if watch and refreshes(config, step)
+            else {}
+        )
+        return (
+            states,
+            metrics["arms"][0] | {name: metrics[name] for name in ("tokens", "runtime")} | seen,
+        )
 
     def position(step: int):
-        return {"data": step * config.prompts_per_step,
-                "prng_key_data": np.asarray(jax.random.key_data(step_key(seed, step))).tolist()}
+        return {
+            "data": step * config.prompts_per_step,
+            "prng_key_data": np.asarray(jax.random.key_data(step_key(seed, step))).tolist(),
+        }
 
-    state, = run(step_fn, (state,), steps=config.steps, directory=directory, save_every=config.save_every,
-                 keep=config.keep, identity={"config": config, "seed": seed}, position=position, title="rldtf",
-                 show=("reward", "fulfilled", "kl", "twin/simulated"), **options)
+    (state,) = run(
+        step_fn,
+        (state,),
+        steps=config.steps,
+        directory=directory,
+        save_every=config.save_every,
+        keep=config.keep,
+        identity={"config": config, "seed": seed},
+        position=position,
+        title="rldtf",
+        show=("reward", "fulfilled", "kl", "twin/simulated"),
+        **options,
+    )
     return nnx.merge(models.static.policy_def, models.policy(state))
 
 
 def initial(policy, critic, config: RLDTFConfig, seed: int) -> tuple["OneByOne", RLState]:
     """What a run starts from; the models stay the caller's."""
     (policy_def, policy_params), (critic_def, critic_params) = nnx.split(policy), nnx.split(critic)
-    static = Static(policy_def, critic_def, config.aggregation, config.microbatches, config.logit_chunk,
-                    config.dual_clip, config.value_clip, config.with_critic)
+    static = Static(
+        policy_def,
+        critic_def,
+        config.aggregation,
+        config.microbatches,
+        config.logit_chunk,
+        config.dual_clip,
+        config.value_clip,
+        config.with_critic,
+    )
     frozen = Frozen()
     if config.lora_rank is not None:
         keys = jax.random.split(jax.random.key(seed))
-        frozen, (policy_params, critic_params) = map(Frozen._make, zip(
-            lora.split(policy_params, config.lora_rank, keys[0]), lora.split(critic_params, config.lora_rank, keys[1])))
-    fresh = functools.partial(jax.tree.map, jnp.copy)  # updates donate; nothing that is donated may be shared
+        frozen, (policy_params, critic_params) = map(
+            Frozen._make,
+            zip(
+                lora.split(policy_params, config.lora_rank, keys[0]),
+                lora.split(critic_params, config.lora_rank, keys[1]),
+            ),
+        )
+    # updates donate; nothing that is donated may be shared
+    fresh = functools.partial(jax.tree.map, jnp.copy)
     zero = jnp.zeros((), jnp.int32)
     return OneByOne(static, frozen), RLState(
-        Learner(fresh(policy_params), fresh(critic_params), optim.init(policy_params), optim.init(critic_params),
-                zero, jnp.copy(zero)),
-        fresh(policy_params), jnp.copy(zero), jnp.ones((), jnp.float32))
+        Learner(
+            fresh(policy_params),
+            fresh(critic_params),
+            optim.init(policy_params),
+            optim.init(critic_params),
+            zero,
+            jnp.copy(zero),
+        ),
+        fresh(policy_params),
+        jnp.copy(zero),
+        jnp.ones((), jnp.float32),
+    )
 
 
 def step_key(seed: int, step: int) -> jax.Array:
@@ -127,29 +211,55 @@ def draw(arm: Arm, step: int) -> Prompts:
 
 
 def read_once(prompts: Prompts, config: RLDTFConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(prompts, lengths) as the sampler takes them: one row for all samples of a prompt; on a mesh, over which they may not divide, one
-    for each."""
+    """(prompts, lengths) as the sampler takes them: one row for all samples of a prompt; on a mesh,
+    over which they may not divide, one for each.
+    """
     n = config.samples_per_prompt if jax.sharding.get_mesh().empty else 1
     return prompts.tokens_BxP[::n], prompts.lengths_B[::n]
 
 
-def weigh(arm: Arm, prompts: Prompts, samples: Samples, tokens_BxS, recalled: Recalled, judged: Judged, step: int
-          ) -> tuple[Rollouts, jax.Array]:
+def weigh(
+    arm: Arm,
+    prompts: Prompts,
+    samples: Samples,
+    tokens_BxS,
+    recalled: Recalled,
+    judged: Judged,
+    step: int,
+) -> tuple[Rollouts, jax.Array]:
     """(what the updates of a step are made of, the token weights)."""
     config, mask = arm.config, np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
     others = recalled.alternatives
-    other_BxT, entropy_BxT = (None, None) if others is None else map(np.asarray, (others.other_BxT, others.entropy_BxT))
+    other_BxT, entropy_BxT = (
+        (None, None) if others is None else map(np.asarray, (others.other_BxT, others.entropy_BxT))
+    )
     evidence = Evidence(judged.S, judged.read_BxT, entropy_BxT, mask, hash_seed(arm.seed, step))
     w = WEIGHTS[config.weight_by](evidence, config)
-    A, ret = advantages(config, jnp.asarray(judged.reward_B), recalled.value_BxT, mask, judged.change_BxT, other_BxT)
+    A, ret = advantages(
+        config, jnp.asarray(judged.reward_B), recalled.value_BxT, mask, judged.change_BxT, other_BxT
+    )
     scaled = mean_one(w, mask) if config.weights == "mean-one" else jnp.asarray(w)
-    return Rollouts(tokens_BxS, prompts.lengths_B, prompts.lengths_B + samples.lengths_B, samples.logp_BxR,
-                    recalled.anchor_hidden_BxTxD, A, ret, scaled, recalled.value_BxT,
-                    *options(config, judged, mask.shape)), w
+    return (
+        Rollouts(
+            tokens_BxS,
+            prompts.lengths_B,
+            prompts.lengths_B + samples.lengths_B,
+            samples.logp_BxR,
+            recalled.anchor_hidden_BxTxD,
+            A,
+            ret,
+            scaled,
+            recalled.value_BxT,
+            *options(config, judged, mask.shape),
+        ),
+        w,
+    )
 
 
 def options(config: RLDTFConfig, judged: Judged, shape: tuple[int, int]) -> tuple:
-    """(tokens, worth), (B, T, K) each, that `advantage=expected` sums over: nothing for the other forms, nothing of worth for a frozen arm."""
+    """(tokens, worth), (B, T, K) each, that `advantage=expected` sums over: nothing for the other
+    forms, nothing of worth for a frozen arm.
+    """
     if config.advantage != "expected":
         return ()
     if judged.imagined is not None:
@@ -161,7 +271,11 @@ def minibatches(arm: Arm, rows: Rollouts, step: int) -> Iterator[Any]:
     """Which rollouts each update of a step takes."""
     config, order = arm.config, np.random.default_rng((arm.seed, step, 1))
     everything = config.learn_from is None
-    chosen = np.arange(len(rows.advantage_BxT)) if everything else largest(rows.advantage_BxT, config.learn_from)
+    chosen = (
+        np.arange(len(rows.advantage_BxT))
+        if everything
+        else largest(rows.advantage_BxT, config.learn_from)
+    )
     for _ in range(config.epochs):
         if config.minibatches == 1:
             yield ALL if everything else chosen
@@ -170,8 +284,9 @@ def minibatches(arm: Arm, rows: Rollouts, step: int) -> Iterator[Any]:
 
 
 def largest(advantage_BxT, number: int) -> np.ndarray:
-    """The rollouts with the largest max_t |A_t|, in their order; of equals the first. What they leave out has the least to say: of
-    a group whose rewards are all equal, nothing."""
+    """The rollouts with the largest max_t |A_t|, in their order; of equals the first. What they
+    leave out has the least to say: of a group whose rewards are all equal, nothing.
+    """
     size_B = np.abs(np.asarray(advantage_BxT)).max(-1)
     return np.sort(np.argsort(-size_B, kind="stable")[:number])
 
@@ -189,12 +304,12 @@ def rldtf_step(models, arms: Sequence[Arm], states: tuple, step: int) -> tuple[t
 
     Returns (states, metrics), metrics["arms"] each arm's own.
 
-    models: how the arms' models are run, `OneByOne` here or side by side in one program (`arms.SideBySide`); `states` are
-      its own.
-    An arm is frozen once MAX_SKIPPED_IN_A_ROW of its updates in a row were not finite: policy and critic stay as they are,
-    the twin is not asked for it, and its metrics say "diverged" alone.
+    models: how the arms' models are run, `OneByOne` here or side by side in one program
+      (`arms.SideBySide`); `states` are its own.
+    An arm is frozen once MAX_SKIPPED_IN_A_ROW of its updates in a row were not finite: policy and
+    critic stay as they are, the twin is not asked for it, and its metrics say "diverged" alone.
     """
-    running = models.skipped_in_a_row(states)[:len(arms)] < MAX_SKIPPED_IN_A_ROW
+    running = models.skipped_in_a_row(states)[: len(arms)] < MAX_SKIPPED_IN_A_ROW
 
     prompts = [draw(arm, step) for arm in arms]
     samples = models.sample(states, arms, prompts)
@@ -207,24 +322,38 @@ def rldtf_step(models, arms: Sequence[Arm], states: tuple, step: int) -> tuple[t
     answers = iter(judge(*going, step, models.translator(states)) if going else ())
     judged = [next(answers) if runs else unjudged(s) for s, runs in zip(samples, running)]
 
-    weighed = [weigh(*x, step) for x in zip(arms, prompts, samples, (tokens for tokens, _ in joined), recalled, judged)]
-    states, updated = models.update(states, arms, recalled, [rows for rows, _ in weighed], running, step)
+    weighed = [
+        weigh(*x, step)
+        for x in zip(arms, prompts, samples, (tokens for tokens, _ in joined), recalled, judged)
+    ]
+    states, updated = models.update(
+        states, arms, recalled, [rows for rows, _ in weighed], running, step
+    )
 
     metrics = [
         found | rollout_metrics(arm, p, s, past, j, w) if runs else {"diverged": True}
         for arm, p, s, past, j, (_, w), found, runs in zip(
-            arms, prompts, samples, recalled, judged, weighed, updated, running)]
+            arms, prompts, samples, recalled, judged, weighed, updated, running
+        )
+    ]
     stats = next((j.verdict.stats for j, runs in zip(judged, running) if runs), {})
     return states, {
-        "arms": metrics, "running": running.sum(),
+        "arms": metrics,
+        "running": running.sum(),
         "tokens": sum(lengths.sum() for (_, lengths), runs in zip(joined, running) if runs),
         "runtime": {f"twin/{name}": value for name, value in stats.items()},
         "skipped_in_a_row": 0 if running.any() else MAX_SKIPPED_IN_A_ROW,
-        **{name: np.mean([m[name] for m in metrics if name in m] or np.nan) for name in ("reward", "fulfilled")}}
+        **{
+            name: np.mean([m[name] for m in metrics if name in m] or np.nan)
+            for name in ("reward", "fulfilled")
+        },
+    }
 
 
 class OneByOne(NamedTuple):
-    """Every arm in programs of its own, one after the other, on the devices where its state is; states: an RLState each."""
+    """Every arm in programs of its own, one after the other, on the devices where its state is;
+    states: an RLState each.
+    """
 
     static: Static
     frozen: Frozen = Frozen()
@@ -238,48 +367,100 @@ class OneByOne(NamedTuple):
 
     def skipped_in_a_row(self, states) -> np.ndarray:
         # Of one arm the loop looks after that, without waiting for the update.
-        return np.zeros(1, int) if len(states) == 1 else np.array(
-            jax.device_get([state.learner.skipped_in_a_row for state in states]))
+        return (
+            np.zeros(1, int)
+            if len(states) == 1
+            else np.array(jax.device_get([state.learner.skipped_in_a_row for state in states]))
+        )
 
     def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
-        return [sample_on_host(self.static.policy_def, self.policy(state), *read_once(p, config), p.keys_B, eos_id=env.eos_id,
-                               max_new_tokens=config.sample.max_new_tokens, temperature=config.sample.temperature)
-                for state, (config, _, env), p in zip(states, arms, prompts)]
+        return [
+            sample_on_host(
+                self.static.policy_def,
+                self.policy(state),
+                *read_once(p, config),
+                p.keys_B,
+                eos_id=env.eos_id,
+                max_new_tokens=config.sample.max_new_tokens,
+                temperature=config.sample.temperature,
+            )
+            for state, (config, _, env), p in zip(states, arms, prompts)
+        ]
 
-    def recall(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, step: int) -> list[Recalled]:
+    def recall(
+        self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, step: int
+    ) -> list[Recalled]:
         return [self._recall(*x, step) for x in zip(states, arms, prompts, joined)]
 
     def _recall(self, state: RLState, arm: Arm, prompts: Prompts, joined, step: int) -> Recalled:
         (tokens_BxS, lengths_B), config = joined, arm.config
         rows = tokens_BxS, prompts.lengths_B, lengths_B
-        anchor = lora.merge(self.frozen.policy, state.reference if config.kl_target == "reference"
-                            else jax.tree.map(jnp.copy, state.learner.policy))
+        anchor = lora.merge(
+            self.frozen.policy,
+            (
+                state.reference
+                if config.kl_target == "reference"
+                else jax.tree.map(jnp.copy, state.learner.policy)
+            ),
+        )
         critic = lora.merge(self.frozen.critic, state.learner.critic)
-        value_BxT, hidden_BxTxD = old_states(self.static, critic, anchor, *rows, config.sample.max_new_tokens)
+        value_BxT, hidden_BxTxD = old_states(
+            self.static, critic, anchor, *rows, config.sample.max_new_tokens
+        )
         others = None
         if config.asks_the_policy:
-            others = alternatives(self.static, self.policy(state), *rows, other_keys(prompts.keys_B),
-                                  config.sample.temperature, config.sample.max_new_tokens, config.num_perturb)
+            others = alternatives(
+                self.static,
+                self.policy(state),
+                *rows,
+                other_keys(prompts.keys_B),
+                config.sample.temperature,
+                config.sample.max_new_tokens,
+                config.num_perturb,
+            )
         return Recalled(value_BxT, anchor, hidden_BxTxD, others)
 
-    def update(self, states, arms: Sequence[Arm], recalled: Sequence[Recalled], rows: Sequence[Rollouts], running,
-               step: int):
+    def update(
+        self,
+        states,
+        arms: Sequence[Arm],
+        recalled: Sequence[Recalled],
+        rows: Sequence[Rollouts],
+        running,
+        step: int,
+    ):
         """(states, metrics of each arm)."""
         return zip(*(self._update(*x, step) for x in zip(states, arms, recalled, rows, running)))
 
-    def _update(self, state: RLState, arm: Arm, recalled: Recalled, rows: Rollouts, runs: bool, step: int):
+    def _update(
+        self, state: RLState, arm: Arm, recalled: Recalled, rows: Rollouts, runs: bool, step: int
+    ):
         if not runs:
             return state, {}
         learner, hyper, seen = state.learner, hyper_at(arm.config, step, state.kl_scale), []
         for part in minibatches(arm, rows, step):
             minibatch = rows if part is ALL else jax.tree.map(lambda x: x[part], rows)  # noqa: B023
-            learner, metrics = update(self.static, learner, recalled.anchor, minibatch, hyper, self.frozen)
+            learner, metrics = update(
+                self.static, learner, recalled.anchor, minibatch, hyper, self.frozen
+            )
             seen.append(metrics)
         metrics = mean_metrics(seen)
-        kl_scale = state.kl_scale if arm.config.adaptive_kl is None else adapted(
-            state.kl_scale, metrics["kl"], arm.config.adaptive_kl)
-        metrics |= {"since_refresh": step - state.refreshed_at, "lr": hyper.policy.lr, "beta_kl": hyper.beta_kl}
-        return refreshed(RLState(learner, state.reference, state.refreshed_at, kl_scale), arm.config, step), metrics
+        kl_scale = (
+            state.kl_scale
+            if arm.config.adaptive_kl is None
+            else adapted(state.kl_scale, metrics["kl"], arm.config.adaptive_kl)
+        )
+        metrics |= {
+            "since_refresh": step - state.refreshed_at,
+            "lr": hyper.policy.lr,
+            "beta_kl": hyper.beta_kl,
+        }
+        return (
+            refreshed(
+                RLState(learner, state.reference, state.refreshed_at, kl_scale), arm.config, step
+            ),
+            metrics,
+        )
 
 
 def refreshes(config: RLDTFConfig, step: int) -> bool:
@@ -291,8 +472,10 @@ def refreshed(state: RLState, config: RLDTFConfig, step: int) -> RLState:
     """The state after a step; the reference takes the policy's weights at every checkpoint."""
     if not refreshes(config, step):
         return state
-    return state._replace(reference=jax.tree.map(jnp.copy, state.learner.policy),
-                          refreshed_at=jnp.full_like(state.refreshed_at, step + 1))
+    return state._replace(
+        reference=jax.tree.map(jnp.copy, state.learner.policy),
+        refreshed_at=jnp.full_like(state.refreshed_at, step + 1),
+    )
 
 
 def other_keys(keys_B: jax.Array) -> jax.Array:
@@ -302,7 +485,9 @@ def other_keys(keys_B: jax.Array) -> jax.Array:
 
 @jax.jit
 def adapted(scale, kl, aim):
-    """What beta_kl is scaled by after a step with this KL (arXiv:1909.08593, 2.2); unmoved by one that is not finite."""
+    """What beta_kl is scaled by after a step with this KL (arXiv:1909.08593, 2.2); unmoved by one
+    that is not finite.
+    """
     error = jnp.clip(kl / aim - 1, -0.2, 0.2)
     return scale * (1 + 0.1 * jnp.where(jnp.isfinite(error), error, 0.0))
 
@@ -312,32 +497,60 @@ def hyper_at(config: RLDTFConfig, step: int, kl_scale=1.0) -> Hyper:
     policy = optim.hyper(config.policy, step, config.steps)
     if step < config.critic_warmup:
         policy = policy._replace(lr=np.float32(0.0))
-    hyper = Hyper(*np.float32([config.clip, config.beta_ent, config.beta_kl, config.k1, config.k2,
-                               config.sample.temperature]),
-                  policy, optim.hyper(config.critic, step, config.steps))
+    hyper = Hyper(
+        *np.float32(
+            [
+                config.clip,
+                config.beta_ent,
+                config.beta_kl,
+                config.k1,
+                config.k2,
+                config.sample.temperature,
+            ]
+        ),
+        policy,
+        optim.hyper(config.critic, step, config.steps),
+    )
     return hyper if config.adaptive_kl is None else hyper._replace(beta_kl=hyper.beta_kl * kl_scale)
 
 
-def rollout_metrics(arm: Arm, prompts: Prompts, samples: Samples, recalled: Recalled, judged: Judged, w_BxT
-                    ) -> dict[str, Any]:
-    """Rewards of what the twin was asked about, what the critic explains, and what the token weights amount to."""
+def rollout_metrics(
+    arm: Arm, prompts: Prompts, samples: Samples, recalled: Recalled, judged: Judged, w_BxT
+) -> dict[str, Any]:
+    """Rewards of what the twin was asked about, what the critic explains, and what the token
+    weights amount to.
+    """
     verdict, R_B, n = judged.verdict, judged.verdict.reward_M, arm.config.samples_per_prompt
     mask_BxT = np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
     w = np.asarray(w_BxT)[mask_BxT]
-    responses, logp = ([row[:length] for row, length in zip(np.asarray(rows), samples.lengths_B)]
-                       for rows in (samples.tokens_BxR, samples.logp_BxR))
+    responses, logp = (
+        [row[:length] for row, length in zip(np.asarray(rows), samples.lengths_B)]
+        for rows in (samples.tokens_BxR, samples.logp_BxR)
+    )
     residual = np.where(mask_BxT, judged.reward_B[:, None] - np.asarray(recalled.value_BxT), 0)
     spread = np.where(mask_BxT, judged.reward_B[:, None] - R_B.mean(), 0)
     return {
-        "reward": R_B.mean(), "fulfilled": verdict.fulfilled_M.mean(),
+        "reward": R_B.mean(),
+        "fulfilled": verdict.fulfilled_M.mean(),
         **{f"reward_p{q}": np.percentile(R_B, q) for q in (10, 50, 90)},
         **({"informative_groups": (np.ptp(R_B.reshape(-1, n), 1) > 0).mean()} if n > 1 else {}),
-        **({"explained_variance": 1 - (residual ** 2).sum() / (spread ** 2).sum() if spread.any() else np.nan}
-           if arm.config.with_critic else {}),
-        "weight/mean": w.mean(), "weight/effective_sample_size": w.sum() ** 2 / max((w ** 2).sum(), 1e-12) / w.size,
+        **(
+            {
+                "explained_variance": (
+                    1 - (residual**2).sum() / (spread**2).sum() if spread.any() else np.nan
+                )
+            }
+            if arm.config.with_critic
+            else {}
+        ),
+        "weight/mean": w.mean(),
+        "weight/effective_sample_size": w.sum() ** 2 / max((w**2).sum(), 1e-12) / w.size,
         "weight/over_threshold": (judged.S.total[mask_BxT] > arm.config.threshold).mean(),
         **(judged.imagined.stats if judged.imagined else {}),
         **{f"S/{part}": S[mask_BxT].mean() for part, S in judged.S._asdict().items()},
-        **arm.env.summary(prompts.tasks[:len(R_B)], responses[:len(R_B)], verdict, logp[:len(R_B)]),
-        "tokens": prompts.lengths_B.sum() + samples.lengths_B.sum(), "response_tokens": samples.lengths_B.mean(),
+        **arm.env.summary(
+            prompts.tasks[: len(R_B)], responses[: len(R_B)], verdict, logp[: len(R_B)]
+        ),
+        "tokens": prompts.lengths_B.sum() + samples.lengths_B.sum(),
+        "response_tokens": samples.lengths_B.mean(),
     }

@@ -1,6 +1,7 @@
 """Sampling: one jitted prefill and one while_loop that stops when every row has ended.
 
-Dimensions in names: G prompts, B responses, P padded prompt length, R = max_new_tokens, V vocabulary rows.
+Dimensions in names: G prompts, B responses, P padded prompt length, R = max_new_tokens, V
+vocabulary rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,16 +29,21 @@ class Samples(NamedTuple):
 
 
 def bucket(length: int) -> int:
-    """The width that prompts of at most `length` tokens are padded to: 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, ...
+    """The width that prompts of at most `length` tokens are padded to: 8, 16, 24, 32, 40, 48, 56,
+    64, 80, 96, 112, 128, ...
 
-    Four widths an octave: few programs are compiled, and less than a fifth of a long row is padding.
+    Four widths an octave: few programs are compiled, and less than a fifth of a long row is
+    padding.
     """
     step = max(8, 1 << max(0, (length - 1).bit_length() - 3))
     return -(-length // step) * step
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(prompts_BxP right-padded, lengths_B), int32, for `sample`; P is width, or else the bucket of the longest.
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(prompts_BxP right-padded, lengths_B), int32, for `sample`; P is width, or else the bucket of
+    the longest.
 
     >>> prompts_BxP, lengths_B = pad_prompts([[5, 6, 7], [8]])
     >>> prompts_BxP.tolist(), lengths_B.tolist()
@@ -69,17 +75,21 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Samples:
-    """Samples as many responses to every right-padded prompt as there are keys for it, B / G neighbours, after reading it once; may be
-    vmapped over a leading axis of params, prompts and keys.
+    """Samples as many responses to every right-padded prompt as there are keys for it, B / G
+    neighbours, after reading it once; may be vmapped over a leading axis of params, prompts and
+    keys.
 
-    Row b draws its t-th token with fold_in(keys_B[b], t). temperature 0 is greedy; top_k 0 and top_p 1 filter nothing.
-    The log-probabilities are those of the unfiltered distribution at the temperature (at temperature 1 when greedy).
+    Row b draws its t-th token with fold_in(keys_B[b], t). temperature 0 is greedy; top_k 0 and
+    top_p 1 filter nothing. The log-probabilities are those of the unfiltered distribution at the
+    temperature (at temperature 1 when greedy).
     """
     model = nnx.merge(graphdef, params)
     B, (G, P) = len(keys_B), prompts_GxP.shape
     hidden_GxD, cache = model.prefill(prompts_GxP, prompt_lengths_G, P + max_new_tokens)
     by_prompt = hidden_GxD, prompt_lengths_G, cache["kv"], cache["visible_BxS"]
-    hidden_BxD, prompt_lengths_B, kv, visible_BxS = jax.tree.map(lambda x: x if B == G else jnp.repeat(x, B // G, axis=0), by_prompt)
+    hidden_BxD, prompt_lengths_B, kv, visible_BxS = jax.tree.map(
+        lambda x: x if B == G else jnp.repeat(x, B // G, axis=0), by_prompt
+    )
     cache = cache | {"kv": kv, "visible_BxS": visible_BxS}
 
     def alive(state):
@@ -109,30 +119,52 @@ def sample(
 
 
 def sample_on_host(graphdef, params, prompts_GxP, prompt_lengths_G, keys_B, **options) -> Samples:
-    """`sample`, its result as numpy arrays. On one CPU device the batch goes in up to CPU_PARTS parts that run side by side.
+    """`sample`, its result as numpy arrays. On one CPU device the batch goes in up to CPU_PARTS
+    parts that run side by side.
 
-    Decoding steps of a small model are too small for XLA to use more than one core, and a part ends with its own longest
-    row. What a row samples does not depend on the rows beside it.
+    Decoding steps of a small model are too small for XLA to use more than one core, and a part ends
+    with its own longest row. What a row samples does not depend on the rows beside it.
     """
     G, B = len(prompts_GxP), len(keys_B)
     parts = next(n for n in range(CPU_PARTS, 0, -1) if n == 1 or G % n == 0 and B // n >= MIN_PART)
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         parts = 1
     samples = [
-        sample(graphdef, params, *(x[i * len(x) // parts : (i + 1) * len(x) // parts] for x in (prompts_GxP, prompt_lengths_G, keys_B)),
-               **options)
+        sample(
+            graphdef,
+            params,
+            *(
+                x[i * len(x) // parts : (i + 1) * len(x) // parts]
+                for x in (prompts_GxP, prompt_lengths_G, keys_B)
+            ),
+            **options,
+        )
         for i in range(parts)
     ]
     return Samples(*map(np.concatenate, zip(*jax.device_get(samples))))
 
 
-def stream(graphdef: nnx.GraphDef, params: nnx.State, prompt: Sequence[int], key: jax.Array, *, max_new_tokens: int, eos_id: int,
-           temperature: float = 1.0) -> Iterator[tuple[int, float]]:
-    """(token, log-probability) one by one, the EOS included: what `sample` gives this prompt and row key, for those who watch."""
+def stream(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    prompt: Sequence[int],
+    key: jax.Array,
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    temperature: float = 1.0,
+) -> Iterator[tuple[int, float]]:
+    """(token, log-probability) one by one, the EOS included: what `sample` gives this prompt and
+    row key, for those who watch.
+    """
     prompts_1xP, lengths_1 = pad_prompts([prompt])
-    hidden_1xD, cache = _read(graphdef, params, prompts_1xP, lengths_1, prompts_1xP.shape[1] + max_new_tokens)
+    hidden_1xD, cache = _read(
+        graphdef, params, prompts_1xP, lengths_1, prompts_1xP.shape[1] + max_new_tokens
+    )
     for t in range(max_new_tokens):
-        token_1, logp_1, hidden_1xD, cache = _write(graphdef, params, hidden_1xD, cache, lengths_1, key[None], t, temperature)
+        token_1, logp_1, hidden_1xD, cache = _write(
+            graphdef, params, hidden_1xD, cache, lengths_1, key[None], t, temperature
+        )
         yield int(token_1[0]), float(logp_1[0])
         if token_1[0] == eos_id:
             return
@@ -152,20 +184,34 @@ def _write(graphdef, params, hidden_BxD, cache, prompt_lengths_B, keys_B, t, tem
 
 def _next(logits_BxV, keys_B, t, temperature, top_k, top_p):
     """The t-th token of every row, and its log-probability."""
-    logits_BxV = logits_BxV * jnp.where(temperature > 0, 1.0 / jnp.where(temperature > 0, temperature, 1.0), 1.0)
-    token_B = _draw(jax.vmap(jax.random.fold_in, (0, None))(keys_B, t), logits_BxV, temperature, top_k, top_p)
-    return token_B, jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), token_B[:, None], axis=1)[:, 0]
+    logits_BxV = logits_BxV * jnp.where(
+        temperature > 0, 1.0 / jnp.where(temperature > 0, temperature, 1.0), 1.0
+    )
+    token_B = _draw(
+        jax.vmap(jax.random.fold_in, (0, None))(keys_B, t), logits_BxV, temperature, top_k, top_p
+    )
+    return (
+        token_B,
+        jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), token_B[:, None], axis=1)[:, 0],
+    )
 
 
 def _draw(keys_B, logits_BxV, temperature, top_k, top_p):
-    """One token id per row: by inverse distribution from the filtered probabilities, the most likely at temperature 0."""
+    """One token id per row: by inverse distribution from the filtered probabilities, the most
+    likely at temperature 0.
+    """
     p_BxV = jax.nn.softmax(logits_BxV)
-    p_BxV = jax.lax.cond((top_k > 0) | (top_p < 1.0), _filter, lambda p_BxV, *_: p_BxV, p_BxV, top_k, top_p)
-    # Zeros where p is: a parallel sum need not be monotone to the last bit, and what is filtered is never drawn.
+    p_BxV = jax.lax.cond(
+        (top_k > 0) | (top_p < 1.0), _filter, lambda p_BxV, *_: p_BxV, p_BxV, top_k, top_p
+    )
+    # Zeros where p is: a parallel sum need not be monotone to the last bit, and what is filtered is
+    # never drawn.
     cumulative_BxV = jnp.where(p_BxV > 0, _cumsum(p_BxV), 0.0)
     u_B = jax.vmap(jax.random.uniform)(keys_B)
     drawn_B = _first(cumulative_BxV > u_B[:, None] * cumulative_BxV.max(-1, keepdims=True))
-    return jnp.where(temperature > 0, drawn_B, _first(logits_BxV == logits_BxV.max(-1, keepdims=True)))
+    return jnp.where(
+        temperature > 0, drawn_B, _first(logits_BxV == logits_BxV.max(-1, keepdims=True))
+    )
 
 
 def _first(found_BxV):
@@ -175,16 +221,22 @@ def _first(found_BxV):
 
 
 def _cumsum(p_BxV, width: int = 32):
-    """Cumulative sums, those within blocks by one matmul: a fraction of the time of jnp.cumsum on a CPU."""
+    """Cumulative sums, those within blocks by one matmul: a fraction of the time of jnp.cumsum on a
+    CPU.
+    """
     B, V = p_BxV.shape
     blocks_BxNxW = jnp.pad(p_BxV, ((0, 0), (0, -V % width))).reshape(B, -1, width)
-    within_BxNxW = jnp.matmul(blocks_BxNxW, jnp.triu(jnp.ones((width, width), jnp.float32)), precision="highest")
+    within_BxNxW = jnp.matmul(
+        blocks_BxNxW, jnp.triu(jnp.ones((width, width), jnp.float32)), precision="highest"
+    )
     before_BxN = jnp.cumsum(jnp.pad(within_BxNxW[:, :-1, -1], ((0, 0), (1, 0))), axis=-1)
     return (before_BxN[..., None] + within_BxNxW).reshape(B, -1)[:, :V]
 
 
 def _filter(p_BxV, top_k, top_p):
-    """Probabilities with zeros outside the top_k most likely tokens, then outside the nucleus of mass top_p."""
+    """Probabilities with zeros outside the top_k most likely tokens, then outside the nucleus of
+    mass top_p.
+    """
     count = jnp.where(top_k > 0, top_k, p_BxV.shape[-1])
     p_BxV = jnp.where(p_BxV >= _floor(p_BxV, jnp.ones_like(p_BxV), count), p_BxV, 0.0)
     mass_BxV = p_BxV / p_BxV.sum(-1, keepdims=True)
@@ -192,9 +244,11 @@ def _filter(p_BxV, top_k, top_p):
 
 
 def _floor(p_BxV, weight_BxV, total):
-    """The largest p such that tokens at least as likely weigh total together, by bisection on the bits of p.
+    """The largest p such that tokens at least as likely weigh total together, by bisection on the
+    bits of p.
 
-    Non-negative floats are ordered as their bits, so 31 halvings are exact; a sort takes ten times as long on a CPU.
+    Non-negative floats are ordered as their bits, so 31 halvings are exact; a sort takes ten times
+    as long on a CPU.
     """
 
     def halve(_, bounds):
@@ -202,7 +256,9 @@ def _floor(p_BxV, weight_BxV, total):
         middle_Bx1 = low_Bx1 + (high_Bx1 - low_Bx1) // 2
         kept_BxV = p_BxV >= jax.lax.bitcast_convert_type(middle_Bx1, jnp.float32)
         enough_Bx1 = jnp.sum(jnp.where(kept_BxV, weight_BxV, 0.0), axis=-1, keepdims=True) >= total
-        return jnp.where(enough_Bx1, middle_Bx1, low_Bx1), jnp.where(enough_Bx1, high_Bx1, middle_Bx1)
+        return jnp.where(enough_Bx1, middle_Bx1, low_Bx1), jnp.where(
+            enough_Bx1, high_Bx1, middle_Bx1
+        )
 
     low_Bx1 = jnp.zeros((p_BxV.shape[0], 1), jnp.int32)
     above_one = jax.lax.bitcast_convert_type(jnp.float32(2.0), jnp.int32)
@@ -217,5 +273,6 @@ def _any_alive(ended):
 
 @_any_alive.def_vmap
 def _any_alive_of_all_arms(_axis_size, _in_batched, ended):
-    # A loop condition that is not batched keeps vmap from copying the whole cache in a select at every step.
+    # A loop condition that is not batched keeps vmap from copying the whole cache in a select at
+    # every step.
     return _any_alive(ended), False

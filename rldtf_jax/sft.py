@@ -1,6 +1,8 @@
-"""Next-token training: pre-training, instruction tuning and the refinement on rejection-sampled responses.
+"""Next-token training: pre-training, instruction tuning and the refinement on rejection-sampled
+responses.
 
-The loss runs over the response tokens only (over all tokens but the first where prompt_lengths are 1).
+The loss runs over the response tokens only (over all tokens but the first where prompt_lengths are
+1).
 """
 
 import functools
@@ -33,7 +35,7 @@ class Sequences(NamedTuple):
         width = -(-int(lengths.max()) // multiple) * multiple
         tokens = np.zeros((len(pairs), width), np.int32)
         for row, (prompt, response) in zip(tokens, pairs):
-            row[:len(prompt) + len(response)] = [*prompt, *response]
+            row[: len(prompt) + len(response)] = [*prompt, *response]
         return cls(tokens, np.array([len(p) for p, _ in pairs], np.int32), lengths)
 
 
@@ -44,7 +46,9 @@ class SFTState(NamedTuple):
 
 
 def response_states(hidden_BxSxD, prompt_lengths_B, num_tokens: int):
-    """Hidden states that predict each response token: position prompt_length - 1 + t for token t: (B, num_tokens, D)."""
+    """Hidden states that predict each response token: position prompt_length - 1 + t for token t:
+    (B, num_tokens, D).
+    """
     position_BxT = prompt_lengths_B[:, None] - 1 + jnp.arange(num_tokens)
     position_BxT = jnp.minimum(position_BxT, hidden_BxSxD.shape[1] - 1)
     return jnp.take_along_axis(hidden_BxSxD, position_BxT[..., None], axis=1)
@@ -53,55 +57,103 @@ def response_states(hidden_BxSxD, prompt_lengths_B, num_tokens: int):
 def response_tokens(tokens_BxS, prompt_lengths_B, lengths_B, num_tokens: int):
     """(tokens_BxT, mask_BxT) of the responses inside prompt + response rows."""
     position_BxT = prompt_lengths_B[:, None] + jnp.arange(num_tokens)
-    tokens_BxT = jnp.take_along_axis(tokens_BxS, jnp.minimum(position_BxT, tokens_BxS.shape[1] - 1), axis=1)
+    tokens_BxT = jnp.take_along_axis(
+        tokens_BxS, jnp.minimum(position_BxT, tokens_BxS.shape[1] - 1), axis=1
+    )
     return tokens_BxT, position_BxT < lengths_B[:, None]
 
 
 def sft_loss(model, batch: Sequences, num_tokens: int):
-    """Mean negative log-likelihood of the response tokens in nats; num_tokens bounds a response's length."""
+    """Mean negative log-likelihood of the response tokens in nats; num_tokens bounds a response's
+    length.
+    """
     hidden_BxSxD = model.hidden(batch.tokens, batch.lengths)
-    tokens_BxT, mask_BxT = response_tokens(batch.tokens, batch.prompt_lengths, batch.lengths, num_tokens)
+    tokens_BxT, mask_BxT = response_tokens(
+        batch.tokens, batch.prompt_lengths, batch.lengths, num_tokens
+    )
     logits_BxTxV = model.unembed(response_states(hidden_BxSxD, batch.prompt_lengths, num_tokens))
     logp_BxT = log_prob(logits_BxTxV, tokens_BxT)
     return -jnp.sum(jnp.where(mask_BxT, logp_BxT, 0.0)) / jnp.maximum(jnp.sum(mask_BxT), 1)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "num_tokens", "loss_fn"), donate_argnames="state")
-def sft_update(graphdef, num_tokens: int, state: SFTState, batch, hyper: optim.Hyper, loss_fn=sft_loss):
+@functools.partial(
+    jax.jit, static_argnames=("graphdef", "num_tokens", "loss_fn"), donate_argnames="state"
+)
+def sft_update(
+    graphdef, num_tokens: int, state: SFTState, batch, hyper: optim.Hyper, loss_fn=sft_loss
+):
     """One AdamW step on one batch: (state, metrics)."""
     loss, grads = jax.value_and_grad(
-        lambda params: loss_fn(nnx.merge(graphdef, params), batch, num_tokens))(state.params)
+        lambda params: loss_fn(nnx.merge(graphdef, params), batch, num_tokens)
+    )(state.params)
     params, opt_state, norm, finite = optim.apply(hyper, state.params, state.opt_state, grads, loss)
     skipped = jnp.where(finite, 0, state.skipped_in_a_row + 1)
     return SFTState(params, opt_state, skipped), {
-        "loss": loss, "grad_norm": norm, "lr": hyper.lr, "skipped_in_a_row": skipped}
+        "loss": loss,
+        "grad_norm": norm,
+        "lr": hyper.lr,
+        "skipped_in_a_row": skipped,
+    }
 
 
 def batch_rows(seed: int, step: int, batch_size: int, num_rows: int) -> np.ndarray:
-    """Rows of the batch at `step`: epochs of a fresh permutation each, a function of (seed, step) alone."""
+    """Rows of the batch at `step`: epochs of a fresh permutation each, a function of (seed, step)
+    alone.
+    """
     flat = np.arange(step * batch_size, (step + 1) * batch_size)
-    order = {epoch: np.random.default_rng((seed, epoch)).permutation(num_rows) for epoch in np.unique(flat // num_rows)}
+    order = {
+        epoch: np.random.default_rng((seed, epoch)).permutation(num_rows)
+        for epoch in np.unique(flat // num_rows)
+    }
     return np.array([order[i // num_rows][i % num_rows] for i in flat])
 
 
-def train(model, sequences: Sequences, config: SFTConfig, *, seed: int, directory: str, title: str = "sft",
-          loss_fn=sft_loss, **options):
-    """Trains `model` on `sequences`, going on from `directory`; returns a model with the trained weights.
+def train(
+    model,
+    sequences: Sequences,
+    config: SFTConfig,
+    *,
+    seed: int,
+    directory: str,
+    title: str = "sft",
+    loss_fn=sft_loss,
+    **options,
+):
+    """Trains `model` on `sequences`, going on from `directory`; returns a model with the trained
+    weights.
 
-    loss_fn(model, batch, num_tokens) is the mean loss of some rows; `sequences` may carry more fields for it.
+    loss_fn(model, batch, num_tokens) is the mean loss of some rows; `sequences` may carry more
+    fields for it.
     options: boards and sweep, see `loop.run`.
     """
     graphdef, params = nnx.split(model)
-    params = jax.tree.map(jnp.copy, params)  # the update donates its state; the caller's model stays whole
+    # the update donates its state; the caller's model stays whole
+    params = jax.tree.map(jnp.copy, params)
     num_tokens = int((sequences.lengths - sequences.prompt_lengths).max())
     state = SFTState(params, optim.init(params), jnp.zeros((), jnp.int32))
 
     def step_fn(state, step):
         rows = batch_rows(seed, step, config.batch_size, len(sequences.tokens))
         batch = jax.tree.map(lambda x: x[rows], sequences)
-        state, metrics = sft_update(graphdef, num_tokens, state, batch, optim.hyper(config.optim, step, config.steps), loss_fn)
+        state, metrics = sft_update(
+            graphdef,
+            num_tokens,
+            state,
+            batch,
+            optim.hyper(config.optim, step, config.steps),
+            loss_fn,
+        )
         return state, metrics | {"tokens": batch.lengths.sum()}
 
-    state = run(step_fn, state, steps=config.steps, directory=directory, save_every=config.save_every, title=title,
-                identity={"config": config, "seed": seed}, position=lambda step: {"data": step * config.batch_size}, **options)
+    state = run(
+        step_fn,
+        state,
+        steps=config.steps,
+        directory=directory,
+        save_every=config.save_every,
+        title=title,
+        identity={"config": config, "seed": seed},
+        position=lambda step: {"data": step * config.batch_size},
+        **options,
+    )
     return nnx.merge(graphdef, state.params)

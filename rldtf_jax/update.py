@@ -1,4 +1,5 @@
-"""The compiled part of a step of RLDTF: what policy, critic and anchor say of the rollouts, and one update along Eq. 9.
+"""The compiled part of a step of RLDTF: what policy, critic and anchor say of the rollouts, and one
+update along Eq. 9.
 
 Dimensions in names: B rollouts, T response positions, S = prompt + T, N micro-batches.
 """
@@ -73,16 +74,22 @@ class Rollouts(NamedTuple):
     return_BxT: jax.Array
     weight_BxT: jax.Array
     old_value_BxT: jax.Array  # V_old(s_t)
-    option_BxTxK: Any = None  # int32, tokens that might stand at t, and what each is worth; advantage = expected
+    # int32, tokens that might stand at t, and what each is worth; advantage = expected
+    option_BxTxK: Any = None
     worth_BxTxK: Any = None
 
 
 @functools.partial(jax.jit, static_argnames=("static", "num_tokens"))
-def old_states(static: Static, critic, anchor, tokens_BxS, prompt_lengths_B, lengths_B, num_tokens: int):
-    """(V_old(s_t) (B, T), zero without a critic; the anchor's hidden states (B, T, D)) of the response positions, before any
-    update."""
+def old_states(
+    static: Static, critic, anchor, tokens_BxS, prompt_lengths_B, lengths_B, num_tokens: int
+):
+    """(V_old(s_t) (B, T), zero without a critic; the anchor's hidden states (B, T, D)) of the
+    response positions, before any update.
+    """
     anchor = nnx.merge(static.policy_def, anchor)
-    states = functools.partial(response_states, prompt_lengths_B=prompt_lengths_B, num_tokens=num_tokens)
+    states = functools.partial(
+        response_states, prompt_lengths_B=prompt_lengths_B, num_tokens=num_tokens
+    )
     value_BxT = jnp.zeros((len(tokens_BxS), num_tokens), jnp.float32)
     if static.with_critic:
         critic = nnx.merge(static.critic_def, critic)
@@ -99,17 +106,32 @@ class Alternatives(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("static", "num_tokens", "num"))
-def alternatives(static: Static, policy, tokens_BxS, prompt_lengths_B, lengths_B, keys_B, temperature, num_tokens: int,
-                 num: int) -> Alternatives:
-    """`num` independent draws of another token for every response position; row b draws from keys_B[b] alone."""
+def alternatives(
+    static: Static,
+    policy,
+    tokens_BxS,
+    prompt_lengths_B,
+    lengths_B,
+    keys_B,
+    temperature,
+    num_tokens: int,
+    num: int,
+) -> Alternatives:
+    """`num` independent draws of another token for every response position; row b draws from
+    keys_B[b] alone.
+    """
     policy = nnx.merge(static.policy_def, policy)
-    hidden_BxTxD = response_states(policy.hidden(tokens_BxS, lengths_B), prompt_lengths_B, num_tokens)
+    hidden_BxTxD = response_states(
+        policy.hidden(tokens_BxS, lengths_B), prompt_lengths_B, num_tokens
+    )
     tokens_BxT, _ = response_tokens(tokens_BxS, prompt_lengths_B, lengths_B, num_tokens)
 
     def row(key, hidden_TxD, tokens_T):
         logits_TxV = policy.unembed(hidden_TxD) / temperature
         p_T = jnp.exp(log_prob(logits_TxV, tokens_T))
-        others_TxV = jnp.where(jax.nn.one_hot(tokens_T, logits_TxV.shape[-1], dtype=bool), -jnp.inf, logits_TxV)
+        others_TxV = jnp.where(
+            jax.nn.one_hot(tokens_T, logits_TxV.shape[-1], dtype=bool), -jnp.inf, logits_TxV
+        )
         drawn_NxT = jax.random.categorical(key, others_TxV, shape=(num, num_tokens))
         return drawn_NxT.astype(jnp.int32), 1.0 - p_T, entropy(logits_TxV)
 
@@ -118,28 +140,62 @@ def alternatives(static: Static, policy, tokens_BxS, prompt_lengths_B, lengths_B
 
 
 def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hyper, num_counted):
-    """Eq. 9 of some rows, scaled so that the mean over equal micro-batches is Eq. 9 of the batch: (loss, metrics).
+    """Eq. 9 of some rows, scaled so that the mean over equal micro-batches is Eq. 9 of the batch:
+    (loss, metrics).
 
-    num_counted: response tokens a micro-batch counts on average over the batch, the scale of every token mean.
+    num_counted: response tokens a micro-batch counts on average over the batch, the scale of every
+      token mean.
     """
     policy_model, critic_model, anchor_model = (
-        nnx.merge(definition, params) for definition, params in (
-            (static.policy_def, policy), (static.critic_def, critic), (static.policy_def, anchor)))
+        nnx.merge(definition, params)
+        for definition, params in (
+            (static.policy_def, policy),
+            (static.critic_def, critic),
+            (static.policy_def, anchor),
+        )
+    )
     T = rows.old_logp_BxT.shape[1]
     tokens_BxT, mask = response_tokens(rows.tokens_BxS, rows.prompt_lengths_B, rows.lengths_B, T)
-    states = functools.partial(response_states, prompt_lengths_B=rows.prompt_lengths_B, num_tokens=T)
+    states = functools.partial(
+        response_states, prompt_lengths_B=rows.prompt_lengths_B, num_tokens=T
+    )
     stats = token_stats(
-        policy_model.unembed, states(policy_model.hidden(rows.tokens_BxS, rows.lengths_B)), tokens_BxT,
-        anchor_model.unembed, rows.anchor_hidden_BxTxD, options_BxTxK=rows.option_BxTxK, temperature=hyper.temperature, chunk=static.logit_chunk)
-    value_BxT = critic_model.value(states(critic_model.hidden(rows.tokens_BxS, rows.lengths_B))) if static.with_critic else None
+        policy_model.unembed,
+        states(policy_model.hidden(rows.tokens_BxS, rows.lengths_B)),
+        tokens_BxT,
+        anchor_model.unembed,
+        rows.anchor_hidden_BxTxD,
+        options_BxTxK=rows.option_BxTxK,
+        temperature=hyper.temperature,
+        chunk=static.logit_chunk,
+    )
+    value_BxT = (
+        critic_model.value(states(critic_model.hidden(rows.tokens_BxS, rows.lengths_B)))
+        if static.with_critic
+        else None
+    )
 
     token_share = jnp.sum(mask) / num_counted
     per_token = len(mask) / num_counted if static.aggregation == "token-mean" else 1.0
     L_policy = per_token * (
-        policy_loss(stats.logp, rows.old_logp_BxT, rows.advantage_BxT, rows.weight_BxT, mask, hyper.clip, static.dual_clip)
-        if rows.option_BxTxK is None else expected_loss(stats.options, rows.worth_BxTxK, rows.weight_BxT, mask))
-    L_value = per_token * value_loss(
-        value_BxT, rows.return_BxT, mask, rows.old_value_BxT, static.value_clip) if static.with_critic else jnp.float32(0.0)
+        policy_loss(
+            stats.logp,
+            rows.old_logp_BxT,
+            rows.advantage_BxT,
+            rows.weight_BxT,
+            mask,
+            hyper.clip,
+            static.dual_clip,
+        )
+        if rows.option_BxTxK is None
+        else expected_loss(stats.options, rows.worth_BxTxK, rows.weight_BxT, mask)
+    )
+    L_value = (
+        per_token
+        * value_loss(value_BxT, rows.return_BxT, mask, rows.old_value_BxT, static.value_clip)
+        if static.with_critic
+        else jnp.float32(0.0)
+    )
     L_reg = token_share * regulariser(stats.entropy, stats.kl, mask, hyper.beta_ent, hyper.beta_kl)
 
     def token_mean(x_BxT):
@@ -147,29 +203,50 @@ def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hy
 
     log_ratio = jnp.where(mask, stats.logp - rows.old_logp_BxT, 0.0)
     metrics = {
-        "policy_loss": L_policy, "value_loss": L_value, "reg_loss": L_reg,
-        "entropy": token_mean(stats.entropy), "kl": token_mean(stats.kl),
+        "policy_loss": L_policy,
+        "value_loss": L_value,
+        "reg_loss": L_reg,
+        "entropy": token_mean(stats.entropy),
+        "kl": token_mean(stats.kl),
         "ratio": token_mean(jnp.exp(log_ratio)),
-        "log_ratio": token_mean(jnp.abs(log_ratio)),  # in a step's first update what sampler and trainer differ by
+        # in a step's first update what sampler and trainer differ by
+        "log_ratio": token_mean(jnp.abs(log_ratio)),
         "clip_fraction": token_mean(jnp.abs(jnp.expm1(log_ratio)) > hyper.clip),
     }
     return total_loss(L_policy, L_value, L_reg, hyper.k1, hyper.k2), metrics
 
 
 @functools.partial(jax.jit, static_argnames=("static",), donate_argnames=("learner",))
-def update(static: Static, learner: Learner, anchor, rows: Rollouts, hyper: Hyper,
-           frozen: Frozen = Frozen()) -> tuple[Learner, dict]:
-    """One step of AdamW on policy and critic along the gradient of Eq. 9, averaged over micro-batches in a scan."""
+def update(
+    static: Static,
+    learner: Learner,
+    anchor,
+    rows: Rollouts,
+    hyper: Hyper,
+    frozen: Frozen = Frozen(),
+) -> tuple[Learner, dict]:
+    """One step of AdamW on policy and critic along the gradient of Eq. 9, averaged over
+    micro-batches in a scan.
+    """
     N, T = static.microbatches, rows.old_logp_BxT.shape[1]
     _, mask = response_tokens(rows.tokens_BxS, rows.prompt_lengths_B, rows.lengths_B, T)
     num_counted = jnp.maximum(jnp.sum(mask), 1) / N
 
     def grads_and_metrics(part):
         def loss_fn(policy, critic):
-            return rldtf_loss(static, lora.merge(frozen.policy, policy), lora.merge(frozen.critic, critic), anchor, part,
-                              hyper, num_counted)
+            return rldtf_loss(
+                static,
+                lora.merge(frozen.policy, policy),
+                lora.merge(frozen.critic, critic),
+                anchor,
+                part,
+                hyper,
+                num_counted,
+            )
 
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)(learner.policy, learner.critic)
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)(
+            learner.policy, learner.critic
+        )
         return grads, metrics | {"loss": loss}
 
     def accumulate(mean, part):
@@ -178,15 +255,39 @@ def update(static: Static, learner: Learner, anchor, rows: Rollouts, hyper: Hype
     parts = jax.tree.map(lambda x: x.reshape(N, -1, *x.shape[1:]), rows)
     shapes = jax.eval_shape(grads_and_metrics, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    ((policy_grads, critic_grads), metrics), _ = jax.lax.scan(accumulate, zeros, parts, unroll=N == 1)
+    ((policy_grads, critic_grads), metrics), _ = jax.lax.scan(
+        accumulate, zeros, parts, unroll=N == 1
+    )
 
     # Each watches the other's gradient: an update is taken whole or left out whole.
-    policy = optim.apply(hyper.policy, learner.policy, learner.opt_policy, policy_grads, metrics["loss"],
-                         optax.global_norm(critic_grads))
-    critic = optim.apply(hyper.critic, learner.critic, learner.opt_critic, critic_grads, metrics["loss"],
-                         policy.grad_norm)
+    policy = optim.apply(
+        hyper.policy,
+        learner.policy,
+        learner.opt_policy,
+        policy_grads,
+        metrics["loss"],
+        optax.global_norm(critic_grads),
+    )
+    critic = optim.apply(
+        hyper.critic,
+        learner.critic,
+        learner.opt_critic,
+        critic_grads,
+        metrics["loss"],
+        policy.grad_norm,
+    )
     in_a_row = jnp.where(policy.finite, 0, learner.skipped_in_a_row + 1)
-    new = Learner(policy.params, critic.params, policy.opt_state, critic.opt_state,
-                  learner.skipped + ~policy.finite, in_a_row)
-    return new, metrics | {"grad_norm": policy.grad_norm, "critic_grad_norm": critic.grad_norm,
-                           "skipped": new.skipped, "skipped_in_a_row": in_a_row}
+    new = Learner(
+        policy.params,
+        critic.params,
+        policy.opt_state,
+        critic.opt_state,
+        learner.skipped + ~policy.finite,
+        in_a_row,
+    )
+    return new, metrics | {
+        "grad_norm": policy.grad_norm,
+        "critic_grad_norm": critic.grad_norm,
+        "skipped": new.skipped,
+        "skipped_in_a_row": in_a_row,
+    }

@@ -7,7 +7,8 @@ from pathlib import Path
 from hypothesis import settings
 import pytest
 
-settings.register_profile("rldtf", deadline=None)  # the first example of a test compiles, which no deadline allows for
+# the first example of a test compiles, which no deadline allows for
+settings.register_profile("rldtf", deadline=None)
 settings.load_profile("rldtf")
 
 
@@ -54,9 +55,14 @@ def browser():
     """Headless: the system's Chromium, or else the one that `playwright install chromium` left."""
     from playwright.sync_api import sync_playwright
 
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     quiet = ("gpu", "quic", "background-networking", "component-update", "sync")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--no-first-run", *(f"--disable-{part}" for part in quiet)])
+        browser = playwright.chromium.launch(
+            executable_path=path,
+            args=["--no-sandbox", "--no-first-run", *(f"--disable-{part}" for part in quiet)],
+        )
         yield browser
         browser.close()

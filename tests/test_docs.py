@@ -1,4 +1,6 @@
-"""The documentation: the site builds without a warning, equations and functions point at each other, examples run."""
+"""The documentation: the site builds without a warning, equations and functions point at each
+other, examples run.
+"""
 
 import doctest
 import importlib
@@ -14,17 +16,43 @@ import pytest
 
 PROJECT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((PROJECT / "examples" / "notebooks").glob("*.ipynb"))
-WITH_EXAMPLES = ("rldtf_jax.reward", "rldtf_jax.token_weight", "rldtf_jax.loss", "rldtf_jax.advantage", "rldtf_jax.sample", "twin.program", "twin.delay",
-                 "experiments.world.orchestration")
+WITH_EXAMPLES = (
+    "rldtf_jax.reward",
+    "rldtf_jax.token_weight",
+    "rldtf_jax.loss",
+    "rldtf_jax.advantage",
+    "rldtf_jax.sample",
+    "twin.program",
+    "twin.delay",
+    "experiments.world.orchestration",
+)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path / "site")], cwd=PROJECT, capture_output=True,
-                          text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "-d",
+            str(tmp_path / "site"),
+        ],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
     assert done.returncode == 0, done.stderr
     method = (tmp_path / "site" / "method" / "index.html").read_text()
     assert 'href="../api/learning/#rldtf_jax.loss.policy_loss"' in method
-    assert not re.search(r'(?:src|href)="https?://(?!squidfunk|zensical|github\.com/NVlabs|nvlabs\.github|gymnasium\.farama)', method)  # nothing is fetched from elsewhere
+    # nothing is fetched from elsewhere
+    assert not re.search(
+        r'(?:src|href)="https?://(?!squidfunk|zensical|github\.com/NVlabs|nvlabs\.github|gymnasium\.farama)',
+        method,
+    )
 
 
 def test_every_equation_points_at_a_function_that_names_it():
@@ -42,21 +70,38 @@ def test_every_equation_points_at_a_function_that_names_it():
 
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_of_docstrings_say_what_comes(module):
-    result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    result = doctest.testmod(
+        importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE
+    )
     assert result.attempted > 0 and result.failed == 0
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run_from_their_own_directory(path):
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
-    assert any(output["output_type"] in ("display_data", "execute_result", "stream") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+    nbclient.NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    assert any(
+        output["output_type"] in ("display_data", "execute_result", "stream")
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    )
 
 
 def test_the_readmes_training_runs_as_it_stands():
     """From the project's directory, with fewer rollouts."""
-    code = re.search(r"```python\n(import rldtf_jax.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)[1]
+    code = re.search(
+        r"```python\n(import rldtf_jax.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL
+    )[1]
     assert "steps=3, prompts_per_step=8" in code and len(code.strip().splitlines()) <= 12
-    code = code.replace("steps=3, prompts_per_step=8", "steps=1, prompts_per_step=2") + "print(history[0]['reward'])\n"
+    code = (
+        code.replace("steps=3, prompts_per_step=8", "steps=1, prompts_per_step=2")
+        + "print(history[0]['reward'])\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0 and -1 <= float(done.stdout.splitlines()[-1]) <= 1, done.stderr

@@ -12,6 +12,22 @@ from .toolbox import COMPUTE_TIERS_GFLOPS, TOOLS, describe
 from .twin import Decision, Stats, Target, Twin
 
 __all__ = [
-    "COMPUTE_TIERS_GFLOPS", "Decision", "QoS", "Scenario", "Settings", "Stats", "TOOLS", "Target", "Twin", "TwinError", "Workflow",
-    "WorkflowError", "breakdown", "check", "describe", "parse", "physical", "render",
+    "COMPUTE_TIERS_GFLOPS",
+    "Decision",
+    "QoS",
+    "Scenario",
+    "Settings",
+    "Stats",
+    "TOOLS",
+    "Target",
+    "Twin",
+    "TwinError",
+    "Workflow",
+    "WorkflowError",
+    "breakdown",
+    "check",
+    "describe",
+    "parse",
+    "physical",
+    "render",
 ]

@@ -12,7 +12,13 @@ import yaml
 
 from . import QoS, Scenario, Twin, Workflow, breakdown, check, describe, parse
 from .theory import awgn_ber, nearest_mcs, rayleigh_ber, table_bler
-from .transport import POLAR_LENGTH, information_bits, num_polar_blocks, polar_info_bits, segmentation
+from .transport import (
+    POLAR_LENGTH,
+    information_bits,
+    num_polar_blocks,
+    polar_info_bits,
+    segmentation,
+)
 
 RELIABILITY = 0.99  # of the delay quantile that is printed
 
@@ -37,12 +43,18 @@ def describe_block(workflow: Workflow) -> str:
     """The block of a slot, and how it is cut and coded."""
     w, size = workflow, f"{information_bits(workflow)} bits"
     if w.code == "polar":
-        return f"{size} in {num_polar_blocks(w)} polar block(s) of {polar_info_bits(w.code_rate)}, {POLAR_LENGTH} coded"
+        return (
+            f"{size} in {num_polar_blocks(w)} polar block(s) of {polar_info_bits(w.code_rate)},"
+            f" {POLAR_LENGTH} coded"
+        )
     if w.code == "none":
         return f"{size}, uncoded"
     seg = segmentation(w)
-    return (f"{size} (TS 38.214 5.1.3.2) in {seg.num_blocks} code block(s) of {seg.info}, {sum(seg.sent)} coded, "
-            f"base graph {seg.base_graph}, Z = {seg.lifting}, {seg.filler} filler bits")
+    return (
+        f"{size} (TS 38.214 5.1.3.2) in {seg.num_blocks} code block(s) of {seg.info},"
+        f" {sum(seg.sent)} coded, base graph {seg.base_graph}, Z = {seg.lifting}, {seg.filler}"
+        " filler bits"
+    )
 
 
 def rates(qos: QoS) -> str:
@@ -69,23 +81,36 @@ def run(arguments) -> None:
     for number, (share, ms) in enumerate(zip(qos.delivered, qos.delays_ms), 1):
         print(f"  after {number}  {100 * share:10.2f} % delivered, {ms:.4f} ms")
     quantile = qos.delay_quantile_ms(RELIABILITY)
-    print(f"delay      {qos.delay_ms:10.4f} ms, {100 * RELIABILITY:g} % of what is delivered within {quantile:.4f} ms, of which")
+    print(
+        f"delay      {qos.delay_ms:10.4f} ms, {100 * RELIABILITY:g} % of what is delivered within"
+        f" {quantile:.4f} ms, of which"
+    )
     parts = breakdown(scenario, workflow)
     parts["harq"] = qos.delay_ms - sum(parts.values())
     for module, ms in parts.items():
         print(f"  {module:10}{ms:10.4f} {'#' * round(50 * ms / qos.delay_ms)}")
 
 
-def reference(scenario: Scenario, workflow: Workflow, snrs_db) -> tuple[str, np.ndarray, np.ndarray] | None:
+def reference(
+    scenario: Scenario, workflow: Workflow, snrs_db
+) -> tuple[str, np.ndarray, np.ndarray] | None:
     """(label, Es/N0 in dB, rate) of the curve that the sweep should lie on, where one is known."""
     m, branches = workflow.bits_per_symbol, scenario.num_rx_ant
     gain_db = 10 * np.log10(branches)
     if workflow.num_layers > 1:
         return None
     if workflow.code == "none" and scenario.channel == "awgn":
-        return "BER, closed form", snrs_db, np.array([awgn_ber(m, snr + gain_db) for snr in snrs_db])
+        return (
+            "BER, closed form",
+            snrs_db,
+            np.array([awgn_ber(m, snr + gain_db) for snr in snrs_db]),
+        )
     if workflow.code == "none" and scenario.channel == "rayleigh":
-        return "BER, closed form", snrs_db, np.array([rayleigh_ber(m, snr, branches) for snr in snrs_db])
+        return (
+            "BER, closed form",
+            snrs_db,
+            np.array([rayleigh_ber(m, snr, branches) for snr in snrs_db]),
+        )
     mcs = nearest_mcs(m, workflow.code_rate)
     if workflow.code == "ldpc" and scenario.channel == "awgn" and mcs is not None and mcs >= 3:
         code = segmentation(workflow)
@@ -106,12 +131,17 @@ def sweep(arguments) -> None:
     pairs = [(replace(scenario, snr_db=snr), workflow) for snr in snrs_db]
     check(*pairs[0], validation=True)
     budget = dict(max_blocks=arguments.max_blocks, enough_block_errors=100)
-    with Twin(workers=arguments.workers, cache=arguments.cache, seed=arguments.seed, **budget) as twin:
+    with Twin(
+        workers=arguments.workers, cache=arguments.cache, seed=arguments.seed, **budget
+    ) as twin:
         answers = twin.evaluate(pairs)
     print(" SNR/dB       BER  95 % interval             BLER  95 % interval          blocks")
     for snr, q in zip(snrs_db, answers):
         (ber_low, ber_high), (low, high) = q.ber_interval, q.bler_interval
-        print(f"{snr:7.2f} {q.ber:9.2e}  [{ber_low:.2e}, {ber_high:.2e}] {q.bler:9.2e}  [{low:.2e}, {high:.2e}] {q.num_blocks:6d}")
+        print(
+            f"{snr:7.2f} {q.ber:9.2e}  [{ber_low:.2e}, {ber_high:.2e}] {q.bler:9.2e}  [{low:.2e},"
+            f" {high:.2e}] {q.num_blocks:6d}"
+        )
     draw(scenario, workflow, snrs_db, answers, arguments.out)
     print(arguments.out)
 
@@ -128,15 +158,26 @@ def draw(scenario, workflow, snrs_db, answers, path) -> None:
         rate = np.array([getattr(q, name) for q in answers])
         low, high = np.transpose([getattr(q, f"{name}_interval") for q in answers])
         bars = np.clip([rate - low, high - rate], 0, None)[:, seen]
-        line = axes.errorbar(snrs_db[seen], rate[seen], yerr=bars, fmt="o-", capsize=3, label=f"{name.upper()}, 95 %")
+        line = axes.errorbar(
+            snrs_db[seen], rate[seen], yerr=bars, fmt="o-", capsize=3, label=f"{name.upper()}, 95 %"
+        )
         label = f"{name.upper()} below: no error seen"
-        axes.plot(snrs_db[~seen], high[~seen], "v", mfc="none", color=line[0].get_color(), label=label)
+        axes.plot(
+            snrs_db[~seen], high[~seen], "v", mfc="none", color=line[0].get_color(), label=label
+        )
     if known := reference(scenario, workflow, snrs_db):
         axes.plot(known[1], known[2], "k--", marker=".", label=known[0])
-    axes.set(xlim=(snrs_db[0] - 0.5, snrs_db[-1] + 0.5), xlabel="Es/N0 per receive antenna, dB", ylabel="error rate")
+    axes.set(
+        xlim=(snrs_db[0] - 0.5, snrs_db[-1] + 0.5),
+        xlabel="Es/N0 per receive antenna, dB",
+        ylabel="error rate",
+    )
     axes.set(yscale="log", ylim=(10 ** np.floor(np.log10(min(q.ber for q in answers))), 1.5))
     w = workflow
-    axes.set_title(f"{scenario.channel}, {w.bits_per_symbol} bits/symbol, {w.code} {w.code_rate:g}, {w.num_layers} layer(s)")
+    axes.set_title(
+        f"{scenario.channel}, {w.bits_per_symbol} bits/symbol, {w.code} {w.code_rate:g},"
+        f" {w.num_layers} layer(s)"
+    )
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     figure.savefig(path)
@@ -150,21 +191,31 @@ def snr_range(text: str) -> tuple[float, float, float]:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m twin", description="A link-level digital twin on Sionna.")
+    parser = argparse.ArgumentParser(
+        prog="python -m twin", description="A link-level digital twin on Sionna."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("scenario", help="YAML file of scenario fields")
     common.add_argument("workflow", help="text file with one toolbox call per line")
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--cache", default=None, help="SQLite file that keeps results")
-    commands.add_parser("run", parents=[common], help="QoS and delay of one workflow").set_defaults(action=run)
-    sweeper = commands.add_parser("sweep", parents=[common], help="BER and BLER over SNR, as a table and a figure")
-    sweeper.add_argument("--snr", type=snr_range, default=(-5.0, 25.0, 1.0), metavar="START:STOP:STEP", help="dB")
+    commands.add_parser("run", parents=[common], help="QoS and delay of one workflow").set_defaults(
+        action=run
+    )
+    sweeper = commands.add_parser(
+        "sweep", parents=[common], help="BER and BLER over SNR, as a table and a figure"
+    )
+    sweeper.add_argument(
+        "--snr", type=snr_range, default=(-5.0, 25.0, 1.0), metavar="START:STOP:STEP", help="dB"
+    )
     sweeper.add_argument("--max-blocks", type=int, default=512)
     sweeper.add_argument("--workers", type=int, default=2)
     sweeper.add_argument("--out", default="sweep.svg")
     sweeper.set_defaults(action=sweep)
-    commands.add_parser("toolbox", help="what a prompt shows").set_defaults(action=lambda _: print(describe()))
+    commands.add_parser("toolbox", help="what a prompt shows").set_defaults(
+        action=lambda _: print(describe())
+    )
     arguments = parser.parse_args(argv)
     try:
         arguments.action(arguments)

@@ -1,9 +1,9 @@
 """Results on disk, keyed by content: one SQLite file that several processes may share.
 
-A row holds the counts of one simulation with a checksum of key and value; a row that does not match is not
-there. A file that is not a sound database is set aside with a warning and a new one begun. What cannot be
-written (a full disk, a file that is read-only or locked) is kept in memory and tried again now and then,
-after one warning. Local file systems only (write-ahead log).
+A row holds the counts of one simulation with a checksum of key and value; a row that does not match
+is not there. A file that is not a sound database is set aside with a warning and a new one begun.
+What cannot be written (a full disk, a file that is read-only or locked) is kept in memory and tried
+again now and then, after one warning. Local file systems only (write-ahead log).
 """
 
 from __future__ import annotations
@@ -28,9 +28,17 @@ LOCK_WAIT_S = 3.0  # for another process, until it has once been in vain
 RETRY_S = 30.0  # from a write that failed to the next one tried
 MAX_UNWRITTEN = 1 << 16  # results kept for then
 PACKAGE = Path(__file__).resolve().parent
-# What carries, stores, reads or shows results; all other files of the package count as what results depend on
+# What carries, stores, reads or shows results; all other files of the package count as what results
+# depend on
 NO_PART_IN_RESULTS = {
-    "__init__.py", "__main__.py", "cache.py", "pool.py", "program.py", "ray_pool.py", "twin.py", "README.md",
+    "__init__.py",
+    "__main__.py",
+    "cache.py",
+    "pool.py",
+    "program.py",
+    "ray_pool.py",
+    "twin.py",
+    "README.md",
 }
 LIBRARIES = ("numpy", "numba", "sionna-no-rt", "tensorflow")
 READ_ONLY = "stored answers are read, new ones are not stored"
@@ -38,8 +46,12 @@ MEMORY_ONLY = "results are kept in memory only"
 
 
 def result_files(package: Path = PACKAGE) -> Iterator[tuple[str, Path]]:
-    """(path in the package, path) of the sources, weights and tables that results depend on, in order."""
-    for name, path in sorted((path.relative_to(package).as_posix(), path) for path in package.rglob("*")):
+    """(path in the package, path) of the sources, weights and tables that results depend on, in
+    order.
+    """
+    for name, path in sorted(
+        (path.relative_to(package).as_posix(), path) for path in package.rglob("*")
+    ):
         hidden = any(part.startswith(".") or part == "__pycache__" for part in name.split("/"))
         if name not in NO_PART_IN_RESULTS and not hidden and path.is_file():
             yield name, path
@@ -47,7 +59,9 @@ def result_files(package: Path = PACKAGE) -> Iterator[tuple[str, Path]]:
 
 @functools.cache
 def fingerprint(package: Path = PACKAGE) -> str:
-    """A hash of what results depend on besides point, settings and seed: `result_files` and the libraries."""
+    """A hash of what results depend on besides point, settings and seed: `result_files` and the
+    libraries.
+    """
     content = hashlib.blake2b(digest_size=16)
     for library in LIBRARIES:
         try:
@@ -56,7 +70,9 @@ def fingerprint(package: Path = PACKAGE) -> str:
             version = "absent"
         content.update(f"{library} {version}\n".encode())
     for name, path in result_files(package):
-        content.update(f"{name} {hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}\n".encode())
+        content.update(
+            f"{name} {hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}\n".encode()
+        )
     return content.hexdigest()
 
 
@@ -71,14 +87,17 @@ def _checksum(key: bytes, value: str) -> bytes:
 
 
 def _locked_by_another(error: Exception) -> bool:
-    return isinstance(error, TimeoutError) or (isinstance(error, sqlite3.Error) and "locked" in str(error))
+    return isinstance(error, TimeoutError) or (
+        isinstance(error, sqlite3.Error) and "locked" in str(error)
+    )
 
 
 class Cache:
     """`get` and `put` of Counts by digest in the file at `path`.
 
-    Neither raises for what is wrong with file or disk: it is said in a warning, once, and the results that
-    could not be written are kept. Raises FileNotFoundError or IsADirectoryError if no such file can be.
+    Neither raises for what is wrong with file or disk: it is said in a warning, once, and the
+    results that could not be written are kept. Raises FileNotFoundError or IsADirectoryError if no
+    such file can be.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -99,7 +118,10 @@ class Cache:
         found = {key: self._unwritten[key] for key in keys if key in self._unwritten}
         for start in range(0, len(keys), 500):
             some = keys[start : start + 500]
-            query = f"SELECT key, value, checksum FROM results WHERE key IN ({','.join('?' * len(some))})"
+            query = (
+                "SELECT key, value, checksum FROM results WHERE key IN"
+                f" ({','.join('?' * len(some))})"
+            )
             rows = self._try(lambda database: database.execute(query, some).fetchall(), MEMORY_ONLY)
             if rows is None:
                 break
@@ -140,7 +162,8 @@ class Cache:
             self._retry_at = time.monotonic() + RETRY_S
 
     def _try(self, operation, consequence: str):
-        """What operation(database) returns, or None, after a warning of the consequence, if it fails.
+        """What operation(database) returns, or None, after a warning of the consequence, if it
+        fails.
 
         A database found corrupt on the way is set aside, and the operation tried on a new one.
         """
@@ -166,7 +189,8 @@ class Cache:
         if _locked_by_another(error):
             self._wait_for_locks(0.0)
         if consequence not in self._warned:
-            self._warned |= {consequence, READ_ONLY}  # nothing kept on disk says that nothing new is
+            # nothing kept on disk says that nothing new is
+            self._warned |= {consequence, READ_ONLY}
             warnings.warn(f"twin cache {self.path}: {error}: {consequence}", stacklevel=4)
 
     def _wait_for_locks(self, seconds: float) -> None:
@@ -204,7 +228,9 @@ class Cache:
 
     @contextlib.contextmanager
     def _locked(self):
-        """Alone among the processes that open the file; raises TimeoutError if another one stays at it."""
+        """Alone among the processes that open the file; raises TimeoutError if another one stays at
+        it.
+        """
         lock = os.open(f"{self.path}.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             give_up_at = time.monotonic() + self._lock_wait_s
@@ -214,7 +240,9 @@ class Cache:
                     break
                 except BlockingIOError:
                     if time.monotonic() >= give_up_at:
-                        raise TimeoutError(f"{self.path.name}.lock is locked by another process") from None
+                        raise TimeoutError(
+                            f"{self.path.name}.lock is locked by another process"
+                        ) from None
                     time.sleep(0.01)
             yield
         finally:
@@ -240,13 +268,18 @@ class Cache:
             raise
 
     def _connect_to_read(self, immutable: bool) -> sqlite3.Connection | None:
-        """A connection that writes nothing; with `immutable`, also where the log's files cannot be made."""
+        """A connection that writes nothing; with `immutable`, also where the log's files cannot be
+        made.
+        """
         for how in ("mode=ro", "mode=ro&immutable=1")[: 1 + immutable]:
             database = None
             try:
                 database = sqlite3.connect(
-                    f"{self.path.absolute().as_uri()}?{how}", uri=True, timeout=self._lock_wait_s,
-                    isolation_level=None, check_same_thread=False,
+                    f"{self.path.absolute().as_uri()}?{how}",
+                    uri=True,
+                    timeout=self._lock_wait_s,
+                    isolation_level=None,
+                    check_same_thread=False,
                 )
                 database.execute("SELECT key, value, checksum FROM results LIMIT 1").fetchall()
                 return database

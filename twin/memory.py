@@ -7,7 +7,9 @@ from functools import wraps
 
 
 def remember(max_bytes: int):
-    """Decorate a function of hashable arguments that returns a tuple of numpy arrays: least recently used ones go first."""
+    """Decorate a function of hashable arguments that returns a tuple of numpy arrays: least
+    recently used ones go first.
+    """
 
     def decorate(function):
         kept, held = OrderedDict(), [0]

@@ -1,8 +1,9 @@
 """Worker processes: points in, counts out, in whatever order they finish.
 
 Workers are started with a socket of their own and nothing else inherited; the parent never imports
-TensorFlow. A worker that dies or hangs is replaced and the point it was at is tried once more; a point that
-costs two workers becomes an error. A worker hangs when it owes a message and says nothing for too long.
+TensorFlow. A worker that dies or hangs is replaced and the point it was at is tried once more; a
+point that costs two workers becomes an error. A worker hangs when it owes a message and says
+nothing for too long.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ from .physical import Counts, Point, Settings
 CHUNK = 16  # points per message: about 0.1 s of work
 COMMAND = (sys.executable, "-m", "twin.worker")
 MAX_FAILED_STARTS = 3
-LIMIT_SIZE = 128 * 24  # blocks x PRB x transmissions; points that may be larger have more time in proportion
+# blocks x PRB x transmissions; points that may be larger have more time in proportion
+LIMIT_SIZE = 128 * 24
 POINT_LIMIT_S = 600.0  # the slowest, K-Best with 4 layers of 256QAM, takes 220 s for this size
 START_LIMIT_S = 120.0
 MESSAGE_LIMIT_S = 30  # for the rest of a message that has begun
 KILL_LIMIT_S = 10.0  # a process inside a system call that does not return is left to die by itself
 LONGEST_WAIT_S = 3600.0
 QUIET_AND_SINGLE_THREADED = {
-    "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
 }
 
 
@@ -44,7 +48,9 @@ class TwinError(RuntimeError):
 
 
 def share(jobs: Iterable, num_workers: int, point_of: Callable[..., Point]) -> list[deque]:
-    """A queue of jobs for every worker; one worker gets all of a channel state and keeps its realisations."""
+    """A queue of jobs for every worker; one worker gets all of a channel state and keeps its
+    realisations.
+    """
     queues = [deque() for _ in range(num_workers)]
     for job in jobs:
         queues[zlib.crc32(repr(point_of(job).state).encode()) % num_workers].append(job)
@@ -60,7 +66,9 @@ def take(queues: list[deque], slot: int) -> list:
 
 
 def limit_share(point: Point, settings: Settings) -> float:
-    """The limit of a point in units of `point_limit_s`: how often LIMIT_SIZE goes into it, and at least 1."""
+    """The limit of a point in units of `point_limit_s`: how often LIMIT_SIZE goes into it, and at
+    least 1.
+    """
     if point.rounds is None:
         num_blocks = settings.max_blocks
     else:
@@ -69,22 +77,31 @@ def limit_share(point: Point, settings: Settings) -> float:
 
 
 class _Worker:
-    """One process, its connection, the jobs it has not answered yet, and when its next message is due."""
+    """One process, its connection, the jobs it has not answered yet, and when its next message is
+    due.
+    """
 
-    def __init__(self, command, settings: Settings, seed: int, point_limit_s: float, start_limit_s: float):
+    def __init__(
+        self, command, settings: Settings, seed: int, point_limit_s: float, start_limit_s: float
+    ):
         self.settings, self.point_limit_s = settings, point_limit_s
         self.limits_s: deque[float] = deque()  # of the messages that its jobs have to bring
         self.due = time.monotonic() + start_limit_s
         ours, theirs = socket.socketpair()
-        for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # it may stop in the middle of a message
+        # it may stop in the middle of a message
+        for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("@ll", MESSAGE_LIMIT_S, 0))
         self.log = tempfile.TemporaryFile()
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()],
-            env=os.environ | QUIET_AND_SINGLE_THREADED | {"PYTHONPATH": path}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=self.log, start_new_session=True,
+            [*command, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | QUIET_AND_SINGLE_THREADED | {"PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self.log,
+            start_new_session=True,
         )
         theirs.close()
         self.connection = Connection(ours.detach())
@@ -101,7 +118,8 @@ class _Worker:
         self.limits_s = deque(limits_s if kind == "run" else [sum(limits_s)])
         if self.ready:
             self.heard()
-        with contextlib.suppress(OSError):  # it died or hangs: end of file comes next, or time runs out
+        # it died or hangs: end of file comes next, or time runs out
+        with contextlib.suppress(OSError):
             self.connection.send((kind, list(jobs)))
 
     def heard(self) -> None:
@@ -135,26 +153,41 @@ class _Worker:
 class Pool:
     """`num_workers` processes that simulate points under one seed and one Settings.
 
-    command: starts one; the number of its socket is appended. What a worker says and hears: see twin.worker.
-    point_limit_s: a worker that needs longer for a point is killed; points that may be larger than LIMIT_SIZE
-      have more time in proportion, and those of `warm` have theirs together
+    command: starts one; the number of its socket is appended. What a worker says and hears: see
+      twin.worker.
+    point_limit_s: a worker that needs longer for a point is killed; points that may be larger than
+      LIMIT_SIZE have more time in proportion, and those of `warm` have theirs together
     start_limit_s: the same to start
     """
 
     def __init__(
-        self, num_workers: int, settings: Settings, seed: int, command=COMMAND,
-        point_limit_s: float = POINT_LIMIT_S, start_limit_s: float = START_LIMIT_S,
+        self,
+        num_workers: int,
+        settings: Settings,
+        seed: int,
+        command=COMMAND,
+        point_limit_s: float = POINT_LIMIT_S,
+        start_limit_s: float = START_LIMIT_S,
     ):
         if not (point_limit_s > 0 and start_limit_s > 0):
-            raise ValueError(f"Pool: expected limits above 0 s, got {point_limit_s!r} and {start_limit_s!r}")
-        self.num_workers, self.settings, self.seed, self.command = num_workers, settings, seed, command
+            raise ValueError(
+                f"Pool: expected limits above 0 s, got {point_limit_s!r} and {start_limit_s!r}"
+            )
+        self.num_workers, self.settings, self.seed, self.command = (
+            num_workers,
+            settings,
+            seed,
+            command,
+        )
         self.point_limit_s, self.start_limit_s = point_limit_s, start_limit_s
         self.workers: dict[int, _Worker] = {}  # by slot 0 .. num_workers - 1
         self.traces: dict[int, int] = {}  # process id -> compiled stages traced so far
         self.failed_starts = 0
 
     def start(self) -> None:
-        """Start the processes that are missing; they import what they need while the caller goes on."""
+        """Start the processes that are missing; they import what they need while the caller goes
+        on.
+        """
         for slot in set(range(self.num_workers)) - set(self.workers):
             limits = self.point_limit_s, self.start_limit_s
             self.workers[slot] = _Worker(self.command, self.settings, self.seed, *limits)
@@ -182,8 +215,8 @@ class Pool:
     def run(self, points: list[Point]) -> Iterator[tuple[Point, Counts | TwinError, float]]:
         """Yield (point, counts or error, seconds) for each of the distinct points as they finish.
 
-        Points of one channel state go to one worker, which keeps its realisations, unless another one runs
-        out of work.
+        Points of one channel state go to one worker, which keeps its realisations, unless another
+        one runs out of work.
         """
         self._settle()
         queues = share(enumerate(points), self.num_workers, lambda job: job[1])
@@ -243,7 +276,9 @@ class Pool:
         if self.failed_starts == MAX_FAILED_STARTS:
             self.failed_starts = 0
             how = f" in {self.start_limit_s:g} s" if worker.overdue else ""
-            raise TwinError(f"workers do not start{how} ({' '.join(self.command)}):\n{worker.last_words()}")
+            raise TwinError(
+                f"workers do not start{how} ({' '.join(self.command)}):\n{worker.last_words()}"
+            )
 
     def _settle(self) -> None:
         """Start what is missing and let workers finish what an interrupted call left them with."""

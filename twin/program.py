@@ -1,4 +1,5 @@
-"""Text to Workflow and back. The text is model output, that is, data: it is read through `ast` and never run.
+"""Text to Workflow and back. The text is model output, that is, data: it is read through `ast` and
+never run.
 
 A program is one call of a toolbox name per line, with literal keyword arguments:
 
@@ -39,10 +40,11 @@ _WORD = re.compile(r"[A-Za-z_]+")
 def parse(text: str) -> Workflow:
     """Read a program.
 
-    Raises WorkflowError, with the line and what is wrong, for everything that is not exactly one call of
-    every tool (none or one of optional tools) with exactly its arguments and values that a Workflow accepts.
-    Size, alphabet, nesting and numbers are limited before the text reaches the parser, so that time and
-    memory are bounded for any input; so is the message, one printable line of at most MAX_MESSAGE_CHARS.
+    Raises WorkflowError, with the line and what is wrong, for everything that is not exactly one
+    call of every tool (none or one of optional tools) with exactly its arguments and values that a
+    Workflow accepts. Size, alphabet, nesting and numbers are limited before the text reaches the
+    parser, so that time and memory are bounded for any input; so is the message, one printable line
+    of at most MAX_MESSAGE_CHARS.
 
     >>> parse(render(Workflow(num_prb=4))) == Workflow(num_prb=4)
     True
@@ -55,7 +57,9 @@ def parse(text: str) -> Workflow:
 
 def _shown(message: str) -> str:
     """The message cut to its limit, with what cannot be printed escaped."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[: MAX_MESSAGE_CHARS + 1])
+    shown = "".join(
+        c if c.isprintable() else repr(c)[1:-1] for c in message[: MAX_MESSAGE_CHARS + 1]
+    )
     return shown if len(shown) <= MAX_MESSAGE_CHARS else shown[: MAX_MESSAGE_CHARS - 3] + "..."
 
 
@@ -83,11 +87,15 @@ def _read(text: str) -> Workflow:
 
 
 def render(workflow: Workflow) -> str:
-    """Write the program that `parse` reads back as the same workflow, less calls that change nothing."""
+    """Write the program that `parse` reads back as the same workflow, less calls that change
+    nothing.
+    """
     lines = []
     for tool in TOOLS:
         values = {a: getattr(workflow, a.field) for a in tool.arguments}
-        if not tool.optional or any(value != getattr(DEFAULT, a.field) for a, value in values.items()):
+        if not tool.optional or any(
+            value != getattr(DEFAULT, a.field) for a, value in values.items()
+        ):
             arguments = ", ".join(f"{a.name}={_literal(value)}" for a, value in values.items())
             lines.append(f"{tool.name}({arguments})")
     return "\n".join(lines)
@@ -106,7 +114,9 @@ def _limited(text) -> str:
     text = _COMMENT.sub("", text)
     end = _ALPHABET.match(text).end()
     if end < len(text):
-        raise WorkflowError(f"line {text.count(chr(10), 0, end) + 1}: unexpected character {text[end]!r}")
+        raise WorkflowError(
+            f"line {text.count(chr(10), 0, end) + 1}: unexpected character {text[end]!r}"
+        )
     if text.count("-") > MAX_SIGNS:
         raise WorkflowError(f"line 1: more than {MAX_SIGNS} minus signs")
     depth = 0
@@ -132,7 +142,9 @@ def _call(statement) -> tuple[str, dict]:
         raise WorkflowError(f"{at}: expected a call such as {TOOLS[0].name}(...)")
     tool = BY_NAME.get(call.func.id)
     if tool is None:
-        raise WorkflowError(f"{at}: {call.func.id[:40]} is not in the toolbox ({', '.join(BY_NAME)})")
+        raise WorkflowError(
+            f"{at}: {call.func.id[:40]} is not in the toolbox ({', '.join(BY_NAME)})"
+        )
     if call.args:
         raise WorkflowError(f"{at}: {tool.name} takes keyword arguments only")
     fields = {a.name: a.field for a in tool.arguments}
@@ -154,7 +166,8 @@ def _constant(node, at) -> int | float | str:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         sign, node = -1, node.operand
     value = node.value if isinstance(node, ast.Constant) else None
-    if type(value) is int and value >= 10**MAX_DIGITS:  # hexadecimal: Python refuses to print a long one
+    # hexadecimal: Python refuses to print a long one
+    if type(value) is int and value >= 10**MAX_DIGITS:
         raise WorkflowError(f"{at}: a number has more than {MAX_DIGITS} digits")
     if type(value) in (int, float):
         return sign * value

@@ -1,9 +1,9 @@
-"""The pool over a Ray cluster: `Twin(workers=32, pool=RayPool)`. Needs the extra `ray`, and this package on
-every node.
+"""The pool over a Ray cluster: `Twin(workers=32, pool=RayPool)`. Needs the extra `ray`, and this
+package on every node.
 
-One actor a worker, spread over the nodes, with a pool of one process of its own: what kills or hangs a
-simulation is met there, as on one machine (see twin.pool), and what is left to do here is to hand out points
-and to outlive a node.
+One actor a worker, spread over the nodes, with a pool of one process of its own: what kills or
+hangs a simulation is met there, as on one machine (see twin.pool), and what is left to do here is
+to hand out points and to outlive a node.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from .pool import COMMAND, POINT_LIMIT_S, START_LIMIT_S, Pool, TwinError, share,
 class _Node:
     """A pool of one worker, somewhere in the cluster; restarted elsewhere when its node is lost."""
 
-    def __init__(self, settings: Settings, seed: int, command, point_limit_s: float, start_limit_s: float):
+    def __init__(
+        self, settings: Settings, seed: int, command, point_limit_s: float, start_limit_s: float
+    ):
         self.pool = Pool(1, settings, seed, command, point_limit_s, start_limit_s)
         self.pool.start()
 
@@ -36,14 +38,19 @@ class _Node:
 
 
 class RayPool:
-    """The methods and arguments of `twin.pool.Pool` over the Ray cluster at hand: the one this process is
-    connected to, else the one that `ray.init` finds, else a local one. The cluster needs `num_workers` free
-    CPUs; with fewer, the first to come do the work.
+    """The methods and arguments of `twin.pool.Pool` over the Ray cluster at hand: the one this
+    process is connected to, else the one that `ray.init` finds, else a local one. The cluster needs
+    `num_workers` free CPUs; with fewer, the first to come do the work.
     """
 
     def __init__(
-        self, num_workers: int, settings: Settings, seed: int, command=COMMAND,
-        point_limit_s: float = POINT_LIMIT_S, start_limit_s: float = START_LIMIT_S,
+        self,
+        num_workers: int,
+        settings: Settings,
+        seed: int,
+        command=COMMAND,
+        point_limit_s: float = POINT_LIMIT_S,
+        start_limit_s: float = START_LIMIT_S,
     ):
         self.num_workers = num_workers
         self.arguments = settings, seed, command, point_limit_s, start_limit_s
@@ -68,14 +75,16 @@ class RayPool:
         ray.get([node.warm.remote(points) for node in self.nodes])
 
     def run(self, points: list[Point]) -> Iterator[tuple[Point, Counts | TwinError, float]]:
-        """Yield (point, counts or error, seconds) for each of the distinct points as chunks of them finish.
+        """Yield (point, counts or error, seconds) for each of the distinct points as chunks of them
+        finish.
 
-        A worker gets points once it has answered that it is there; the points of one that was lost go to the
-        others.
+        A worker gets points once it has answered that it is there; the points of one that was lost
+        go to the others.
         """
         self.start()
         queues = share(points, self.num_workers, lambda point: point)
-        there = {self._greet(slot): (slot, []) for slot in range(self.num_workers)}  # awaited: (slot, chunk)
+        # awaited: (slot, chunk)
+        there = {self._greet(slot): (slot, []) for slot in range(self.num_workers)}
         idle, remaining = set(), len(points)
         while remaining:
             (done,), _ = ray.wait(list(there))
@@ -95,5 +104,7 @@ class RayPool:
                 idle.discard(slot)
 
     def _greet(self, slot: int):
-        """Answered as soon as the worker is there, however often Ray has to start it again until then."""
+        """Answered as soon as the worker is there, however often Ray has to start it again until
+        then.
+        """
         return self.nodes[slot].run.options(max_task_retries=-1).remote([])

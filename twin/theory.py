@@ -1,5 +1,6 @@
-"""What is known without simulating: closed forms for uncoded Gray QAM, Sionna's own tables for the LDPC code in AWGN, and
-the modulation and coding schemes of TS 38.214."""
+"""What is known without simulating: closed forms for uncoded Gray QAM, Sionna's own tables for the
+LDPC code in AWGN, and the modulation and coding schemes of TS 38.214.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def _q(x: float) -> float:
 
 @functools.cache
 def _terms(bits_per_symbol: int) -> tuple[tuple[float, float], ...]:
-    """(c, d) such that the BER of Gray square QAM in AWGN is the sum of c Q(d sqrt(Es/N0)) (Cho and Yoon, 2002, eq. 14)."""
+    """(c, d) such that the BER of Gray square QAM in AWGN is the sum of c Q(d sqrt(Es/N0)) (Cho and
+    Yoon, 2002, eq. 14).
+    """
     per_dimension = bits_per_symbol // 2
     levels = 2**per_dimension
     weights = {}
@@ -45,7 +48,9 @@ def awgn_ber(bits_per_symbol: int, es_n0_db: float) -> float:
 
 
 def rayleigh_ber(bits_per_symbol: int, es_n0_db: float, branches: int = 1) -> float:
-    """The same in Rayleigh fading with maximum-ratio combining of independent branches (Proakis 14.4-15)."""
+    """The same in Rayleigh fading with maximum-ratio combining of independent branches (Proakis
+    14.4-15).
+    """
     snr = 10 ** (es_n0_db / 10)
 
     def average_q(d):
@@ -57,19 +62,27 @@ def rayleigh_ber(bits_per_symbol: int, es_n0_db: float, branches: int = 1) -> fl
 
 
 def table_bler(mcs: int, num_info_bits: float) -> tuple[np.ndarray, np.ndarray]:
-    """Es/N0 in dB and BLER of a code block in Sionna's PDSCH table 1 (LDPC, 20 iterations of belief propagation, AWGN).
+    """Es/N0 in dB and BLER of a code block in Sionna's PDSCH table 1 (LDPC, 20 iterations of belief
+    propagation, AWGN).
 
-    Interpolated in log BLER between code blocks of 500, 1000 and 2000 bits; a shorter or longer one is taken for the nearest.
+    Interpolated in log BLER between code blocks of 500, 1000 and 2000 bits; a shorter or longer one
+    is taken for the nearest.
     """
-    path = Path(find_spec("sionna").submodule_search_locations[0], "sys", "bler_tables", "PDSCH_table1.json")
+    path = Path(
+        find_spec("sionna").submodule_search_locations[0], "sys", "bler_tables", "PDSCH_table1.json"
+    )
     entry = json.loads(path.read_text())["category"]["1"]["index"]["1"]["MCS"][str(mcs)]
     sizes = (500, 1000, 2000)
     rows = np.log([np.maximum(entry["CBS"][str(size)]["BLER"], 1e-5) for size in sizes])
-    return np.array(entry["SNR_db"]), np.exp([np.interp(num_info_bits, sizes, column) for column in rows.T])
+    return np.array(entry["SNR_db"]), np.exp(
+        [np.interp(num_info_bits, sizes, column) for column in rows.T]
+    )
 
 
 def nearest_mcs(bits_per_symbol: int, code_rate: float) -> int | None:
     """The MCS of this modulation with this code rate to within 0.02, if there is one."""
-    distance = {i: abs(r / 1024 - code_rate) for i, (q, r) in enumerate(MCS_TABLE_1) if q == bits_per_symbol}
+    distance = {
+        i: abs(r / 1024 - code_rate) for i, (q, r) in enumerate(MCS_TABLE_1) if q == bits_per_symbol
+    }
     best = min(distance, key=distance.get, default=None)
     return best if best is not None and distance[best] < 0.02 else None

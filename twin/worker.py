@@ -1,9 +1,11 @@
 """A worker process: `python -m twin.worker FD` answers jobs on the socket FD until it closes.
 
-The parent's end closes however the parent dies, so no worker outlives it. Ctrl-C is the parent's business.
+The parent's end closes however the parent dies, so no worker outlives it. Ctrl-C is the parent's
+business.
 
 Messages in: (settings, seed) once, then ("run", [(job, Point), ...]) or ("warm", [Point, ...]).
-Messages out: ("ready",) once; for a run (job, Counts, seconds) or (job, error text, seconds), in order; for both ("idle", traces).
+Messages out: ("ready",) once; for a run (job, Counts, seconds) or (job, error text, seconds), in
+order; for both ("idle", traces).
 """
 
 from __future__ import annotations

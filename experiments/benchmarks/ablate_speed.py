@@ -1,8 +1,10 @@
-"""Eight arms together against eight runs one after the other: python -m experiments.benchmarks.ablate_speed [key=value ...]
+"""Eight arms together against eight runs one after the other: python -m
+experiments.benchmarks.ablate_speed [key=value ...]
 
-Both are commands as a user types them, each from an empty twin cache and with nothing compiled, on the same cores, from one model
-after rejection sampling (trained first in run_dir if it is not there); both end with the evaluation of every arm on held-out
-tasks. The results must be the same to the bit. Leaves ablate_speed.json in run_dir: seconds, their ratio, and where they went:
+Both are commands as a user types them, each from an empty twin cache and with nothing compiled, on
+the same cores, from one model after rejection sampling (trained first in run_dir if it is not
+there); both end with the evaluation of every arm on held-out tasks. The results must be the same to
+the bit. Leaves ablate_speed.json in run_dir: seconds, their ratio, and where they went:
   start      processes, imports, the twin's workers, reading the stages before;
   compile    the first step beyond a usual one;
   twin       what the steps waited for the twin at most (it works while the device does);
@@ -31,8 +33,15 @@ from experiments.studies import ablate
 from experiments.studies.grid import SweepConfig, cells
 
 AXES = {"alpha": (0.5, 1.0, 2.0, 4.0), "threshold": (0.05, 0.2)}
-OVERRIDES = ["preset=leave-one-out", "run_dir=runs/ablate_speed", "tasks.validation=24", "tasks.test=50", "evaluate.batch_size=50",
-             "rldtf.steps=20", "rldtf.weight_by=sensitivity"]
+OVERRIDES = [
+    "preset=leave-one-out",
+    "run_dir=runs/ablate_speed",
+    "tasks.validation=24",
+    "tasks.test=50",
+    "evaluate.batch_size=50",
+    "rldtf.steps=20",
+    "rldtf.weight_by=sensitivity",
+]
 
 
 def command(name: str, values: dict, arguments: list[str], directory: str) -> float:
@@ -43,8 +52,18 @@ def command(name: str, values: dict, arguments: list[str], directory: str) -> fl
         if os.path.exists(path):
             os.remove(path)
     start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "experiments.studies.ablate", *(f"{k}={','.join(map(str, v))}" for k, v in values.items()),
-                    *arguments, f"sweep={name}", f"twin.cache={cache}"], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "experiments.studies.ablate",
+            *(f"{k}={','.join(map(str, v))}" for k, v in values.items()),
+            *arguments,
+            f"sweep={name}",
+            f"twin.cache={cache}",
+        ],
+        check=True,
+    )
     return time.monotonic() - start
 
 
@@ -56,14 +75,20 @@ def spent(config: SweepConfig, names: list[str], seconds: float) -> dict[str, fl
         (one,) = os.listdir(root)
         rows = metrics.read(os.path.join(root, one))
         usual = statistics.median(row["step_seconds"] for row in rows[2:])
-        steps, twin = sum(row["step_seconds"] for row in rows), sum(row["twin/seconds"] for row in rows)
+        steps, twin = (
+            sum(row["step_seconds"] for row in rows),
+            sum(row["twin/seconds"] for row in rows),
+        )
         compiling = max(0.0, rows[0]["step_seconds"] - usual)
         parts["compile"] += compiling
         parts["twin"] += min(twin, steps - compiling)
         parts["steps"] += max(0.0, steps - compiling - twin)
         parts["simulated"] += sum(row["twin/simulated"] for row in rows)
         parts["evaluations"] += sum(row["twin/distinct"] for row in rows)
-    return parts | {"start and rest": seconds - parts["compile"] - parts["twin"] - parts["steps"], "total": seconds}
+    return parts | {
+        "start and rest": seconds - parts["compile"] - parts["twin"] - parts["steps"],
+        "total": seconds,
+    }
 
 
 def main(arguments: list[str]) -> dict:
@@ -74,19 +99,31 @@ def main(arguments: list[str]) -> dict:
     grid = cells(config, AXES)
     alone, names = 0.0, [f"alone_{i}" for i in range(len(grid))]
     for name, cell in zip(names, grid):
-        alone += command(name, {key: (value,) for key, value in cell.values.items()}, arguments, config.run_dir)
+        alone += command(
+            name, {key: (value,) for key, value in cell.values.items()}, arguments, config.run_dir
+        )
     together = command("together", AXES, arguments, config.run_dir)
 
     def weights(sweep, cell):
-        return load_file(os.path.join(config.run_dir, "sweeps", sweep, "arms", cell.name, "model", "model.safetensors"))
+        return load_file(
+            os.path.join(
+                config.run_dir, "sweeps", sweep, "arms", cell.name, "model", "model.safetensors"
+            )
+        )
 
     for name, cell in zip(names, grid):
         one, other = weights(name, cell), weights("together", cell)
         if not all(np.array_equal(one[key], other[key]) for key in one):
             raise AssertionError(f"{cell.name}: alone and together ended with other weights")
-    result = {"arms": len(grid), "steps": config.rldtf.steps, "prompts_per_step": config.rldtf.prompts_per_step,
-              "cores": os.cpu_count(), "alone": spent(config, names, alone), "together": spent(config, ["together"], together),
-              "ratio": alone / together}
+    result = {
+        "arms": len(grid),
+        "steps": config.rldtf.steps,
+        "prompts_per_step": config.rldtf.prompts_per_step,
+        "cores": os.cpu_count(),
+        "alone": spent(config, names, alone),
+        "together": spent(config, ["together"], together),
+        "ratio": alone / together,
+    }
     with whole(os.path.join(config.run_dir, "ablate_speed.json")) as file:
         json.dump(result, file, indent=1)
     return result

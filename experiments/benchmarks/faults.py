@@ -1,12 +1,15 @@
-"""Kills at random moments: what is left of a run that is killed again and again, beside one that never is.
+"""Kills at random moments: what is left of a run that is killed again and again, beside one that
+never is.
 
     python -m experiments.benchmarks.faults --kills 100 --out experiments/results/faults/faults.json      preset=smoke, about an hour
     python -m experiments.benchmarks.faults --kills 5 preset=smoke rldtf.steps=4                          other overrides of the pipeline
 
-A run is started, hit by SIGKILL at a moment drawn from the time that it has left, and started again, until it ends; then the next run
-begins in a new directory, until all kills are spent. Every third kill hits one of the run's own processes, a twin worker say, and not
-the one that was started. A run that was killed has to end as the one that was not: the models of all stages, what was sampled, the
-metrics and the evaluation, byte for byte. Exits with 1 where anything differs, or a start fails by itself.
+A run is started, hit by SIGKILL at a moment drawn from the time that it has left, and started
+again, until it ends; then the next run begins in a new directory, until all kills are spent. Every
+third kill hits one of the run's own processes, a twin worker say, and not the one that was started.
+A run that was killed has to end as the one that was not: the models of all stages, what was
+sampled, the metrics and the evaluation, byte for byte. Exits with 1 where anything differs, or a
+start fails by itself.
 """
 
 import argparse
@@ -25,7 +28,14 @@ from experiments.config import guarded, load
 from experiments.files import leave, show
 from experiments.stages.machine import processor
 
-COMPARED = (".safetensors", "metrics.jsonl", "sampled.jsonl", "evaluation.json", "tokenizer.json", "emulator.npz")
+COMPARED = (
+    ".safetensors",
+    "metrics.jsonl",
+    "sampled.jsonl",
+    "evaluation.json",
+    "tokenizer.json",
+    "emulator.npz",
+)
 STAGES = ("instruct", "reject", "rldtf")
 PIPELINE = (sys.executable, "-m", "experiments.stages.pipeline")
 
@@ -38,7 +48,9 @@ def digests(directory: str) -> dict[str, str]:
             path = os.path.join(root, name)
             if name.endswith(COMPARED) and "checkpoints" not in path:
                 with open(path, "rb") as file:
-                    found[os.path.relpath(path, directory)] = hashlib.sha256(file.read()).hexdigest()
+                    found[os.path.relpath(path, directory)] = hashlib.sha256(
+                        file.read()
+                    ).hexdigest()
     return found
 
 
@@ -52,19 +64,29 @@ def stage(directory: str) -> str:
     done = [name for name in STAGES if os.path.isdir(os.path.join(directory, name, "model"))]
     if len(done) == len(STAGES):
         return "evaluation"
-    return STAGES[len(done)] if os.path.isdir(os.path.join(directory, STAGES[len(done)])) else "start"
+    return (
+        STAGES[len(done)] if os.path.isdir(os.path.join(directory, STAGES[len(done)])) else "start"
+    )
 
 
 def descendants(pid: int) -> list[int]:
     """The processes that a process has started, and theirs."""
-    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+    children = subprocess.run(
+        ["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.split()
     return [one for child in map(int, children) for one in (child, *descendants(child))]
 
 
-def killed_after(command: Sequence[str], seconds: float, one_of_its_own: random.Random | None = None) -> tuple[bool, int | None, str]:
-    """(whether the kill came before the end, exit status, last line of stderr); one_of_its_own: chooses a child to be killed instead of all."""
+def killed_after(
+    command: Sequence[str], seconds: float, one_of_its_own: random.Random | None = None
+) -> tuple[bool, int | None, str]:
+    """(whether the kill came before the end, exit status, last line of stderr); one_of_its_own:
+    chooses a child to be killed instead of all.
+    """
     with tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True
+        )
         hit = False
         try:
             process.wait(seconds)
@@ -80,9 +102,12 @@ def killed_after(command: Sequence[str], seconds: float, one_of_its_own: random.
     return hit, process.returncode, lines[-1] if lines else ""
 
 
-def harness(command: Sequence[str], kills: int, seed: int, say=print, keep=lambda found: None) -> dict:
-    """What `command` (which takes run_dir=... as its last argument) leaves after `kills` kills, beside a run without any; keep: takes what
-    is found so far, whenever a run has ended."""
+def harness(
+    command: Sequence[str], kills: int, seed: int, say=print, keep=lambda found: None
+) -> dict:
+    """What `command` (which takes run_dir=... as its last argument) leaves after `kills` kills,
+    beside a run without any; keep: takes what is found so far, whenever a run has ended.
+    """
     rng, by_stage, wrong, failed, runs = random.Random(seed), Counter(), [], [], 0
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.monotonic()
@@ -98,8 +123,13 @@ def harness(command: Sequence[str], kills: int, seed: int, say=print, keep=lambd
                 left = max(0.2 * whole_s, whole_s - alive_s)
                 own = rng if spent % 3 == 2 else None
                 begun = time.monotonic()
-                hit, status, line = killed_after([*command, f"run_dir={directory}"], rng.uniform(0.02, 0.6) * left if spent < kills else 1e9, own)
-                alive_s += 0.5 * (time.monotonic() - begun)  # about half of it was starting, and is to be done again
+                hit, status, line = killed_after(
+                    [*command, f"run_dir={directory}"],
+                    rng.uniform(0.02, 0.6) * left if spent < kills else 1e9,
+                    own,
+                )
+                # about half of it was starting, and is to be done again
+                alive_s += 0.5 * (time.monotonic() - begun)
                 if hit:
                     spent += 1
                     by_stage[f"{stage(directory)}, {'one of its own' if own else 'all'}"] += 1
@@ -111,15 +141,25 @@ def harness(command: Sequence[str], kills: int, seed: int, say=print, keep=lambd
             wrong += differences(expected, digests(directory))
             runs += 1
             say(f"run {runs}: {spent} kills so far; differing files: {wrong or 'none'}")
-            found = {"processor": processor(), "command": " ".join(command[1:]), "kills": spent, "runs": runs,
-                     "killed_in": dict(sorted(by_stage.items())), "compared": sorted(expected), "unkilled_s": round(whole_s, 1),
-                     "differing": wrong, "failed_starts": failed}
+            found = {
+                "processor": processor(),
+                "command": " ".join(command[1:]),
+                "kills": spent,
+                "runs": runs,
+                "killed_in": dict(sorted(by_stage.items())),
+                "compared": sorted(expected),
+                "unkilled_s": round(whole_s, 1),
+                "differing": wrong,
+                "failed_starts": failed,
+            }
             keep(found)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out")
@@ -129,8 +169,13 @@ def main() -> None:
         parser.error(f"--kills {args.kills}: expected at least 1")
     overrides = args.overrides or ["preset=smoke"]
     load(overrides)  # what the pipeline would refuse is refused before a run is started
-    found = harness([*PIPELINE, *overrides], args.kills, args.seed, lambda text: print(text, file=sys.stderr, flush=True),
-                    lambda found: leave(found, args.out))
+    found = harness(
+        [*PIPELINE, *overrides],
+        args.kills,
+        args.seed,
+        lambda text: print(text, file=sys.stderr, flush=True),
+        lambda found: leave(found, args.out),
+    )
     show(found, args.out)
     if found["differing"] or found["failed_starts"]:
         sys.exit(1)

@@ -1,18 +1,19 @@
-"""What one GPU makes of a training: its ceilings, the RLDTF update, decoding, arms, torch beside it, precision.
+"""What one GPU makes of a training: its ceilings, the RLDTF update, decoding, arms, torch beside
+it, precision.
 
 python -m experiments.benchmarks.gpu                          all parts, the figures in gpu.json
 python -m experiments.benchmarks.gpu --only ceilings update   some
 python -m experiments.benchmarks.gpu --smoke                  the same programs on tiny shapes, on a CPU too
 
-Random weights and made-up rollouts, on which a run's time does not depend. Parts run in processes of their own, which
-are stopped at their limits, so that the command ends by itself; each figure is printed and written as soon as it is
-there. The programs of a model are compiled side by side, before any is timed. A time is the median of several runs
-after one that is left out.
+Random weights and made-up rollouts, on which a run's time does not depend. Parts run in processes
+of their own, which are stopped at their limits, so that the command ends by itself; each figure is
+printed and written as soon as it is there. The programs of a model are compiled side by side,
+before any is timed. A time is the median of several runs after one that is left out.
 
-Operations (`update_flops`) are those that the mathematics needs: nothing recomputed, attention under the causal mask
-only, logits of response positions only. MFU is their rate over the data sheet's 989 TFLOP/s of an H100 or H200
-(bfloat16, dense).
-Bytes of a decoding step (`decode_bytes`): every weight once, and the keys and values of the tokens that are visible.
+Operations (`update_flops`) are those that the mathematics needs: nothing recomputed, attention
+under the causal mask only, logits of response positions only. MFU is their rate over the data
+sheet's 989 TFLOP/s of an H100 or H200 (bfloat16, dense). Bytes of a decoding step (`decode_bytes`):
+every weight once, and the keys and values of the tokens that are visible.
 """
 
 import argparse
@@ -48,9 +49,15 @@ from rldtf_jax.update import Frozen, Hyper, Learner, Rollouts, Static, old_state
 SHEET_TFLOPS = 989
 NO_EOS = -1
 COMPILE_S = 100  # what takes longer to compile is left out
-MATMULS = "dots_with_no_batch_dims_saveable"  # remat: products with weights are kept, attention is computed anew
+# remat: products with weights are kept, attention is computed anew
+MATMULS = "dots_with_no_batch_dims_saveable"
 # The parts of each process and the seconds that it may take.
-PROCESSES = ((("ceilings", "update"), 240), (("decode",), 150), (("numerics", "arms"), 180), (("torch",), 240))
+PROCESSES = (
+    (("ceilings", "update"), 240),
+    (("decode",), 150),
+    (("numerics", "arms"), 180),
+    (("torch",), 240),
+)
 
 
 class UpdateCase(NamedTuple):
@@ -64,7 +71,11 @@ class UpdateCase(NamedTuple):
     @property
     def name(self) -> str:
         chunk = "" if self.logit_chunk is None else f", logits in chunks of {self.logit_chunk}"
-        remat = {False: "nothing recomputed", True: "layers recomputed", MATMULS: "attention recomputed"}[self.remat]
+        remat = {
+            False: "nothing recomputed",
+            True: "layers recomputed",
+            MATMULS: "attention recomputed",
+        }[self.remat]
         loop = ", layers unrolled" if self.unrolled else ""
         return f"{self.preset}, {self.attention}, {self.microbatches} micro-batches, {remat}{chunk}{loop}"
 
@@ -77,7 +88,8 @@ class Scale(NamedTuple):
     rows: int
     prompt: int
     response: int
-    updates: tuple[tuple[UpdateCase, ...], ...]  # a group is one model; its programs are compiled side by side
+    # a group is one model; its programs are compiled side by side
+    updates: tuple[tuple[UpdateCase, ...], ...]
     decodes: tuple[tuple[tuple[str, int], ...], ...]  # (preset, rows)
     fused: str  # the attention of what is measured with one only
     torch_preset: str  # what torch runs too
@@ -142,7 +154,9 @@ class Report:
 
 
 def seconds(run: Callable[[], Any], rounds: int) -> list[float]:
-    """Of each of `rounds` runs, after one that is left out; a run ends when what it returns is there."""
+    """Of each of `rounds` runs, after one that is left out; a run ends when what it returns is
+    there.
+    """
     times = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -157,21 +171,31 @@ def compile_all(lower: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], A
     futures = {name: pool.submit(one) for name, one in lower.items()}
     done, _ = wait(futures.values(), COMPILE_S)
     pool.shutdown(wait=False)
-    print(f"{len(done)} of {len(futures)} programs compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    print(
+        f"{len(done)} of {len(futures)} programs compiled in {time.perf_counter() - start:.0f} s",
+        flush=True,
+    )
     return {name: functools.partial(future.result, 0) for name, future in futures.items()}
 
 
 def program_gb(program) -> float:
     """What a compiled program takes on the device: arguments, results and temporaries."""
     m = program.memory_analysis()
-    sizes = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    sizes = (
+        m.argument_size_in_bytes
+        + m.output_size_in_bytes
+        - m.alias_size_in_bytes
+        + m.temp_size_in_bytes
+    )
     return sizes / 1e9
 
 
 def refuse_if_too_large(program) -> None:
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", np.inf) / 1e9
     if program_gb(program) > limit:
-        raise MemoryError(f"the program takes {program_gb(program):.1f} GB, the device lends {limit:.1f} GB")
+        raise MemoryError(
+            f"the program takes {program_gb(program):.1f} GB, the device lends {limit:.1f} GB"
+        )
 
 
 def layer_weights(c: Qwen2Config) -> int:
@@ -187,7 +211,9 @@ def forward_flops(c: Qwen2Config, rows: int, length: int) -> float:
 
 
 def update_flops(c: Qwen2Config, rows: int, prompt: int, response: int) -> float:
-    """Policy and critic forward and backward, the policy's logits likewise, the anchor's logits forward."""
+    """Policy and critic forward and backward, the policy's logits likewise, the anchor's logits
+    forward.
+    """
     logits = 2 * rows * response * c.hidden_size * c.vocab_size
     return 2 * 3 * forward_flops(c, rows, prompt + response) + (3 + 1) * logits
 
@@ -215,13 +241,21 @@ def ceilings(report: Report, scale: Scale) -> None:
         a, b = (jax.random.normal(jax.random.key(i), (n, n), jnp.bfloat16) for i in range(2))
         product = jax.jit(jnp.matmul)
         times = seconds(lambda: [product(a, b) for _ in range(in_a_row)][-1], rounds)
-        return {"value": 2 * n**3 * in_a_row / np.median(times) / 1e12, "unit": "TFLOP/s", "seconds": times}
+        return {
+            "value": 2 * n**3 * in_a_row / np.median(times) / 1e12,
+            "unit": "TFLOP/s",
+            "seconds": times,
+        }
 
     def copy():
         x = jax.random.normal(jax.random.key(0), (scale.copy_mb * 2**18,), jnp.float32)
         more = jax.jit(lambda x: x + 1)
         times = seconds(lambda: [more(x) for _ in range(4)][-1], rounds)
-        return {"value": 4 * 2 * x.nbytes / np.median(times) / 1e9, "unit": "GB/s", "seconds": times}
+        return {
+            "value": 4 * 2 * x.nbytes / np.median(times) / 1e9,
+            "unit": "GB/s",
+            "seconds": times,
+        }
 
     report.attempt("ceilings", f"bfloat16 matmul {n}^3", matmul)
     report.attempt("ceilings", "read and write", copy)
@@ -229,12 +263,23 @@ def ceilings(report: Report, scale: Scale) -> None:
 
 def made_up_rollouts(c: Qwen2Config, rows: int, prompt: int, response: int) -> Rollouts:
     draw = np.random.default_rng(0)
-    normal = lambda mean=0.0: jnp.asarray(mean + 0.1 * draw.normal(size=(rows, response)), jnp.float32)
-    hidden_BxTxD = jnp.asarray(draw.normal(size=(rows, response, c.hidden_size)), jnp.dtype(c.dtype))
+    normal = lambda mean=0.0: jnp.asarray(
+        mean + 0.1 * draw.normal(size=(rows, response)), jnp.float32
+    )
+    hidden_BxTxD = jnp.asarray(
+        draw.normal(size=(rows, response, c.hidden_size)), jnp.dtype(c.dtype)
+    )
     tokens_BxS = jnp.asarray(draw.integers(0, c.num_tokens, (rows, prompt + response)), jnp.int32)
     lengths = (jnp.full(rows, length, jnp.int32) for length in (prompt, prompt + response))
     return Rollouts(
-        tokens_BxS, *lengths, normal(-np.log(c.num_tokens)), hidden_BxTxD, normal(), normal(), normal(1.0), normal()
+        tokens_BxS,
+        *lengths,
+        normal(-np.log(c.num_tokens)),
+        hidden_BxTxD,
+        normal(),
+        normal(),
+        normal(1.0),
+        normal(),
     )
 
 
@@ -260,16 +305,25 @@ def measure_update(report: Report, scale: Scale) -> None:
 
 
 def update_of_a_size(report: Report, scale: Scale, group: tuple[UpdateCase, ...]) -> None:
-    """The update in all cases of one model, its old states, and a next-token step where that is asked for."""
+    """The update in all cases of one model, its old states, and a next-token step where that is
+    asked for.
+    """
     B, P, T = scale.rows, scale.prompt, scale.response
     preset, fused = group[0].preset, scale.fused
-    made = functools.partial(Qwen2Config.preset, preset, dtype="bfloat16", param_dtype="float32", unroll=1)
+    made = functools.partial(
+        Qwen2Config.preset, preset, dtype="bfloat16", param_dtype="float32", unroll=1
+    )
     layers = made().num_hidden_layers
     rows, hyper = made_up_rollouts(made(), B, P, T), train_hyper()
 
     def start():
-        policy, critic = (nnx.split(Qwen2(made(), rngs=nnx.Rngs(i), head=h))[1] for i, h in enumerate(("lm", "value")))
-        learner = Learner(policy, critic, optim.init(policy), optim.init(critic), *jnp.zeros(2, jnp.int32))
+        policy, critic = (
+            nnx.split(Qwen2(made(), rngs=nnx.Rngs(i), head=h))[1]
+            for i, h in enumerate(("lm", "value"))
+        )
+        learner = Learner(
+            policy, critic, optim.init(policy), optim.init(critic), *jnp.zeros(2, jnp.int32)
+        )
         return learner, nnx.split(Qwen2(made(), rngs=nnx.Rngs(2)))[1]
 
     shapes, anchor_shape = jax.eval_shape(start)
@@ -282,12 +336,31 @@ def update_of_a_size(report: Report, scale: Scale, group: tuple[UpdateCase, ...]
     for case in group:
         programs[case.name] = functools.partial(
             lambda case: update.lower(
-                static(case.microbatches, case.logit_chunk, attention=case.attention, remat=case.remat,
-                       unroll=layers if case.unrolled else 1),
-                shapes, anchor_shape, of_shape(rows), of_shape(hyper), Frozen()).compile(), case)  # fmt: skip
+                static(
+                    case.microbatches,
+                    case.logit_chunk,
+                    attention=case.attention,
+                    remat=case.remat,
+                    unroll=layers if case.unrolled else 1,
+                ),
+                # fmt: skip
+                shapes,
+                anchor_shape,
+                of_shape(rows),
+                of_shape(hyper),
+                Frozen(),
+            ).compile(),
+            case,
+        )
     whole_rows = rows.tokens_BxS, rows.prompt_lengths_B, rows.lengths_B
     programs["old states"] = lambda: old_states.lower(
-        static(attention=fused), shapes.critic, anchor_shape, *of_shape(whole_rows), T).compile()  # fmt: skip
+        # fmt: skip
+        static(attention=fused),
+        shapes.critic,
+        anchor_shape,
+        *of_shape(whole_rows),
+        T,
+    ).compile()
     few = scale.next_token_rows
     batch = Sequences(rows.tokens_BxS[:few], jnp.ones(few, jnp.int32), rows.lengths_B[:few])
     if next_token := preset == scale.torch_preset:
@@ -309,7 +382,12 @@ def update_of_a_size(report: Report, scale: Scale, group: tuple[UpdateCase, ...]
 
         times, flops = seconds(run, min(scale.rounds, 3)), update_flops(made(), B, P, T)
         figure = with_rate(times, flops, B * (P + T), report, program)
-        return figure | {"rows": B, "prompt": P, "response": T, "updates_left_out": int(learner.skipped)}
+        return figure | {
+            "rows": B,
+            "prompt": P,
+            "response": T,
+            "updates_left_out": int(learner.skipped),
+        }
 
     def measure_old_states():
         program = programs["old states"]()
@@ -329,13 +407,19 @@ def update_of_a_size(report: Report, scale: Scale, group: tuple[UpdateCase, ...]
 
         logits = 2 * few * (P + T - 1) * made().hidden_size * made().vocab_size
         flops = 3 * (forward_flops(made(), few, P + T) + logits)
-        return with_rate(seconds(run, scale.rounds), flops, few * (P + T), report, program) | {"rows": few}
+        return with_rate(seconds(run, scale.rounds), flops, few * (P + T), report, program) | {
+            "rows": few
+        }
 
     for case in group:
         report.attempt("update", case.name, functools.partial(measure, case.name))
-    report.attempt("update", f"{preset}, {fused}, old values and reference states", measure_old_states)
+    report.attempt(
+        "update", f"{preset}, {fused}, old values and reference states", measure_old_states
+    )
     if next_token:
-        report.attempt("update", f"{preset}, {fused}, next-token AdamW step, {few} rows", measure_next_token)
+        report.attempt(
+            "update", f"{preset}, {fused}, next-token AdamW step, {few} rows", measure_next_token
+        )
 
 
 def measure_decode(report: Report, scale: Scale) -> None:
@@ -348,8 +432,13 @@ def measure_decode(report: Report, scale: Scale) -> None:
 
             def start(c=made(preset)):
                 params = nnx.split(Qwen2(c, rngs=nnx.Rngs(0)))[1]
-                return jax.tree_util.tree_map_with_path(  # logits of a few nats, as a trained model has
-                    lambda path, x: 5 * x if jax.tree_util.keystr(path).startswith("['norm']") else x, params)
+                # logits of a few nats, as a trained model has
+                return jax.tree_util.tree_map_with_path(
+                    lambda path, x: (
+                        5 * x if jax.tree_util.keystr(path).startswith("['norm']") else x
+                    ),
+                    params,
+                )
 
             def lower(start=start, c=made(preset), B=B):
                 prompts, lengths, keys = inputs(c, B, P)
@@ -361,16 +450,39 @@ def measure_decode(report: Report, scale: Scale) -> None:
             programs[preset, B] = lower
             if (preset, B) == scale.decodes[0][0]:
                 for name, options in trainers(scale).items():
-                    programs[name] = functools.partial(lower_trainer, made(preset, **options), start, B, P, T)
+                    programs[name] = functools.partial(
+                        lower_trainer, made(preset, **options), start, B, P, T
+                    )
         programs = compile_all(programs)
         for preset, B in group:
-            report.attempt("decode", f"{preset}, {B} rows", functools.partial(
-                decode_of_a_size, report, scale, made(preset), B, programs[preset, B], programs[preset, B, "start"]))
+            report.attempt(
+                "decode",
+                f"{preset}, {B} rows",
+                functools.partial(
+                    decode_of_a_size,
+                    report,
+                    scale,
+                    made(preset),
+                    B,
+                    programs[preset, B],
+                    programs[preset, B, "start"],
+                ),
+            )
             if (preset, B) == scale.decodes[0][0]:
                 for name in trainers(scale):
-                    report.attempt("numerics", f"{preset}, log-probabilities, bfloat16 sampler and {name} trainer",
-                                   functools.partial(sampler_and_trainer, scale, made(preset), B, programs[preset, B],
-                                                     programs[preset, B, "start"], programs[name]))
+                    report.attempt(
+                        "numerics",
+                        f"{preset}, log-probabilities, bfloat16 sampler and {name} trainer",
+                        functools.partial(
+                            sampler_and_trainer,
+                            scale,
+                            made(preset),
+                            B,
+                            programs[preset, B],
+                            programs[preset, B, "start"],
+                            programs[name],
+                        ),
+                    )
 
 
 def inputs(c: Qwen2Config, B: int, P: int):
@@ -380,35 +492,52 @@ def inputs(c: Qwen2Config, B: int, P: int):
 
 
 def decode_of_a_size(report: Report, scale: Scale, c: Qwen2Config, B: int, program, start) -> dict:
-    """Times a whole call, and one that ends after a token: the difference is that of the other steps."""
+    """Times a whole call, and one that ends after a token: the difference is that of the other
+    steps.
+    """
     P, T = scale.prompt, scale.response
     program = program()
     params = start()()
     prompts_BxP, lengths_B, keys_B = inputs(c, B, P)
     call = lambda prompts_BxP, eos, temperature: program(
-        params, prompts_BxP, lengths_B, keys_B, eos_id=jnp.int32(eos), temperature=jnp.float32(temperature)
+        params,
+        prompts_BxP,
+        lengths_B,
+        keys_B,
+        eos_id=jnp.int32(eos),
+        temperature=jnp.float32(temperature),
     )
     times = seconds(lambda: call(prompts_BxP, NO_EOS, 1.0), min(scale.rounds, 3))
     same_BxP = jnp.tile(prompts_BxP[:1], (B, 1))  # every row's first token is then the same
     first = int(call(same_BxP, NO_EOS, 0.0).tokens_BxR[0, 0])
     steps = int(call(same_BxP, first, 0.0).lengths_B.max())
     short = seconds(lambda: call(same_BxP, first, 0.0), min(scale.rounds, 3))
-    figure = {"tokens_per_s": B * T / np.median(times), "seconds": times, "first_steps": steps, "first_seconds": short,
-              "program_gb": program_gb(program)}
+    figure = {
+        "tokens_per_s": B * T / np.median(times),
+        "seconds": times,
+        "first_steps": steps,
+        "first_seconds": short,
+        "program_gb": program_gb(program),
+    }
     if steps < T:
         step = (np.median(times) - np.median(short)) / (T - steps)
         visible, copy = decode_bytes(c, B, P + (T + 1) / 2), report.ceiling("read and write")
-        figure |= {"step_ms": 1e3 * step, "step_gb": visible / 1e9, "gb_per_s": visible / 1e9 / step,
-                   "of_measured_copy": copy and visible / 1e9 / step / copy,
-                   "of_measured_copy_by_all_slots": copy and decode_bytes(c, B, P + T) / 1e9 / step / copy,
-                   "prompts_and_first_token_s": np.median(short)}
+        figure |= {
+            "step_ms": 1e3 * step,
+            "step_gb": visible / 1e9,
+            "gb_per_s": visible / 1e9 / step,
+            "of_measured_copy": copy and visible / 1e9 / step / copy,
+            "of_measured_copy_by_all_slots": copy and decode_bytes(c, B, P + T) / 1e9 / step / copy,
+            "prompts_and_first_token_s": np.median(short),
+        }
     return figure
 
 
 def trainers(scale: Scale) -> dict[str, dict]:
     """How the update may compute the log-probabilities of what was sampled."""
-    return {f"bfloat16, {attention}": {"attention": attention} for attention in ("dot", scale.fused)} | {
-        "float32": {"dtype": "float32"}}
+    return {
+        f"bfloat16, {attention}": {"attention": attention} for attention in ("dot", scale.fused)
+    } | {"float32": {"dtype": "float32"}}
 
 
 def lower_trainer(c: Qwen2Config, start, B: int, P: int, T: int):
@@ -422,14 +551,30 @@ def lower_trainer(c: Qwen2Config, start, B: int, P: int, T: int):
 
     number = jax.ShapeDtypeStruct((B,), jnp.int32)
     with jax.default_matmul_precision("highest" if c.dtype == "float32" else "default"):
-        return jax.jit(log_probs).lower(
-            jax.eval_shape(start), jax.ShapeDtypeStruct((B, P + T), jnp.int32), number, number).compile()  # fmt: skip
+        return (
+            jax.jit(log_probs)
+            .lower(
+                # fmt: skip
+                jax.eval_shape(start),
+                jax.ShapeDtypeStruct((B, P + T), jnp.int32),
+                number,
+                number,
+            )
+            .compile()
+        )
 
 
 def sampler_and_trainer(scale: Scale, c: Qwen2Config, B: int, program, start, trainer) -> dict:
     params = start()()
     prompts_BxP, lengths_B, keys_B = inputs(c, B, scale.prompt)
-    samples = program()(params, prompts_BxP, lengths_B, keys_B, eos_id=jnp.int32(NO_EOS), temperature=jnp.float32(1.0))
+    samples = program()(
+        params,
+        prompts_BxP,
+        lengths_B,
+        keys_B,
+        eos_id=jnp.int32(NO_EOS),
+        temperature=jnp.float32(1.0),
+    )
     tokens_BxS = jnp.concatenate([prompts_BxP, samples.tokens_BxR], axis=1)
     logp_BxT = trainer()(params, tokens_BxS, lengths_B, lengths_B + scale.response)
     return differences(samples.logp_BxR, logp_BxT) | {"mean_logp": float(samples.logp_BxR.mean())}
@@ -437,7 +582,12 @@ def sampler_and_trainer(scale: Scale, c: Qwen2Config, B: int, program, start, tr
 
 def differences(a, b) -> dict:
     apart = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
-    return {"max": apart.max(), "mean": apart.mean(), "p99": np.percentile(apart, 99), "numbers": apart.size}
+    return {
+        "max": apart.max(),
+        "mean": apart.mean(),
+        "p99": np.percentile(apart, 99),
+        "numbers": apart.size,
+    }
 
 
 def measure_numerics(report: Report, scale: Scale) -> None:
@@ -445,7 +595,9 @@ def measure_numerics(report: Report, scale: Scale) -> None:
     c = Qwen2Config.preset("tiny")
     graphdef, params = nnx.split(Qwen2(c, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: 3 * x, params)  # as far from uniform as a trained model
-    tokens_BxS = jnp.asarray(np.random.default_rng(0).integers(0, c.num_tokens, (16, 128)), jnp.int32)
+    tokens_BxS = jnp.asarray(
+        np.random.default_rng(0).integers(0, c.num_tokens, (16, 128)), jnp.int32
+    )
 
     @jax.jit
     def log_probs(params, tokens_BxS):
@@ -462,18 +614,24 @@ def measure_numerics(report: Report, scale: Scale) -> None:
                 here = np.asarray(log_probs(params, tokens_BxS))
             return differences(here, on_cpu())
 
-        report.attempt("numerics", f"tiny, float32, matmul precision {precision}, against the CPU", measure)
+        report.attempt(
+            "numerics", f"tiny, float32, matmul precision {precision}, against the CPU", measure
+        )
 
 
 def measure_arms(report: Report, scale: Scale) -> None:
-    """The device's part of a step of the tiny preset (sampling, old states, update): arms in a program and in turn."""
+    """The device's part of a step of the tiny preset (sampling, old states, update): arms in a
+    program and in turn.
+    """
     from rldtf_jax import arms, rldtf  # they need more of the environment than the other parts
 
     A, B, P = scale.arms, scale.arm_rows, 96
     config = RLDTFConfig(prompts_per_step=B, sample=SampleConfig(max_new_tokens=scale.arm_response))
     T = config.sample.max_new_tokens
     c = Qwen2Config.preset("tiny")
-    policy, critic = (Qwen2(c, rngs=nnx.Rngs(i), head=head) for i, head in enumerate(("lm", "value")))
+    policy, critic = (
+        Qwen2(c, rngs=nnx.Rngs(i), head=head) for i, head in enumerate(("lm", "value"))
+    )
     rows = made_up_rollouts(c, B, P, T)
     prompts_BxP, lengths_B, keys_B = inputs(c, B, P)
 
@@ -494,40 +652,93 @@ def measure_arms(report: Report, scale: Scale) -> None:
                 s = arms.sample_arms(static, frozen, learner, prompts, lengths, keys, temperature, max_new_tokens=T,
                                      eos_id=NO_EOS, mesh=None)  # fmt: skip
                 tokens = jnp.concatenate([prompts, s.tokens_BxR], axis=2)
-                values, hidden = arms.old_states_arms(static, frozen, learner.critic, group.reference, tokens, lengths,
-                                                      lengths + T, num_tokens=T, mesh=None)  # fmt: skip
+                values, hidden = arms.old_states_arms(
+                    static,
+                    frozen,
+                    learner.critic,
+                    group.reference,
+                    tokens,
+                    lengths,
+                    # fmt: skip
+                    lengths + T,
+                    num_tokens=T,
+                    mesh=None,
+                )
                 part = made._replace(
-                    tokens_BxS=tokens, old_logp_BxT=s.logp_BxR, anchor_hidden_BxTxD=hidden, old_value_BxT=values
+                    tokens_BxS=tokens,
+                    old_logp_BxT=s.logp_BxR,
+                    anchor_hidden_BxTxD=hidden,
+                    old_value_BxT=values,
                 )
                 state["learners"][i], _ = arms.update_arms(
-                    static, frozen, learner, group.reference, part, hyper, jnp.ones(width, bool), mesh=None)
+                    static,
+                    frozen,
+                    learner,
+                    group.reference,
+                    part,
+                    hyper,
+                    jnp.ones(width, bool),
+                    mesh=None,
+                )
             return state["learners"]
 
         return step
 
     def measure(width: int, num_arms: int):
         times = seconds(groups_of(width, num_arms), scale.rounds)
-        return {"step_s": np.median(times), "tokens_per_s": num_arms * B * (P + T) / np.median(times), "seconds": times,
-                "rows": B, "prompt": P, "response": T}
+        return {
+            "step_s": np.median(times),
+            "tokens_per_s": num_arms * B * (P + T) / np.median(times),
+            "seconds": times,
+            "rows": B,
+            "prompt": P,
+            "response": T,
+        }
 
-    for name, width, num_arms in (("one arm", 1, 1), (f"{A} arms in turn", 1, A), (f"{A} arms in one program", A, A)):
+    for name, width, num_arms in (
+        ("one arm", 1, 1),
+        (f"{A} arms in turn", 1, A),
+        (f"{A} arms in one program", A, A),
+    ):
         report.attempt("arms", name, functools.partial(measure, width, num_arms))
 
 
 def measure_torch(report: Report, scale: Scale) -> None:
-    """The same shapes in transformers + torch: generate with a static cache, a mixed-precision AdamW step."""
+    """The same shapes in transformers + torch: generate with a static cache, a mixed-precision
+    AdamW step.
+    """
     import torch
     import transformers
 
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    report.add("torch", "versions", {"torch": torch.__version__, "transformers": transformers.__version__,
-                                     "card": torch.cuda.get_device_name() if cuda else "none"})  # fmt: skip
+    report.add(
+        "torch",
+        "versions",
+        {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            # fmt: skip
+            "card": torch.cuda.get_device_name() if cuda else "none",
+        },
+    )
     c = Qwen2Config.preset(scale.torch_preset)
-    names = {field.name for field in dataclasses.fields(c)} - {"num_tokens", "dtype", "param_dtype", "remat", "unroll",
-                                                              "attention", "attention_bias"}  # fmt: skip
-    shape = transformers.Qwen2Config(**{name: getattr(c, name) for name in names}, use_sliding_window=False,
-                                     attn_implementation="sdpa", **dict.fromkeys(("pad_token_id", "eos_token_id")))
+    names = {field.name for field in dataclasses.fields(c)} - {
+        "num_tokens",
+        "dtype",
+        "param_dtype",
+        "remat",
+        "unroll",
+        # fmt: skip
+        "attention",
+        "attention_bias",
+    }
+    shape = transformers.Qwen2Config(
+        **{name: getattr(c, name) for name in names},
+        use_sliding_window=False,
+        attn_implementation="sdpa",
+        **dict.fromkeys(("pad_token_id", "eos_token_id")),
+    )
     draw = np.random.default_rng(1)
     few, B, P, T = scale.next_token_rows, scale.rows, scale.prompt, scale.response
     tokens = torch.tensor(draw.integers(0, c.num_tokens, (few, P + T)), device=device)
@@ -550,7 +761,9 @@ def measure_torch(report: Report, scale: Scale) -> None:
         def loss(tokens):
             with torch.autocast(device, torch.bfloat16):
                 logits = model(tokens[:, :-1], use_cache=False).logits
-            return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+            return torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), tokens[:, 1:].flatten()
+            )
 
         loss = torch.compile(loss) if compiled else loss
 
@@ -563,14 +776,28 @@ def measure_torch(report: Report, scale: Scale) -> None:
         run()  # the first step also makes the moments
         times = timed(run, scale.rounds)
         peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
-        return {"tokens_per_s": few * (P + T) / np.median(times), "seconds": times, "rows": few, "peak_gb": peak}
+        return {
+            "tokens_per_s": few * (P + T) / np.median(times),
+            "seconds": times,
+            "rows": few,
+            "peak_gb": peak,
+        }
 
     def generate(compiled: bool):
         with torch.device(device):
             model = transformers.Qwen2ForCausalLM(shape).bfloat16().eval()
         prompts = torch.tensor(draw.integers(0, c.num_tokens, (B, P)), device=device)
-        options = dict(attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, top_p=1.0, pad_token_id=0,
-                       max_new_tokens=T, cache_implementation="static", disable_compile=not compiled)  # fmt: skip
+        options = dict(
+            attention_mask=torch.ones_like(prompts),
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=0,
+            # fmt: skip
+            max_new_tokens=T,
+            cache_implementation="static",
+            disable_compile=not compiled,
+        )
 
         def run():
             with torch.no_grad():
@@ -596,9 +823,19 @@ PARTS = {"ceilings": ceilings, "update": measure_update, "decode": measure_decod
 def measure_here(parts: list[str], report: Report, scale: Scale) -> None:
     if parts != ["torch"]:
         device = jax.devices()[0]
-        report.add("machine", "jax", {
-            "card": device.device_kind, "platform": device.platform, "jax": jax.__version__, "flax": flax.__version__,
-            "python": platform.python_version(), "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")})  # fmt: skip
+        report.add(
+            "machine",
+            "jax",
+            {
+                "card": device.device_kind,
+                "platform": device.platform,
+                "jax": jax.__version__,
+                "flax": flax.__version__,
+                # fmt: skip
+                "python": platform.python_version(),
+                "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+            },
+        )
     for part in parts:
         try:
             PARTS[part](report, scale)
@@ -607,7 +844,9 @@ def measure_here(parts: list[str], report: Report, scale: Scale) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="gpu.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--smoke", action="store_true", help="tiny shapes")
@@ -617,9 +856,16 @@ def main() -> None:
     arguments = parser.parse_args()
     scale = SMOKE if arguments.smoke else FULL
     if arguments.presets:
-        updates = (tuple(case for case in group if case.preset in arguments.presets) for group in scale.updates)
-        decodes = (tuple(case for case in group if case[0] in arguments.presets) for group in scale.decodes)
-        scale = scale._replace(updates=tuple(filter(None, updates)), decodes=tuple(filter(None, decodes)))
+        updates = (
+            tuple(case for case in group if case.preset in arguments.presets)
+            for group in scale.updates
+        )
+        decodes = (
+            tuple(case for case in group if case[0] in arguments.presets) for group in scale.decodes
+        )
+        scale = scale._replace(
+            updates=tuple(filter(None, updates)), decodes=tuple(filter(None, decodes))
+        )
     report = Report(arguments.out)
     if arguments.here:
         return measure_here(arguments.only, report, scale)
@@ -642,7 +888,9 @@ def main() -> None:
             os.killpg(process.pid, signal.SIGKILL)  # with the compilers that it started
             process.wait()
             ended = f"stopped at its limit of {limit:.0f} s"
-        Report(arguments.out).add("machine", " and ".join(parts), f"{ended} after {time.monotonic() - begun:.0f} s")
+        Report(arguments.out).add(
+            "machine", " and ".join(parts), f"{ended} after {time.monotonic() - begun:.0f} s"
+        )
 
 
 if __name__ == "__main__":

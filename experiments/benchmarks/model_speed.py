@@ -4,10 +4,11 @@ export GLIBC_TUNABLES=glibc.malloc.hugetlb=1                        huge pages, 
 python -m experiments.benchmarks.model_speed                        the tiny preset with random weights
 python -m experiments.benchmarks.model_speed --gguf FILE --rows 8   SmolLM2 (see rldtf_jax.fetch)
 
-Same weights, shapes and cores. The contenders take turns, so that other load on the machine falls on all of them;
-compilation and the first run of each turn are left out. A figure is the mean over the rounds with its 95 % interval
-(bootstrap), a ratio that of the round's times. Sampling: temperature 1, no row ends early. Training: one AdamW step of
-next-token loss over all positions, float32. Needs the test extra (torch, transformers).
+Same weights, shapes and cores. The contenders take turns, so that other load on the machine falls
+on all of them; compilation and the first run of each turn are left out. A figure is the mean over
+the rounds with its 95 % interval (bootstrap), a ratio that of the round's times. Sampling:
+temperature 1, no row ends early. Training: one AdamW step of next-token loss over all positions,
+float32. Needs the test extra (torch, transformers).
 """
 
 import argparse
@@ -42,15 +43,25 @@ def jax_sampler(model: Qwen2, prompts_BxP: np.ndarray, new: int) -> Callable[[],
     graphdef, params = nnx.split(model)
     lengths_B = np.full(len(prompts_BxP), prompts_BxP.shape[1])
     keys_B = row_keys(jax.random.key(0), np.arange(len(prompts_BxP)))
-    return lambda: sample_on_host(graphdef, params, prompts_BxP, lengths_B, keys_B, max_new_tokens=new, eos_id=NO_EOS)
+    return lambda: sample_on_host(
+        graphdef, params, prompts_BxP, lengths_B, keys_B, max_new_tokens=new, eos_id=NO_EOS
+    )
 
 
 def torch_sampler(model, prompts_BxP: np.ndarray, new: int, cache: str) -> Callable[[], None]:
     prompts = torch.tensor(prompts_BxP)
-    options = dict(attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, top_p=1.0, eos_token_id=None)
+    options = dict(
+        attention_mask=torch.ones_like(prompts),
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=None,
+    )
 
     def run():
-        out = model.generate(prompts, max_new_tokens=new, cache_implementation=cache, pad_token_id=0, **options)
+        out = model.generate(
+            prompts, max_new_tokens=new, cache_implementation=cache, pad_token_id=0, **options
+        )
         assert out.shape[1] == prompts_BxP.shape[1] + new
 
     return run
@@ -64,7 +75,9 @@ def jax_trainer(model: Qwen2, tokens_BxT: np.ndarray) -> Callable[[], None]:
 
     def loss(params, tokens_BxT):
         logits_BxTxV = nnx.merge(graphdef, params)(tokens_BxT[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, tokens_BxT[:, 1:]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits_BxTxV, tokens_BxT[:, 1:]
+        ).mean()
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, moments, tokens_BxT):
@@ -103,7 +116,8 @@ def times(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, l
         try:
             run()
             out[name] = []
-        except Exception as error:  # another framework's compiler may fail in any way; the table says so
+        # another framework's compiler may fail in any way; the table says so
+        except Exception as error:
             out[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:60]}"
     for _ in range(rounds):
         for name, run in contenders.items():
@@ -122,7 +136,9 @@ def with_interval(values: list[float]) -> dict[str, float]:
 
 
 def table(title: str, tokens: int, seconds: dict[str, list[float] | str]) -> dict[str, dict | str]:
-    """Prints a Markdown table of tokens per second and of how many times as fast the first contender is; returns it."""
+    """Prints a Markdown table of tokens per second and of how many times as fast the first
+    contender is; returns it.
+    """
     ours = next(iter(seconds.values()))
     print(f"\n{title}\n\n| | tokens/s | rldtf_jax against it |\n|---|---|---|")
     figures = {}
@@ -134,13 +150,17 @@ def table(title: str, tokens: int, seconds: dict[str, list[float] | str]) -> dic
         rate = with_interval([tokens / s for s in rounds])
         ratio = with_interval([theirs / s for theirs, s in zip(rounds, ours)])
         figures[name] = {"tokens_per_s": rate, "ratio": ratio, "seconds": rounds}
-        print(f"| {name} | {rate['mean']:,.0f} [{rate['low']:,.0f}, {rate['high']:,.0f}] "
-              f"| {ratio['mean']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}] |")
+        print(
+            f"| {name} | {rate['mean']:,.0f} [{rate['low']:,.0f}, {rate['high']:,.0f}] "
+            f"| {ratio['mean']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}] |"
+        )
     return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gguf", help="weights to use in place of the tiny preset's random ones")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=96)
@@ -152,28 +172,46 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
-    model = hf.load_gguf(arguments.gguf) if arguments.gguf else Qwen2(Qwen2Config.preset("tiny"), rngs=nnx.Rngs(0))
+    model = (
+        hf.load_gguf(arguments.gguf)
+        if arguments.gguf
+        else Qwen2(Qwen2Config.preset("tiny"), rngs=nnx.Rngs(0))
+    )
     with tempfile.TemporaryDirectory() as directory:
         hf.save(model, directory)
         theirs = transformers.Qwen2ForCausalLM.from_pretrained(directory).eval()
-    prompts_BxP = np.random.default_rng(0).integers(0, model.config.num_tokens, (arguments.rows, arguments.prompt))
+    prompts_BxP = np.random.default_rng(0).integers(
+        0, model.config.num_tokens, (arguments.rows, arguments.prompt)
+    )
     tokens_BxT = np.tile(prompts_BxP, (1, 2))[:, : arguments.prompt + arguments.new]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.split(model)[1]))
     machine = (
-        f"{os.cpu_count()} CPU cores, {platform.machine()}, JAX on {jax.default_backend()} ({jax.__version__}), torch "
-        f"{torch.__version__} with {torch.get_num_threads()} threads, transformers {transformers.__version__}, "
-        f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}"
+        f"{os.cpu_count()} CPU cores, {platform.machine()}, JAX on {jax.default_backend()}"
+        f" ({jax.__version__}), torch {torch.__version__} with {torch.get_num_threads()} threads,"
+        f" transformers {transformers.__version__},"
+        f" GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}"
     )
     command = " ".join(["python -m experiments.benchmarks.model_speed", *sys.argv[1:]])
-    print(f"`{command}`: {parameters / 1e6:.2f} M parameters, {arguments.rounds} rounds.\n{machine}.")
+    print(
+        f"`{command}`: {parameters / 1e6:.2f} M parameters, {arguments.rounds} rounds.\n{machine}."
+    )
     figures = {"command": command, "machine": machine, "parameters": parameters}
     samplers = {
         "rldtf_jax sample": jax_sampler(model, prompts_BxP, arguments.new),
-        "transformers generate, dynamic": torch_sampler(theirs, prompts_BxP, arguments.new, "dynamic"),
-        "transformers generate, static": torch_sampler(theirs, prompts_BxP, arguments.new, "static"),
+        "transformers generate, dynamic": torch_sampler(
+            theirs, prompts_BxP, arguments.new, "dynamic"
+        ),
+        "transformers generate, static": torch_sampler(
+            theirs, prompts_BxP, arguments.new, "static"
+        ),
     }
-    title = f"Sampling, {arguments.rows} rows, {arguments.prompt} + {arguments.new} tokens (new tokens counted)."
-    figures["sampling"] = table(title, arguments.rows * arguments.new, times(samplers, arguments.rounds))
+    title = (
+        f"Sampling, {arguments.rows} rows, {arguments.prompt} + {arguments.new} tokens (new tokens"
+        " counted)."
+    )
+    figures["sampling"] = table(
+        title, arguments.rows * arguments.new, times(samplers, arguments.rounds)
+    )
     if not arguments.skip_training:
         trainers = {
             "rldtf_jax": jax_trainer(model, tokens_BxT),

@@ -1,13 +1,15 @@
-"""A whole RL step beside TRL's GRPO: the same policy, prompts, number and length of responses and a reward that costs nothing.
+"""A whole RL step beside TRL's GRPO: the same policy, prompts, number and length of responses and a
+reward that costs nothing.
 
 python -m experiments.benchmarks.peers --out experiments/results/peers/peers.json    six minutes; nothing else may run
 python -m experiments.benchmarks.peers --contender rldtf                              one of them, its seconds as JSON
 
-The policy is the one that ships after phase 1, 64 responses of at most 104 tokens to 16 prompts, float32, one update a step.
-`rldtf` is the paper's step: critic, frozen reference, KL, entropy, token weights of the grammar. `group` leaves out critic and
-weights. `trl` is GRPOTrainer as it comes, with a reference (beta = 0.04). Contenders take turns, each turn in a process of its own; the
-first steps of a turn, which compile, are left out. A figure is the mean over the steps of all turns with its 95 % interval (bootstrap).
-Needs the extra `trl`.
+The policy is the one that ships after phase 1, 64 responses of at most 104 tokens to 16 prompts,
+float32, one update a step. `rldtf` is the paper's step: critic, frozen reference, KL, entropy,
+token weights of the grammar. `group` leaves out critic and weights. `trl` is GRPOTrainer as it
+comes, with a reference (beta = 0.04). Contenders take turns, each turn in a process of its own; the
+first steps of a turn, which compile, are left out. A figure is the mean over the steps of all turns
+with its 95 % interval (bootstrap). Needs the extra `trl`.
 """
 
 import argparse
@@ -56,8 +58,16 @@ def ours(group: bool) -> list[float]:
             return {}
 
     config = RLDTFConfig(
-        steps=STEPS, prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, weight_by="grammar", num_perturb=1, alpha=0.0 if group else 4.0,
-        advantage="group" if group else "paper", with_critic=not group, sample=SampleConfig(NEW))
+        steps=STEPS,
+        prompts_per_step=PROMPTS,
+        samples_per_prompt=SAMPLES,
+        weight_by="grammar",
+        num_perturb=1,
+        alpha=0.0 if group else 4.0,
+        advantage="group" if group else "paper",
+        with_critic=not group,
+        sample=SampleConfig(NEW),
+    )
     policy, tok = hf.load(POLICY), tokenizer.load(os.path.join(POLICY, "tokenizer.json"))
     env = Cheap(load_splits(os.path.join(DATA, "link-lite"))["train"], tok, None, config.reward)
     models, state = rldtf.initial(policy, value_model(policy, 0), config, 0)
@@ -80,24 +90,46 @@ def trl() -> list[float]:
     rows = [{"prompt": in_turns(task.prompt())} for task in tasks]
     with tempfile.TemporaryDirectory() as directory:
         trainer = GRPOTrainer(
-            model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
+            model,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list(rows),
             reward_funcs=lambda completions, **_: list(map(reward, completions)),
-            args=GRPOConfig(directory, max_steps=STEPS, per_device_train_batch_size=PROMPTS * SAMPLES, num_generations=SAMPLES,
-                            max_completion_length=NEW, beta=0.04, learning_rate=3e-4, logging_steps=1, report_to="none",
-                            save_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False, disable_tqdm=True))
+            args=GRPOConfig(
+                directory,
+                max_steps=STEPS,
+                per_device_train_batch_size=PROMPTS * SAMPLES,
+                num_generations=SAMPLES,
+                max_completion_length=NEW,
+                beta=0.04,
+                learning_rate=3e-4,
+                logging_steps=1,
+                report_to="none",
+                save_strategy="no",
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                disable_tqdm=True,
+            ),
+        )
         trainer.train()
     return [row["step_time"] for row in trainer.state.log_history if "step_time" in row]
 
 
 def turn(contender: str) -> list[float]:
     """A turn in a process of its own: the seconds of its timed steps."""
-    done = subprocess.run([sys.executable, "-m", "experiments.benchmarks.peers", "--contender", contender], check=True,
-                          stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmarks.peers", "--contender", contender],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])[UNTIMED:]
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--contender", choices=CONTENDERS, help="this one alone, in this process")
     parser.add_argument("--out", help="also write the figures there")
     arguments = parser.parse_args(argv)
@@ -112,9 +144,17 @@ def main(argv=None) -> None:
         for name in CONTENDERS:
             seconds[name] += turn(name)
             print(f"{name}: {np.mean(seconds[name]):.2f} s a step", file=sys.stderr, flush=True)
-    result = {"processor": processor(), "trl": library.__version__, "steps": TURNS * (STEPS - UNTIMED), "responses": PROMPTS * SAMPLES,
-              "seconds a step": {name: {"mean": float(np.mean(s)), "interval": mean_interval(np.array(s))} for name, s in seconds.items()},
-              "trl / rldtf": float(np.mean(seconds["trl"]) / np.mean(seconds["rldtf"]))}
+    result = {
+        "processor": processor(),
+        "trl": library.__version__,
+        "steps": TURNS * (STEPS - UNTIMED),
+        "responses": PROMPTS * SAMPLES,
+        "seconds a step": {
+            name: {"mean": float(np.mean(s)), "interval": mean_interval(np.array(s))}
+            for name, s in seconds.items()
+        },
+        "trl / rldtf": float(np.mean(seconds["trl"]) / np.mean(seconds["rldtf"])),
+    }
     show(result, arguments.out)
 
 

@@ -1,11 +1,14 @@
-"""python -m experiments.benchmarks.twin_speed [--pairs N] [--before DIR] [--out FILE]: how fast the twin is, on one core.
+"""python -m experiments.benchmarks.twin_speed [--pairs N] [--before DIR] [--out FILE]: how fast the
+twin is, on one core.
 
-Random distinct pairs of the toolbox, none cached, 64 slots each. Three grants: one whose transport block has about 1152 coded bits, 24 PRB and
-100 PRB. Prints, and writes as JSON, for each of them milliseconds per pair, of the link and of the effective-SINR method, with 95 % intervals,
-and by stage; what a worker takes to start, its memory as evaluations go on, cache hits per second.
+Random distinct pairs of the toolbox, none cached, 64 slots each. Three grants: one whose transport
+block has about 1152 coded bits, 24 PRB and 100 PRB. Prints, and writes as JSON, for each of them
+milliseconds per pair, of the link and of the effective-SINR method, with 95 % intervals, and by
+stage; what a worker takes to start, its memory as evaluations go on, cache hits per second.
 
---before: a checkout of an older commit of this project (d0b3d72 simulates one block of 1152 coded bits a slot, whatever the grant): the same
-  pairs and numbers of blocks as the first grant, in turn with ours, part by part.
+--before: a checkout of an older commit of this project (d0b3d72 simulates one block of 1152 coded
+  bits a slot, whatever the grant): the same pairs and numbers of blocks as the first grant, in turn
+  with ours, part by part.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ PART = 20  # pairs of a timed call
 BLOCK = 1152  # coded bits
 GRANTS = {"a block of about 1152 coded bits": None, "24 PRB": 24, "100 PRB": 100}
 
-# Runs in a checkout of d0b3d72: reads (scenario, workflow) pairs as JSON lines, answers seconds a part; "stages" for milliseconds by stage
+# Runs in a checkout of d0b3d72: reads (scenario, workflow) pairs as JSON lines, answers seconds a
+# part; "stages" for milliseconds by stage
 BEFORE = """
 import json, sys, time
 import tensorflow as tf
@@ -64,19 +68,37 @@ for line in sys.stdin:
 """
 
 
-def random_pairs(number: int, num_prb: int | None, seed: int = 0) -> list[tuple[Scenario, Workflow]]:
+def random_pairs(
+    number: int, num_prb: int | None, seed: int = 0
+) -> list[tuple[Scenario, Workflow]]:
     """Distinct feasible pairs of the toolbox on a coarse grid of links."""
     rng, pairs = random.Random(seed), {}
     while len(pairs) < number:
         tx, rx = rng.choice(((1, 1), (1, 2), (1, 4), (2, 2), (2, 4), (4, 4)))
         s = Scenario(
-            channel=rng.choice(("tdl-a", "tdl-b", "tdl-c", "rayleigh")), snr_db=rng.randint(-5, 30), num_tx_ant=tx, num_rx_ant=rx,
-            delay_spread_ns=rng.choice((30, 100, 300)), speed_mps=rng.choice((1, 10, 30)))
-        bits, layers, dmrs = rng.choice(BY_FIELD["bits_per_symbol"].choices), rng.randint(1, min(tx, rx)), rng.choice((1, 2))
+            channel=rng.choice(("tdl-a", "tdl-b", "tdl-c", "rayleigh")),
+            snr_db=rng.randint(-5, 30),
+            num_tx_ant=tx,
+            num_rx_ant=rx,
+            delay_spread_ns=rng.choice((30, 100, 300)),
+            speed_mps=rng.choice((1, 10, 30)),
+        )
+        bits, layers, dmrs = (
+            rng.choice(BY_FIELD["bits_per_symbol"].choices),
+            rng.randint(1, min(tx, rx)),
+            rng.choice((1, 2)),
+        )
         w = Workflow(
-            num_prb=num_prb or max(1, round(BLOCK / (bits * layers * 12 * (14 - dmrs)))), scs_khz=rng.choice((15, 30, 60)),
-            code_rate=rng.choice(BY_FIELD["code_rate"].choices), decoder_iterations=rng.randint(1, 20), bits_per_symbol=bits,
-            num_layers=layers, num_dmrs=dmrs, estimator=rng.choice(("ls", "lmmse")), detector=rng.choice(("zf", "lmmse")))
+            num_prb=num_prb or max(1, round(BLOCK / (bits * layers * 12 * (14 - dmrs)))),
+            scs_khz=rng.choice((15, 30, 60)),
+            code_rate=rng.choice(BY_FIELD["code_rate"].choices),
+            decoder_iterations=rng.randint(1, 20),
+            bits_per_symbol=bits,
+            num_layers=layers,
+            num_dmrs=dmrs,
+            estimator=rng.choice(("ls", "lmmse")),
+            detector=rng.choice(("zf", "lmmse")),
+        )
         pairs[s, w] = None
     return list(pairs)
 
@@ -89,9 +111,13 @@ class Stages:
 
         self.spent: dict[str, float] = {}
         for module, names, label in (
-            (link, ("surroundings", "unit_noise"), "channel and noise"), (estimation, ("estimator",), "estimator"),
-            (link, ("transport_blocks", "modulate"), "bits, encoder, mapper"), (link, ("receive",), "detector and demapper"),
-            (link, ("decode",), "decoder"), (esm, ("failures",), "table"), (esm, ("_detected", "_informed"), "SINR"),
+            (link, ("surroundings", "unit_noise"), "channel and noise"),
+            (estimation, ("estimator",), "estimator"),
+            (link, ("transport_blocks", "modulate"), "bits, encoder, mapper"),
+            (link, ("receive",), "detector and demapper"),
+            (link, ("decode",), "decoder"),
+            (esm, ("failures",), "table"),
+            (esm, ("_detected", "_informed"), "SINR"),
         ):
             for name in names:
                 self._time(module, name, label)
@@ -118,11 +144,20 @@ def measure(number: int, before: str | None) -> dict:
     from twin.chain import link
 
     stages, result = Stages(), {}
-    old = before and subprocess.Popen([sys.executable, "-c", BEFORE.format(slots=SLOTS)], cwd=before, text=True, stdin=subprocess.PIPE,
-                                      stdout=subprocess.PIPE, env=os.environ | QUIET_AND_SINGLE_THREADED | {"PYTHONPATH": before})
+    old = before and subprocess.Popen(
+        [sys.executable, "-c", BEFORE.format(slots=SLOTS)],
+        cwd=before,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | QUIET_AND_SINGLE_THREADED | {"PYTHONPATH": before},
+    )
     for title, num_prb in GRANTS.items():
         pairs = random_pairs(number, num_prb)
-        methods = {name: Settings(method=name, max_blocks=SLOTS, enough_block_errors=1 << 30) for name in ("link", "esm")}
+        methods = {
+            name: Settings(method=name, max_blocks=SLOTS, enough_block_errors=1 << 30)
+            for name in ("link", "esm")
+        }
         spent = {name: [] for name in (*methods, "before")}
         by_stage: dict[str, dict[str, float]] = {name: {} for name in spent}
         for first in range(0, number, PART):
@@ -143,8 +178,13 @@ def measure(number: int, before: str | None) -> dict:
                 seconds, parts = json.loads(old.stdout.readline())
                 _add(spent["before"], by_stage["before"], seconds, parts, len(some))
         result[title] = {
-            name: {"milliseconds a pair": with_interval(values), "by stage": {k: round(v / len(values), 3) for k, v in by_stage[name].items()}}
-            for name, values in spent.items() if values}
+            name: {
+                "milliseconds a pair": with_interval(values),
+                "by stage": {k: round(v / len(values), 3) for k, v in by_stage[name].items()},
+            }
+            for name, values in spent.items()
+            if values
+        }
         if old and num_prb is None:
             ratio = np.array(spent["before"]) / np.array(spent["link"])
             result[title]["before / link"] = with_interval(ratio)
@@ -185,7 +225,10 @@ def service(number: int) -> dict:
         for first in range(0, number, number // 5):
             twin.evaluate(pairs[first : first + number // 5])
             memory[first + number // 5] = worker_megabytes(twin)
-        result |= {"megabytes of the worker by evaluations": memory, "Sionna stages traced": twin.traces}
+        result |= {
+            "megabytes of the worker by evaluations": memory,
+            "Sionna stages traced": twin.traces,
+        }
         start = time.perf_counter()
         twin.evaluate(pairs * 10)
         result["cache hits a second"] = round(10 * number / (time.perf_counter() - start))
@@ -199,7 +242,11 @@ def main(argv=None) -> None:
     parser.add_argument("--out", help="JSON file for the result")
     arguments = parser.parse_args(argv)
     os.environ.update(QUIET_AND_SINGLE_THREADED)
-    result = {"pairs": arguments.pairs, "slots a pair": SLOTS} | service(5 * arguments.pairs) | measure(arguments.pairs, arguments.before)
+    result = (
+        {"pairs": arguments.pairs, "slots a pair": SLOTS}
+        | service(5 * arguments.pairs)
+        | measure(arguments.pairs, arguments.before)
+    )
     show(result, arguments.out)
 
 

@@ -1,4 +1,6 @@
-"""What a run's figures depend on beside its config and seed: the code, the processor and the versions of what computes."""
+"""What a run's figures depend on beside its config and seed: the code, the processor and the
+versions of what computes.
+"""
 
 import functools
 import importlib.metadata
@@ -14,16 +16,37 @@ import numpy as np
 
 from experiments.files import json_lines, whole
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "numba", "sionna-no-rt", "tensorflow", "tokenizers")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scipy",
+    "numba",
+    "sionna-no-rt",
+    "tensorflow",
+    "tokenizers",
+)
 
 
 @functools.cache
 def machine() -> dict[str, str]:
-    """The code, the processor, the libraries, and `numerics`: a checksum of a small model's forward and backward pass. Where that
-    differs, the last bits of a training do, and after some steps its samples."""
-    versions = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
-    return {"code": code(), "processor": processor(), "backend": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "versions": versions,
-            "numerics": f"{checksum():08x}"}
+    """The code, the processor, the libraries, and `numerics`: a checksum of a small model's forward
+    and backward pass. Where that differs, the last bits of a training do, and after some steps its
+    samples.
+    """
+    versions = ", ".join(
+        [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    )
+    return {
+        "code": code(),
+        "processor": processor(),
+        "backend": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "versions": versions,
+        "numerics": f"{checksum():08x}",
+    }
 
 
 def version(package: str) -> str:
@@ -34,13 +57,24 @@ def version(package: str) -> str:
 
 
 def code() -> str:
-    """The commit that this file stands in, and whether something else does too; outside a repository the package's version."""
+    """The commit that this file stands in, and whether something else does too; outside a
+    repository the package's version.
+    """
+
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", os.path.dirname(__file__), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", os.path.dirname(__file__), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", os.path.basename(__file__))  # an installation inside somebody else's repository is not of it
-        return git("rev-parse", "--short=12", "HEAD") + (" and changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        # an installation inside somebody else's repository is not of it
+        git("ls-files", "--error-unmatch", os.path.basename(__file__))
+        return git("rev-parse", "--short=12", "HEAD") + (
+            " and changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return f"rldtf-jax {version('rldtf-jax')}"
 
@@ -56,11 +90,15 @@ def processor() -> str:
 
 def checksum() -> int:
     """Of attention, a gated MLP and their gradient at fixed numbers, in float32."""
+
     def loss(w):
         attended = jax.nn.softmax(x @ w @ x.T / 8) @ x
         return jax.nn.logsumexp(jax.nn.silu(attended @ w) * jnp.tanh(x), axis=-1).mean()
 
-    x, w = (jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32) for seed, shape in enumerate(((96, 64), (64, 64))))
+    x, w = (
+        jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+        for seed, shape in enumerate(((96, 64), (64, 64)))
+    )
     value, slope = jax.jit(jax.value_and_grad(loss))(w)
     return zlib.crc32(np.asarray(slope).tobytes(), zlib.crc32(np.asarray(value).tobytes()))
 

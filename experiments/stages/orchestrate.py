@@ -2,9 +2,11 @@
 
     python -m experiments.stages.orchestrate REQUEST --link FILE [--run RUN] [--model DIR] [--temperature 0.7] [--json]
 
-REQUEST is what is wanted, in words. FILE is JSON: {"scenario": {...}} as in a task file, with delay_ms, throughput_mbps, ber and errors beside it where
-the targets are known; without them the answer is held against the quality of service that the model infers. RUN is a run directory whose newest
-finished stage answers (runs/quickstart), DIR any stage's model directory with RUN's settings. Exit status 0 whether or not the targets are met.
+REQUEST is what is wanted, in words. FILE is JSON: {"scenario": {...}} as in a task file, with
+delay_ms, throughput_mbps, ber and errors beside it where the targets are known; without them the
+answer is held against the quality of service that the model infers. RUN is a run directory whose
+newest finished stage answers (runs/quickstart), DIR any stage's model directory with RUN's
+settings. Exit status 0 whether or not the targets are met.
 """
 
 import argparse
@@ -38,7 +40,11 @@ UNKNOWN = dict(zip(TARGETS, (1.0, 1.0, 0.1)))  # stand for targets that the mode
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="orchestrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="orchestrate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("request")
     parser.add_argument("--link", required=True, help="JSON file")
     parser.add_argument("--run", default="runs/quickstart", help="run directory")
@@ -53,7 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     show = (lambda text: None) if asked.json else (lambda text: print(text, end="", flush=True))
     text = answer(config, asked.model or newest(asked.run), task, asked.temperature, show)
     task, reading = held_against(task, inferred, text)
-    with Twin(1, seed=worlds.noise_seed(config.twin.seed, "evaluate"), method=config.twin.method, max_blocks=config.twin.max_blocks) as twin:
+    with Twin(
+        1,
+        seed=worlds.noise_seed(config.twin.seed, "evaluate"),
+        method=config.twin.method,
+        max_blocks=config.twin.max_blocks,
+    ) as twin:
         (judgement,) = judge_readings([task], [reading], twin, config.rldtf.reward)
     found = result(task, text, judgement)
     print(json.dumps(found) if asked.json else f"\n\n{as_text(found)}")
@@ -82,13 +93,22 @@ def to_task(words: str, row: Any) -> tuple[Task, bool]:
         raise ConfigError("expected a JSON object with a scenario")
     given = [name for name in TARGETS if name in row]
     if given and len(given) < len(TARGETS):
-        raise ConfigError(f"{', '.join(name for name in TARGETS if name not in row)}: expected all of {', '.join(TARGETS)}, or none")
-    row = {"service": "yours", "kind": "listed" if given else "described", "errors": "packet"} | UNKNOWN | row
+        raise ConfigError(
+            f"{', '.join(name for name in TARGETS if name not in row)}: expected all of"
+            f" {', '.join(TARGETS)}, or none"
+        )
+    row = (
+        {"service": "yours", "kind": "listed" if given else "described", "errors": "packet"}
+        | UNKNOWN
+        | row
+    )
     return reading.to_task(row | {"request": words}), not given
 
 
 def held_against(task: Task, inferred: bool, text: str) -> tuple[Task, Reading]:
-    """The task with the targets that the text infers, if it is to, and the text's workflow; "intent" where it infers none."""
+    """The task with the targets that the text infers, if it is to, and the text's workflow;
+    "intent" where it infers none.
+    """
     if not inferred:
         return task, read(text)
     targets = read_intent(text)
@@ -99,19 +119,40 @@ def held_against(task: Task, inferred: bool, text: str) -> tuple[Task, Reading]:
 
 def newest(run_dir: str) -> str:
     """The model of the last stage that is finished."""
-    found = [path for stage in MODELS if os.path.isdir(path := os.path.join(run_dir, stage, "model"))]
+    found = [
+        path for stage in MODELS if os.path.isdir(path := os.path.join(run_dir, stage, "model"))
+    ]
     if not found:
-        raise ConfigError(f"--run = {run_dir!r}: expected a run directory with a finished stage (make quickstart makes one)")
+        raise ConfigError(
+            f"--run = {run_dir!r}: expected a run directory with a finished stage (make quickstart"
+            " makes one)"
+        )
     return found[-1]
 
 
-def answer(config: ExperimentConfig, directory: str, task: Task, temperature: float, show: Callable[[str], None] = lambda text: None) -> str:
-    """What a model directory's model writes to the task; "" where it comes to no end. show: called with each piece of text as it is written."""
-    with reading_model(dataclasses.replace(config, model=dataclasses.replace(config.model, hf_dir=directory))):
+def answer(
+    config: ExperimentConfig,
+    directory: str,
+    task: Task,
+    temperature: float,
+    show: Callable[[str], None] = lambda text: None,
+) -> str:
+    """What a model directory's model writes to the task; "" where it comes to no end. show: called
+    with each piece of text as it is written.
+    """
+    with reading_model(
+        dataclasses.replace(config, model=dataclasses.replace(config.model, hf_dir=directory))
+    ):
         tok, model = tokenizer.load_directory(directory), hf.load(directory, **config.model.options)
     (key,), ids = row_keys(jax.random.key(config.seed), np.arange(1)), []
-    for token, _ in stream(*nnx.split(model), tok.apply_chat(task.prompt(config.tasks.prompt)), key, eos_id=tok.eos_id,
-                           max_new_tokens=config.rldtf.sample.max_new_tokens, temperature=temperature):
+    for token, _ in stream(
+        *nnx.split(model),
+        tok.apply_chat(task.prompt(config.tasks.prompt)),
+        key,
+        eos_id=tok.eos_id,
+        max_new_tokens=config.rldtf.sample.max_new_tokens,
+        temperature=temperature,
+    ):
         ids.append(token)
         if token == tok.eos_id:
             return tok.decode(ids[:-1])
@@ -121,13 +162,22 @@ def answer(config: ExperimentConfig, directory: str, task: Task, temperature: fl
 
 def result(task: Task, text: str, judgement: Judgement) -> dict[str, Any]:
     workflow, failure = read(text)
-    found = {"answer": text, "workflow": workflow and dataclasses.asdict(workflow), "code": workflow and render(workflow),
-             "targets": dict(zip(TARGETS, task.required)), "errors": task.errors, "reward": judgement.R, "fulfilled": judgement.fulfilled,
-             "failure": judgement.failure or failure}
+    found = {
+        "answer": text,
+        "workflow": workflow and dataclasses.asdict(workflow),
+        "code": workflow and render(workflow),
+        "targets": dict(zip(TARGETS, task.required)),
+        "errors": task.errors,
+        "reward": judgement.R,
+        "fulfilled": judgement.fulfilled,
+        "failure": judgement.failure or failure,
+    }
     if judgement.qos:
         measured = task.measured(judgement.qos)
         found["measured"] = dict(zip(TARGETS, map(float, measured)))
-        found["met"] = dict(zip(TARGETS, (margins(np.array(measured), np.array(task.required)) >= 0).tolist()))
+        found["met"] = dict(
+            zip(TARGETS, (margins(np.array(measured), np.array(task.required)) >= 0).tolist())
+        )
     return found
 
 
@@ -137,10 +187,23 @@ def as_text(found: dict[str, Any]) -> str:
     if found["code"]:
         lines.append(found["code"])
     if "measured" not in found:
-        return "\n\n".join([*lines, f"nothing to run: {found['failure']}; R = {found['reward']:.2f}"])
+        return "\n\n".join(
+            [*lines, f"nothing to run: {found['failure']}; R = {found['reward']:.2f}"]
+        )
     for name, bound in zip(TARGETS, ("at most", "at least", "at most")):
-        lines.append(f"{name:16} {found['measured'][name]:10.3g}   {bound} {found['targets'][name]:.3g}   {'met' if found['met'][name] else 'MISSED'}")
-    return "\n".join([*lines, f"R = {found['reward']:.3f}, {'all targets met' if found['fulfilled'] else 'not all targets met'}"])
+        lines.append(
+            f"{name:16} {found['measured'][name]:10.3g}   {bound} {found['targets'][name]:.3g}  "
+            f" {'met' if found['met'][name] else 'MISSED'}"
+        )
+    return "\n".join(
+        [
+            *lines,
+            (
+                f"R = {found['reward']:.3f},"
+                f" {'all targets met' if found['fulfilled'] else 'not all targets met'}"
+            ),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The main job: all stages, the evaluation on held-out tasks and the report. Stopped at any moment, it goes on from there.
+"""The main job: all stages, the evaluation on held-out tasks and the report. Stopped at any moment,
+it goes on from there.
 
     python -m experiments.stages.pipeline preset=quickstart [key=value ...]
 """
@@ -20,8 +21,11 @@ def main(config: ExperimentConfig) -> None:
         path = report.write(run, result)
         print(table(result))
         twin = run.twin.stats
-        print(f"{(time.monotonic() - start) / 60:.1f} minutes; the twin simulated {twin.simulated} of {twin.requests} "
-              f"evaluations in {twin.seconds / 60:.1f} minutes, the rest were the same or in its cache")
+        print(
+            f"{(time.monotonic() - start) / 60:.1f} minutes; the twin simulated {twin.simulated} of"
+            f" {twin.requests} evaluations in {twin.seconds / 60:.1f} minutes, the rest were the"
+            " same or in its cache"
+        )
         print(f"report: {path}")
 
 

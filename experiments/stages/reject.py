@@ -1,6 +1,6 @@
 """Rejection sampling (III.B), after phase 1.
 
-    python -m experiments.stages.reject preset=quickstart
+python -m experiments.stages.reject preset=quickstart
 """
 
 import dataclasses
@@ -17,15 +17,25 @@ from rldtf_jax.qwen2 import Qwen2
 from experiments.config import ExperimentConfig, command
 from experiments.files import json_lines, whole
 from experiments.stages.instruct import instruct
-from experiments.stages.run import Run, curriculum, keep_model, opened, respond, say, sequences, stage_model
+from experiments.stages.run import (
+    Run,
+    curriculum,
+    keep_model,
+    opened,
+    respond,
+    say,
+    sequences,
+    stage_model,
+)
 from experiments.world.environment import TwinEnvironment
-
 
 VALIDATION_TRIES = 4  # responses to each validation task
 
 
 def reject(run: Run) -> Qwen2:
-    """Rejection sampling (III.B): sample, run the twin, keep what fulfils, train on it, until that stops helping."""
+    """Rejection sampling (III.B): sample, run the twin, keep what fulfils, train on it, until that
+    stops helping.
+    """
     done = stage_model(run, "reject")
     if done is not None:
         return done
@@ -35,18 +45,31 @@ def reject(run: Run) -> Qwen2:
 
     def success(model):
         tries = np.repeat(np.arange(len(validation.tasks)), VALIDATION_TRIES)
-        return respond(run, model, validation, tries, salt=1, temperature=1.0).verdict.fulfilled_M.mean()
+        return respond(
+            run, model, validation, tries, salt=1, temperature=1.0
+        ).verdict.fulfilled_M.mean()
 
     def refine(model, sampled: list[dict], number: int):
         """(model, rate) after training on what is kept of all that was sampled."""
         directory, kept = run.path("reject", f"round_{number}"), keep(sampled, config.keep_per_task)
         if not kept:
             return None
-        pairs = [(train.tasks[row["task"]].prompt(run.config.tasks.prompt), row["response"]) for row in kept]
+        pairs = [
+            (train.tasks[row["task"]].prompt(run.config.tasks.prompt), row["response"])
+            for row in kept
+        ]
         rows = sequences(run.tokenizer, curriculum(run, pairs))
-        steps = min(config.sft.steps, -(-config.epochs * len(rows.tokens) // config.sft.batch_size))  # few responses are soon learnt by heart
-        refined = sft.train(model, rows, dataclasses.replace(config.sft, steps=steps),
-                            seed=run.config.seed + number, directory=directory, title=f"reject {number}", **run.config.loop_options)
+        # few responses are soon learnt by heart
+        steps = min(config.sft.steps, -(-config.epochs * len(rows.tokens) // config.sft.batch_size))
+        refined = sft.train(
+            model,
+            rows,
+            dataclasses.replace(config.sft, steps=steps),
+            seed=run.config.seed + number,
+            directory=directory,
+            title=f"reject {number}",
+            **run.config.loop_options,
+        )
         rate = success(refined)
         say(f"reject: {rate:.1%} after round {number}, trained on {len(kept)} kept responses")
         return refined, rate
@@ -69,38 +92,71 @@ def reject(run: Run) -> Qwen2:
 
 
 def feasible(run: Run) -> list[int]:
-    """The training tasks that can be fulfilled, as a search or a sampled response has shown: what RLDTF asks its twin calls for."""
+    """The training tasks that can be fulfilled, as a search or a sampled response has shown: what
+    RLDTF asks its twin calls for.
+    """
     shown = {row["task"] for row in all_sampled(run) if row["fulfilled"]}
-    return [i for i, task in enumerate(run.tasks_of("train")) if i in shown or task.witness is not None]
+    return [
+        i for i, task in enumerate(run.tasks_of("train")) if i in shown or task.witness is not None
+    ]
 
 
 def practised(run: Run) -> list[int]:
     """The training tasks that RLDTF learns on."""
-    return feasible(run) if run.config.tasks.only_feasible else list(range(len(run.tasks_of("train"))))
+    return (
+        feasible(run) if run.config.tasks.only_feasible else list(range(len(run.tasks_of("train"))))
+    )
 
 
 def all_sampled(run: Run) -> list[dict]:
     """What the rounds have sampled: `sample_round`'s rows, round by round."""
-    return [row for path in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl"))) for row in json_lines(path)]
+    return [
+        row
+        for path in sorted(glob.glob(run.path("reject", "round_*", "sampled.jsonl")))
+        for row in json_lines(path)
+    ]
 
 
 def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: int) -> list[dict]:
     """A round's responses to its tasks: rows of task (index), response, reward, fulfilled."""
-    path, config, total = run.path("reject", f"round_{number}", "sampled.jsonl"), run.config.reject, len(environment.tasks)
+    path, config, total = (
+        run.path("reject", f"round_{number}", "sampled.jsonl"),
+        run.config.reject,
+        len(environment.tasks),
+    )
     if not os.path.exists(path):
-        chosen = np.random.default_rng((run.config.seed, number)).permutation(total)[:config.tasks_per_round]
+        chosen = np.random.default_rng((run.config.seed, number)).permutation(total)[
+            : config.tasks_per_round
+        ]
         indices = np.repeat(np.sort(chosen), config.samples_per_task)
         responses = respond(run, model, environment, indices, salt=100 + number, temperature=1.0)
-        say(f"reject: round {number} sampled {len(indices)} responses, {responses.verdict.fulfilled_M.sum()} fulfil")
+        say(
+            f"reject: round {number} sampled {len(indices)} responses,"
+            f" {responses.verdict.fulfilled_M.sum()} fulfil"
+        )
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with whole(path) as file:
-            for i, text, R, good in zip(indices, responses.texts, responses.verdict.reward_M, responses.verdict.fulfilled_M):
-                file.write(json.dumps({"task": int(i), "response": text, "reward": float(R), "fulfilled": bool(good)}) + "\n")
+            for i, text, R, good in zip(
+                indices, responses.texts, responses.verdict.reward_M, responses.verdict.fulfilled_M
+            ):
+                file.write(
+                    json.dumps(
+                        {
+                            "task": int(i),
+                            "response": text,
+                            "reward": float(R),
+                            "fulfilled": bool(good),
+                        }
+                    )
+                    + "\n"
+                )
     return json_lines(path)
 
 
 def keep(sampled: Sequence[dict], keep_per_task: int) -> list[dict]:
-    """The distinct responses that fulfil, at most keep_per_task a task: the first, which are the newest."""
+    """The distinct responses that fulfil, at most keep_per_task a task: the first, which are the
+    newest.
+    """
     kept: dict[int, dict[str, dict]] = {}
     for row in sampled:
         good = kept.setdefault(row["task"], {})

@@ -3,7 +3,8 @@
     python -m experiments.stages.report preset=quickstart
     python -m experiments.stages.report RUN RUN [...]       writes RUN/compare.html, beside the first one's report
 
-Charts are interactive where scripts run, and pictures elsewhere and in print; the page needs nothing else.
+Charts are interactive where scripts run, and pictures elsewhere and in print; the page needs
+nothing else.
 """
 
 import base64
@@ -29,10 +30,30 @@ from experiments.stages.run import Run, opened
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen
 
-SHORT = {"instruct": "phase 1", "reject": "+ rejection", "rldtf": "+ RLDTF", "random": "random", "constant": "constant",
-         "sturdiest": "sturdiest", "rule": "rule", "rule_2": "rule, 2", "rule_4": "rule, 4", "oracle": "oracle"}
-COLOURS = {"instruct": "#8da0cb", "reject": "#66c2a5", "rldtf": "#d95f02", "random": "#dddddd", "constant": "#cccccc", "sturdiest": "#bbbbbb",
-           "rule": "#999999", "rule_2": "#888888", "rule_4": "#777777", "oracle": "#444444"}
+SHORT = {
+    "instruct": "phase 1",
+    "reject": "+ rejection",
+    "rldtf": "+ RLDTF",
+    "random": "random",
+    "constant": "constant",
+    "sturdiest": "sturdiest",
+    "rule": "rule",
+    "rule_2": "rule, 2",
+    "rule_4": "rule, 4",
+    "oracle": "oracle",
+}
+COLOURS = {
+    "instruct": "#8da0cb",
+    "reject": "#66c2a5",
+    "rldtf": "#d95f02",
+    "random": "#dddddd",
+    "constant": "#cccccc",
+    "sturdiest": "#bbbbbb",
+    "rule": "#999999",
+    "rule_2": "#888888",
+    "rule_4": "#777777",
+    "oracle": "#444444",
+}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse } th, td { padding: .25rem .9rem; text-align: right; border-bottom: 1px solid #ddd }
@@ -60,17 +81,26 @@ for (const [i, {title, x, series}] of DATA.entries()) {
     plugins: {title: {display: true, text: title}, legend: {labels: {boxWidth: 10, font: {size: 10}}}}}});
 }
 """
-PANELS = (("reward", ("reward", "reward_p10", "reward_p90", "validation/reward")), ("fulfilled", ("fulfilled", "failed", "validation/pass@")),
-          ("losses (Eq. 6, 7)", ("policy_loss", "value_loss")), ("KL, nats a token", ("kl", "surprisal/think", "surprisal/answer")),
-          ("token weights", ("weight/mean", "weight/effective_sample_size", "weight/over_threshold")),
-          ("twin, per step", ("twin/sequences", "twin/distinct", "twin/simulated")))
+PANELS = (
+    ("reward", ("reward", "reward_p10", "reward_p90", "validation/reward")),
+    ("fulfilled", ("fulfilled", "failed", "validation/pass@")),
+    ("losses (Eq. 6, 7)", ("policy_loss", "value_loss")),
+    ("KL, nats a token", ("kl", "surprisal/think", "surprisal/answer")),
+    ("token weights", ("weight/mean", "weight/effective_sample_size", "weight/over_threshold")),
+    ("twin, per step", ("twin/sequences", "twin/distinct", "twin/simulated")),
+)
 COMPARED = ("reward", "fulfilled", "kl", "policy_loss")  # curves of several runs
 
 
 def write(run: Run, result: dict) -> str:
-    """Writes <run_dir>/report.html with its figures inside (and beside it, under figures/); returns its path."""
-    figures = {"results": results_figure(result), "rldtf": curves_figure(metrics.read(run.path("rldtf"))),
-               "losses": losses_figure(run)}
+    """Writes <run_dir>/report.html with its figures inside (and beside it, under figures/); returns
+    its path.
+    """
+    figures = {
+        "results": results_figure(result),
+        "rldtf": curves_figure(metrics.read(run.path("rldtf"))),
+        "losses": losses_figure(run),
+    }
     os.makedirs(run.path("figures"), exist_ok=True)
     for name, png in figures.items():
         with open(run.path("figures", f"{name}.png"), "wb") as file:
@@ -79,16 +109,27 @@ def write(run: Run, result: dict) -> str:
         config = file.read()
     page = document(
         f"RLDTF: {os.path.basename(os.path.abspath(run.config.run_dir))}",
-        split_table("test", result), image(figures["results"], "Fulfilment and average score"),
-        "<h2>RLDTF, step by step</h2>", charts(panels(metrics.read(run.path("rldtf"))), image(figures["rldtf"], "Curves of the RLDTF stage")),
+        split_table("test", result),
+        image(figures["results"], "Fulfilment and average score"),
+        "<h2>RLDTF, step by step</h2>",
+        charts(
+            panels(metrics.read(run.path("rldtf"))),
+            image(figures["rldtf"], "Curves of the RLDTF stage"),
+        ),
         "<h2>What the tokens weigh</h2>",
-        "<p class='note'>Responses to held-out requests. The darker a token, the larger its weight w (Eq. 5); "
-        "point at one for S and w.</p>",
+        "<p class='note'>Responses to held-out requests. The darker a token, the larger its weight"
+        " w (Eq. 5); point at one for S and w.</p>",
         *map(shaded_html, shaded_responses(run)),
-        "<h2>Diagnostics</h2>", folded("All held-out splits", results_table(result)),
+        "<h2>Diagnostics</h2>",
+        folded("All held-out splits", results_table(result)),
         folded("Losses of all stages", image(figures["losses"], "Loss curves")),
         folded("Machines", machines_table(run)),
-        folded("Config", f"<p class='note'><a href='config.yaml'>config.yaml</a></p><pre>{html.escape(config)}</pre>"))
+        folded(
+            "Config",
+            "<p class='note'><a"
+            f" href='config.yaml'>config.yaml</a></p><pre>{html.escape(config)}</pre>",
+        ),
+    )
     path = run.path("report.html")
     with whole(path) as file:
         file.write(page)
@@ -97,8 +138,17 @@ def write(run: Run, result: dict) -> str:
 
 def document(title: str, *parts: str) -> str:
     """A page that stands alone."""
-    return "\n".join(["<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>",
-                      f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>", *parts, "</html>"])
+    return "\n".join(
+        [
+            (
+                "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport'"
+                " content='width=device-width, initial-scale=1'>"
+            ),
+            f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
+            *parts,
+            "</html>",
+        ]
+    )
 
 
 def folded(title: str, content: str) -> str:
@@ -109,45 +159,84 @@ def panels(rows: list[dict]) -> list[tuple[str, list[tuple[str, list[tuple[int, 
     """(title, [(name, [(step, value)])]) of each of PANELS that has something to show."""
     found = []
     for title, names in PANELS:
-        names = [name for wanted in names for name in sorted({key for row in rows for key in row if key == wanted or wanted.endswith("@") and key.startswith(wanted)})]
-        series = [(name if "validation" in name else name.rpartition("/")[2], [(row["step"], row[name]) for row in rows if row.get(name) is not None])
-                  for name in names]
+        names = [
+            name
+            for wanted in names
+            for name in sorted(
+                {
+                    key
+                    for row in rows
+                    for key in row
+                    if key == wanted or wanted.endswith("@") and key.startswith(wanted)
+                }
+            )
+        ]
+        series = [
+            (
+                name if "validation" in name else name.rpartition("/")[2],
+                [(row["step"], row[name]) for row in rows if row.get(name) is not None],
+            )
+            for name in names
+        ]
         if series := [(name, points) for name, points in series if points]:
             found.append((title, series))
     return found
 
 
-def charts(drawn: Sequence[tuple[str, list[tuple[str, list[tuple[int, float]]]]]], fallback: str) -> str:
+def charts(
+    drawn: Sequence[tuple[str, list[tuple[str, list[tuple[int, float]]]]]], fallback: str
+) -> str:
     """Interactive charts of lines over steps; `fallback` without scripts and in print."""
-    data = [{"title": title, "x": "step", "series": [{"name": name, "points": points} for name, points in series]} for title, series in drawn]
+    data = [
+        {
+            "title": title,
+            "x": "step",
+            "series": [{"name": name, "points": points} for name, points in series],
+        }
+        for title, series in drawn
+    ]
     with open(LIBRARY, encoding="utf-8") as file:
         library = file.read()
     inside = json.dumps(data).replace("<", "\\u003c")  # no name may end the script
-    return (f"<div class='picture'>{fallback}</div>"
-            f"<div class='charts'>{''.join(f'<div id=chart-{i}></div>' for i in range(len(data)))}</div>"
-            f"<script>{library}</script><script>const DATA = {inside};{SCRIPT}</script>")
+    return (
+        f"<div class='picture'>{fallback}</div><div"
+        f" class='charts'>{''.join(f'<div id=chart-{i}></div>' for i in range(len(data)))}</div><script>{library}</script><script>const"
+        f" DATA = {inside};{SCRIPT}</script>"
+    )
 
 
 def split_table(split: str, part: dict) -> str:
     head = "".join(f"<th>{html.escape(title)}</th>" for title in ("", *COLUMNS.values()))
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells(part))
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in cells(part)
+    )
     return f"<h3>{split}: {part['num_tasks']} tasks</h3><table><tr>{head}</tr>{rows}</table>"
 
 
 def results_table(result: dict) -> str:
     """Every held-out split's table, and the gains of the stages on the test tasks."""
-    parts = [split_table(split, part) for split, part in {"test": result, **result["elsewhere"]}.items()]
+    parts = [
+        split_table(split, part) for split, part in {"test": result, **result["elsewhere"]}.items()
+    ]
     gains = "".join(
-        f"<li>{html.escape(name)}: fulfilment {g['fulfilment']:+.3f} "
-        f"[{g['fulfilment_interval'][0]:+.3f}, {g['fulfilment_interval'][1]:+.3f}], mean reward {g['reward']:+.3f} "
-        f"[{g['reward_interval'][0]:+.3f}, {g['reward_interval'][1]:+.3f}]</li>" for name, g in result["gains"].items())
-    return ("<p>Tasks that no stage has seen, on noise that no one has met, one response each "
-            f"(temperature {result['temperature']:g}), 95 % intervals. Score: mean R over the fulfilled ones.</p>"
-            + "".join(parts) + f"<p>Paired differences on the test tasks:</p><ul>{gains}</ul>")
+        f"<li>{html.escape(name)}: fulfilment {g['fulfilment']:+.3f}"
+        f" [{g['fulfilment_interval'][0]:+.3f}, {g['fulfilment_interval'][1]:+.3f}], mean reward"
+        f" {g['reward']:+.3f} [{g['reward_interval'][0]:+.3f}, {g['reward_interval'][1]:+.3f}]</li>"
+        for name, g in result["gains"].items()
+    )
+    return (
+        "<p>Tasks that no stage has seen, on noise that no one has met, one response each"
+        f" (temperature {result['temperature']:g}), 95 % intervals. Score: mean R over the"
+        " fulfilled ones.</p>"
+        + "".join(parts)
+        + f"<p>Paired differences on the test tasks:</p><ul>{gains}</ul>"
+    )
 
 
 def compare(run_dirs: Sequence[str]) -> str:
-    """Writes <the first>/compare.html: the test tasks by run and stage, the curves of RLDTF, and what the configs differ in; its path.
+    """Writes <the first>/compare.html: the test tasks by run and stage, the curves of RLDTF, and
+    what the configs differ in; its path.
 
     Raises:
       ConfigError: a directory holds no finished run, or two are called the same.
@@ -158,28 +247,61 @@ def compare(run_dirs: Sequence[str]) -> str:
     results, configs, rows = {}, {}, {}
     for name, path in zip(names, run_dirs):
         if not os.path.exists(file := os.path.join(path, "evaluation.json")):
-            raise ConfigError(f"{file}: no such file; expected a run that python -m experiments.stages.pipeline has finished")
+            raise ConfigError(
+                f"{file}: no such file; expected a run that python -m experiments.stages.pipeline"
+                " has finished"
+            )
         with open(file, encoding="utf-8") as opened_file:
             results[name] = json.load(opened_file)
-        configs[name], rows[name] = flat(saved(os.path.join(path, "config.yaml"))), metrics.read(os.path.join(path, "rldtf"))
+        configs[name], rows[name] = (
+            flat(saved(os.path.join(path, "config.yaml"))),
+            metrics.read(os.path.join(path, "rldtf")),
+        )
     head = "".join(f"<th>{html.escape(title)}</th>" for title in ("", "run", *COLUMNS.values()))
     by_run = [(row[0], name, row[1:]) for name, result in results.items() for row in cells(result)]
     order = {title: i for i, title in enumerate(METHODS.values())}
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in (title, name, *row)) + "</tr>"
-                   for title, name, row in sorted(by_run, key=lambda one: order[one[0]]))
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in (title, name, *row)) + "</tr>"
+        for title, name, row in sorted(by_run, key=lambda one: order[one[0]])
+    )
     keys = sorted({key for config in configs.values() for key in config} - {"run_dir"})
-    different = [key for key in keys if len({json.dumps(config.get(key)) for config in configs.values()}) > 1]
-    table = "".join(f"<tr><td>{html.escape(key)}</td>" + "".join(f"<td>{html.escape(str(config.get(key)))}</td>" for config in configs.values()) + "</tr>"
-                    for key in different)
-    drawn = [(key, [(name, [(row["step"], row[key]) for row in one if row.get(key) is not None]) for name, one in rows.items()]) for key in COMPARED]
+    different = [
+        key for key in keys if len({json.dumps(config.get(key)) for config in configs.values()}) > 1
+    ]
+    table = "".join(
+        f"<tr><td>{html.escape(key)}</td>"
+        + "".join(f"<td>{html.escape(str(config.get(key)))}</td>" for config in configs.values())
+        + "</tr>"
+        for key in different
+    )
+    drawn = [
+        (
+            key,
+            [
+                (name, [(row["step"], row[key]) for row in one if row.get(key) is not None])
+                for name, one in rows.items()
+            ],
+        )
+        for key in COMPARED
+    ]
     page = document(
         f"RLDTF: {', '.join(names)}",
         f"<h2>Test tasks</h2><table><tr>{head}</tr>{body}</table>",
-        "<h2>RLDTF, step by step</h2>", charts(drawn, image(lines_figure(drawn), "Curves of the RLDTF stage of every run")),
+        "<h2>RLDTF, step by step</h2>",
+        charts(drawn, image(lines_figure(drawn), "Curves of the RLDTF stage of every run")),
         "<h2>What the configs differ in</h2>",
-        f"<table><tr><th></th>{''.join(f'<th>{html.escape(name)}</th>' for name in names)}</tr>{table}</table>" if different else "<p>Nothing.</p>",
-        "<p class='note'>" + ", ".join(f"<a href='{html.escape(os.path.relpath(os.path.join(path, 'report.html'), run_dirs[0]))}'>{html.escape(name)}</a>"
-                                       for name, path in zip(names, run_dirs)) + "</p>")
+        (
+            f"<table><tr><th></th>{''.join(f'<th>{html.escape(name)}</th>' for name in names)}</tr>{table}</table>"
+            if different
+            else "<p>Nothing.</p>"
+        ),
+        "<p class='note'>"
+        + ", ".join(
+            f"<a href='{html.escape(os.path.relpath(os.path.join(path, 'report.html'), run_dirs[0]))}'>{html.escape(name)}</a>"
+            for name, path in zip(names, run_dirs)
+        )
+        + "</p>",
+    )
     path = os.path.join(run_dirs[0], "compare.html")
     with whole(path) as file:
         file.write(page)
@@ -187,26 +309,50 @@ def compare(run_dirs: Sequence[str]) -> str:
 
 
 def machines_table(run: Run) -> str:
-    """Where the commands of this run ran, in order; of two runs with one seed that differ, the numerics say whether they could be equal."""
+    """Where the commands of this run ran, in order; of two runs with one seed that differ, the
+    numerics say whether they could be equal.
+    """
     rows = json_lines(run.path("machines.jsonl"))
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(row[name])}</td>" for name in rows[0]) + "</tr>" for row in rows)
-    return (f"<table><tr>{''.join(f'<th>{name}</th>' for name in rows[0])}</tr>{body}</table>"
-            "<p class='note'>The same command, seed and numerics give the same run to the bit, interrupted or not.</p>")
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(row[name])}</td>" for name in rows[0]) + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<table><tr>{''.join(f'<th>{name}</th>' for name in rows[0])}</tr>{body}</table><p"
+        " class='note'>The same command, seed and numerics give the same run to the bit,"
+        " interrupted or not.</p>"
+    )
 
 
 def results_figure(result: dict) -> bytes:
     """Bars of fulfilment and average score with their intervals."""
     names = [name for name in METHODS if name in result["methods"]]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.6 + 0.32 * len(names)), layout="constrained", sharey=True)
-    for axis, key, title in zip(axes, ("fulfilment", "score"), ("Fulfilment", "Average score of the fulfilled")):
+    figure, axes = plt.subplots(
+        1, 2, figsize=(11, 0.6 + 0.32 * len(names)), layout="constrained", sharey=True
+    )
+    for axis, key, title in zip(
+        axes, ("fulfilment", "score"), ("Fulfilment", "Average score of the fulfilled")
+    ):
         for y, name in enumerate(names):
             row = result["methods"][name]
             if row[key] is not None:
                 low, high = row[f"{key}_interval"]
                 axis.barh(y, row[key], color=COLOURS[name])
-                axis.errorbar(row[key], y, xerr=[[row[key] - low], [high - row[key]]], color="black", capsize=3)
+                axis.errorbar(
+                    row[key],
+                    y,
+                    xerr=[[row[key] - low], [high - row[key]]],
+                    color="black",
+                    capsize=3,
+                )
                 axis.text(high + 0.02, y, f"{row[key]:.2f}", va="center")
-        axis.set(title=title, xlim=(0, 1.1), yticks=range(len(names)), yticklabels=[SHORT[name] for name in names], ylim=(len(names) - 0.4, -0.6))
+        axis.set(
+            title=title,
+            xlim=(0, 1.1),
+            yticks=range(len(names)),
+            yticklabels=[SHORT[name] for name in names],
+            ylim=(len(names) - 0.4, -0.6),
+        )
     return png(figure)
 
 
@@ -215,10 +361,14 @@ def curves_figure(rows: list[dict]) -> bytes:
     return lines_figure(panels(rows), columns=3)
 
 
-def lines_figure(drawn: Sequence[tuple[str, list[tuple[str, list[tuple[int, float]]]]]], columns: int = 2) -> bytes:
+def lines_figure(
+    drawn: Sequence[tuple[str, list[tuple[str, list[tuple[int, float]]]]]], columns: int = 2
+) -> bytes:
     """`charts` as a picture."""
     rows = -(-len(drawn) // columns)
-    figure, axes = plt.subplots(max(rows, 1), columns, figsize=(11, 2.8 * max(rows, 1)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        max(rows, 1), columns, figsize=(11, 2.8 * max(rows, 1)), layout="constrained", squeeze=False
+    )
     for axis, (title, series) in zip(axes.flat, drawn):
         for name, points in series:
             if points:
@@ -228,7 +378,7 @@ def lines_figure(drawn: Sequence[tuple[str, list[tuple[str, list[tuple[int, floa
             axis.legend(fontsize=7)
         if title.startswith("twin"):
             axis.set_yscale("symlog")
-    for axis in axes.flat[len(drawn):]:
+    for axis in axes.flat[len(drawn) :]:
         axis.set_axis_off()
     return png(figure)
 
@@ -236,11 +386,18 @@ def lines_figure(drawn: Sequence[tuple[str, list[tuple[str, list[tuple[int, floa
 def losses_figure(run: Run) -> bytes:
     """The loss of every stage that trained."""
     stages_run = [("instruct", run.path("instruct"))] + [
-        (os.path.basename(path), path) for path in sorted(glob.glob(run.path("reject", "round_*")))]
+        (os.path.basename(path), path) for path in sorted(glob.glob(run.path("reject", "round_*")))
+    ]
     stages_run.append(("rldtf", run.path("rldtf")))
-    figure, axes = plt.subplots(1, len(stages_run), figsize=(2.8 * len(stages_run), 2.6), layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(stages_run), figsize=(2.8 * len(stages_run), 2.6), layout="constrained"
+    )
     for axis, (title, directory) in zip(np.atleast_1d(axes), stages_run):
-        points = [(row["step"], row["loss"]) for row in metrics.read(directory) if row.get("loss") is not None]
+        points = [
+            (row["step"], row["loss"])
+            for row in metrics.read(directory)
+            if row.get("loss") is not None
+        ]
         if points:
             axis.plot(*zip(*points), linewidth=1)
         axis.set(title=title, xlabel="step")
@@ -251,12 +408,17 @@ def shaded_html(response: dict) -> str:
     """One response, each token shaded by its weight."""
     top = max((token["w"] for token in response["tokens"]), default=1.0)
     spans = "".join(
-        f"<span style='background: rgba(217, 95, 2, {(token['w'] - 1) / max(top - 1, 1e-9) * 0.7:.2f})' "
-        f"title='S = {token['S']:.3f}, w = {token['w']:.2f}'>{html.escape(token['text'])}</span>"
-        for token in response["tokens"])
+        "<span style='background: rgba(217, 95, 2,"
+        f" {(token['w'] - 1) / max(top - 1, 1e-9) * 0.7:.2f})' title='S = {token['S']:.3f}, w ="
+        f" {token['w']:.2f}'>{html.escape(token['text'])}</span>"
+        for token in response["tokens"]
+    )
     verdict = "fulfilled" if response["fulfilled"] else "not fulfilled"
-    return (f"<div class='response'><div class='prompt'>{html.escape(response['prompt'])}</div>"
-            f"<div class='tokens'>{spans}</div><div class='note'>R = {response['reward']:.3f}, {verdict}</div></div>")
+    return (
+        f"<div class='response'><div class='prompt'>{html.escape(response['prompt'])}</div><div"
+        f" class='tokens'>{spans}</div><div class='note'>R = {response['reward']:.3f},"
+        f" {verdict}</div></div>"
+    )
 
 
 def png(figure) -> bytes:
@@ -276,7 +438,11 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    if run_dirs := [argument for argument in sys.argv[1:] if "=" not in argument and not argument.startswith("-")]:
+    if run_dirs := [
+        argument
+        for argument in sys.argv[1:]
+        if "=" not in argument and not argument.startswith("-")
+    ]:
         guarded(lambda: print(f"report: {compare(run_dirs)}"))
     else:
         command(main)

@@ -1,4 +1,6 @@
-"""A run directory: its config, twin, tasks, tokenizer and models, and how a model responds to tasks."""
+"""A run directory: its config, twin, tasks, tokenizer and models, and how a model responds to
+tasks.
+"""
 
 import contextlib
 import dataclasses
@@ -38,7 +40,6 @@ from experiments.world.search import sized_workflow
 from experiments.world.tasks import Task
 from experiments.world.translator import ModelTranslator, lessons
 
-
 BPE_TASKS = 1000  # that a tokenizer is trained on
 
 
@@ -66,22 +67,36 @@ class Run:
     @functools.cached_property
     def practice(self) -> list[Task]:
         """The tasks that training draws beside those of train, which a search has found feasible."""
-        return list(itertools.islice(practice(self.config, self.tasks["train"], "practice"), self.config.tasks.practice))
+        return list(
+            itertools.islice(
+                practice(self.config, self.tasks["train"], "practice"), self.config.tasks.practice
+            )
+        )
 
     def tasks_of(self, split: str) -> list[Task]:
         """The tasks of a split; behind train's those of practice."""
         return [*self.tasks[split], *(self.practice if split == "train" else ())]
 
-    def environment(self, split: str, seed: int | None = None, only: Sequence[int] | None = None) -> TwinEnvironment:
-        """`tasks_of` a split on its own noise; seed: of their order, default the run's; only: some of them."""
+    def environment(
+        self, split: str, seed: int | None = None, only: Sequence[int] | None = None
+    ) -> TwinEnvironment:
+        """`tasks_of` a split on its own noise; seed: of their order, default the run's; only: some
+        of them.
+        """
         translator = self.config.translator
         if translator == "model":
             translator = ModelTranslator(self.tokenizer, self.config.rldtf.sample.max_new_tokens)
         tasks = self.tasks_of(split)
         tasks = tasks if only is None else [tasks[i] for i in only]
         return TwinEnvironment(
-            tasks, self.tokenizer, self.twins(worlds.NOISE_OF_SPLIT.get(split, "evaluate")), self.config.rldtf.reward,
-            seed=self.config.seed if seed is None else seed, translator=translator, form=self.config.tasks.prompt)
+            tasks,
+            self.tokenizer,
+            self.twins(worlds.NOISE_OF_SPLIT.get(split, "evaluate")),
+            self.config.rldtf.reward,
+            seed=self.config.seed if seed is None else seed,
+            translator=translator,
+            form=self.config.tasks.prompt,
+        )
 
 
 def say(text: str) -> None:
@@ -89,16 +104,24 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def opened(config: ExperimentConfig, may_differ: Sequence[str] = (), start_twin: bool = True, shared: bool = False) -> Iterator[Run]:
-    """The run directory, opened or made, with its config, twin, tasks and tokenizer; the twin ends with the block.
+def opened(
+    config: ExperimentConfig,
+    may_differ: Sequence[str] = (),
+    start_twin: bool = True,
+    shared: bool = False,
+) -> Iterator[Run]:
+    """The run directory, opened or made, with its config, twin, tasks and tokenizer; the twin ends
+    with the block.
 
-    shared: others that are shared may have it open too (sweeps, which write to directories of their own); without, nobody else.
+    shared: others that are shared may have it open too (sweeps, which write to directories of their
+      own); without, nobody else.
     may_differ: keys of the config that may not be those which the directory was made with.
-    start_twin: its workers import what they need while the caller goes on; without, they start when they are first asked.
+    start_twin: its workers import what they need while the caller goes on; without, they start when
+      they are first asked.
 
     Raises:
-      ConfigError: the directory was made with another config, tasks or tokenizer, or another command is at work in it; nothing in
-        it is touched.
+      ConfigError: the directory was made with another config, tasks or tokenizer, or another
+        command is at work in it; nothing in it is touched.
     """
     path, device_mesh = os.path.join(config.run_dir, "config.yaml"), on_devices(config)
     with contextlib.ExitStack() as stack:
@@ -127,24 +150,32 @@ def held(run_dir: str, shared: bool) -> Iterator[None]:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"run_dir = {run_dir!r}: expected a directory that no other command is at work in") from None
+            raise ConfigError(
+                f"run_dir = {run_dir!r}: expected a directory that no other command is at work in"
+            ) from None
         yield
 
 
 def open_twins(config: ExperimentConfig, stack: contextlib.ExitStack) -> Callable[[str], Twin]:
-    """The twin for one of worlds.NOISE, opened when it is first asked for; they share the cache file."""
+    """The twin for one of worlds.NOISE, opened when it is first asked for; they share the cache
+    file.
+    """
     cache = config.twin.cache or os.path.join(config.run_dir, "twin.sqlite")
 
     @functools.cache
     def twin(purpose: str) -> Twin:
         seed = worlds.noise_seed(config.twin.seed, purpose)
-        return stack.enter_context(Twin(**dataclasses.asdict(config.twin) | {"cache": cache, "seed": seed}))
+        return stack.enter_context(
+            Twin(**dataclasses.asdict(config.twin) | {"cache": cache, "seed": seed})
+        )
 
     return twin
 
 
 def on_devices(config: ExperimentConfig) -> Mesh | None:
-    """The mesh that the config asks for, None for one device; raises ConfigError if the devices are not there."""
+    """The mesh that the config asks for, None for one device; raises ConfigError if the devices are
+    not there.
+    """
     sizes = dataclasses.asdict(config.mesh)
     if math.prod(sizes.values()) == 1:
         return None
@@ -157,17 +188,32 @@ def on_devices(config: ExperimentConfig) -> Mesh | None:
 def _same_config(path: str, config: ExperimentConfig, may_differ: Sequence[str]) -> None:
     # A directory may be moved, and a run may go on with other devices.
     made = flat(configs.saved(path))
-    nothing = tuple(f"{name}." for name, value in made.items() if value is None)  # a group that was left out has no keys
-    made = {name: value for name, value in flat(ExperimentConfig()).items() if not name.startswith(nothing)} | made  # younger keys
+    # a group that was left out has no keys
+    nothing = tuple(f"{name}." for name, value in made.items() if value is None)
+    # younger keys
+    made = {
+        name: value
+        for name, value in flat(ExperimentConfig()).items()
+        if not name.startswith(nothing)
+    } | made
     free = ("mesh.", *(f"{name} " for name in ("run_dir", *may_differ)))
     if different := [line for line in differences(made, flat(config)) if not line.startswith(free)]:
-        raise ConfigError(f"{path}: made with another config, {different[0]}; choose another run_dir or remove that one")
+        raise ConfigError(
+            f"{path}: made with another config, {different[0]}; choose another run_dir or remove"
+            " that one"
+        )
 
 
-def _same_sources(path: str, config: ExperimentConfig, tasks: dict[str, list[Task]], tok: Tokenizer) -> None:
-    """What a directory holds is by the number of its task and in the tokens of its tokenizer: raises ConfigError where those are others
-    than when it was made."""
-    texts = {f"tasks/{split}": "\n".join(json.dumps(task_files.to_dict(task)) for task in some) for split, some in tasks.items()}
+def _same_sources(
+    path: str, config: ExperimentConfig, tasks: dict[str, list[Task]], tok: Tokenizer
+) -> None:
+    """What a directory holds is by the number of its task and in the tokens of its tokenizer:
+    raises ConfigError where those are others than when it was made.
+    """
+    texts = {
+        f"tasks/{split}": "\n".join(json.dumps(task_files.to_dict(task)) for task in some)
+        for split, some in tasks.items()
+    }
     texts["tokenizer"] = tok.backend.to_str() + (tok.system or "")
     if not config.tasks.directory:
         texts[f"world {config.tasks.family}"] = repr(worlds.family(config.tasks.family))
@@ -178,9 +224,14 @@ def _same_sources(path: str, config: ExperimentConfig, tasks: dict[str, list[Tas
         return
     with open(path, encoding="utf-8") as file:
         made = json.load(file)
-    if different := next((name for name in sorted({*made, *sources}) if made.get(name) != sources.get(name)), None):
-        raise ConfigError(f"{path}: {different} = {sources.get(different, 'nothing')[:12]}: expected {made.get(different, 'nothing')[:12]}, of which the "
-                          "directory was made; bring it back, or choose another run_dir")
+    if different := next(
+        (name for name in sorted({*made, *sources}) if made.get(name) != sources.get(name)), None
+    ):
+        raise ConfigError(
+            f"{path}: {different} = {sources.get(different, 'nothing')[:12]}: expected"
+            f" {made.get(different, 'nothing')[:12]}, of which the directory was made; bring it"
+            " back, or choose another run_dir"
+        )
 
 
 @contextlib.contextmanager
@@ -191,41 +242,63 @@ def reading_model(config: ExperimentConfig) -> Iterator[None]:
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"model.hf_dir = {config.model.hf_dir!r}: expected an HF directory that can be read: {error}") from error
+        raise ConfigError(
+            f"model.hf_dir = {config.model.hf_dir!r}: expected an HF directory that can be read:"
+            f" {error}"
+        ) from error
 
 
 def prepare_tasks(config: ExperimentConfig, twins: Callable[[str], Twin]) -> dict[str, list[Task]]:
-    """The tasks of each split: one's own, or the first ones of those that come with the project, or drawn into the run's directory,
-    each with the workflow of a search."""
+    """The tasks of each split: one's own, or the first ones of those that come with the project, or
+    drawn into the run's directory, each with the workflow of a search.
+    """
     own = config.tasks
     if own.directory:
         return task_files.load_splits(own.directory)
     wanted = {"train": own.train, "validation": own.validation, "test": own.test} | dict.fromkeys(
-        task_files.ELSEWHERE if own.elsewhere else (), own.elsewhere)
+        task_files.ELSEWHERE if own.elsewhere else (), own.elsewhere
+    )
     shipped = os.path.join(task_files.DATA, own.family)
     if os.path.isdir(shipped):
         there = task_files.load_splits(shipped)
-        if short := next((split for split, n in wanted.items() if len(there.get(split, ())) < n), None):
+        if short := next(
+            (split for split, n in wanted.items() if len(there.get(split, ())) < n), None
+        ):
             key = "elsewhere" if short in task_files.ELSEWHERE else short
-            raise ConfigError(f"tasks.{key} = {wanted[short]}: expected at most {len(there.get(short, ()))}, which come with the world "
-                              f"{own.family}; more: python -m experiments.world make, then tasks.directory")
+            raise ConfigError(
+                f"tasks.{key} = {wanted[short]}: expected at most {len(there.get(short, ()))},"
+                f" which come with the world {own.family}; more: python -m experiments.world make,"
+                " then tasks.directory"
+            )
         return {split: there[split][:n] for split, n in wanted.items()}
     directory = os.path.join(config.run_dir, "tasks")
     if not os.path.isdir(directory):
         say(f"tasks: drawing {own.family}, each task with the workflow of a search")
-        drawn, _ = worlds.draw(worlds.family(own.family), wanted, config.seed, twins("search"),
-                               [twins(name) for name in worlds.CONFIRMATIONS], config.rldtf.reward, say=say)
+        drawn, _ = worlds.draw(
+            worlds.family(own.family),
+            wanted,
+            config.seed,
+            twins("search"),
+            [twins(name) for name in worlds.CONFIRMATIONS],
+            config.rldtf.reward,
+            say=say,
+        )
         task_files.save_splits(drawn, directory)
     return task_files.load_splits(directory)
 
 
 def practice(config: ExperimentConfig, train: Sequence[Task], stage: str = "") -> Iterator[Task]:
-    """Tasks without end to learn on: drawn anew from the family, of the split train, feasible or not; of one's own, these. What is
-    drawn for one stage is not what is drawn for another."""
+    """Tasks without end to learn on: drawn anew from the family, of the split train, feasible or
+    not; of one's own, these. What is drawn for one stage is not what is drawn for another.
+    """
     if config.tasks.directory:
         return itertools.cycle(train)
     seed = f"{stage} {config.seed}".strip()
-    return (task for task in worlds.candidates(worlds.family(config.tasks.family), seed) if task.split == "train")
+    return (
+        task
+        for task in worlds.candidates(worlds.family(config.tasks.family), seed)
+        if task.split == "train"
+    )
 
 
 def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokenizer:
@@ -236,17 +309,22 @@ def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokeni
     path = os.path.join(config.run_dir, "tokenizer.json")
     if not os.path.exists(path):
         rng = random.Random(f"bpe {config.seed}")
-        texts = [f"user\n{task.prompt(config.tasks.prompt)}\nassistant\n{task.response(sized_workflow(rng, task))}"
-                 for task in itertools.islice(practice(config, train), BPE_TASKS)]
+        texts = [
+            f"user\n{task.prompt(config.tasks.prompt)}\nassistant\n{task.response(sized_workflow(rng, task))}"
+            for task in itertools.islice(practice(config, train), BPE_TASKS)
+        ]
         if config.translator == "model":
             texts += [program for _, program in lessons(texts)]
         with whole(path) as file:
-            file.write(tokenizer.train_bpe(texts, config.model.vocab_size).backend.to_str(pretty=True))
+            file.write(
+                tokenizer.train_bpe(texts, config.model.vocab_size).backend.to_str(pretty=True)
+            )
     return tokenizer.load(path)
 
 
 def fresh_model(shape: Qwen2Config, head: str, seed: int, device_mesh: Mesh | None) -> Qwen2:
     """A random model, born on its shards."""
+
     def make():
         return Qwen2(shape, rngs=nnx.Rngs(seed), head=head)
 
@@ -263,19 +341,30 @@ def stage_model(run: Run, stage: str) -> Qwen2 | None:
 
 
 def keep_model(run: Run, model: Qwen2, stage: str) -> None:
-    """Leaves what `stage_model` finds, with the tokenizer, so that it is a directory for model.hf_dir too."""
+    """Leaves what `stage_model` finds, with the tokenizer, so that it is a directory for
+    model.hf_dir too.
+    """
     hf.save(model, run.path(stage, "model"), run.tokenizer.files(), run.tokenizer.eos_id)
 
 
 def sequences(tok: Tokenizer, pairs: Sequence[tuple[str, str]]) -> sft.Sequences:
     """Of (prompt, response) texts."""
-    return sft.Sequences.of([(tok.apply_chat(prompt), tok.encode(text, special=False) + [tok.eos_id])
-                             for prompt, text in pairs])
+    return sft.Sequences.of(
+        [
+            (tok.apply_chat(prompt), tok.encode(text, special=False) + [tok.eos_id])
+            for prompt, text in pairs
+        ]
+    )
 
 
 def curriculum(run: Run, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The (prompt, response) pairs and, where the policy is to translate its responses, as many lessons in that."""
-    return [*pairs, *(lessons(text for _, text in pairs) if run.config.translator == "model" else ())]
+    """The (prompt, response) pairs and, where the policy is to translate its responses, as many
+    lessons in that.
+    """
+    return [
+        *pairs,
+        *(lessons(text for _, text in pairs) if run.config.translator == "model" else ()),
+    ]
 
 
 class Responses(NamedTuple):
@@ -287,24 +376,39 @@ class Responses(NamedTuple):
     verdict: Verdict
 
 
-def respond(run: Run, model: Qwen2, environment: TwinEnvironment, indices: Sequence[int], *, salt: int,
-            temperature: float) -> Responses:
+def respond(
+    run: Run,
+    model: Qwen2,
+    environment: TwinEnvironment,
+    indices: Sequence[int],
+    *,
+    salt: int,
+    temperature: float,
+) -> Responses:
     """Samples and judges one response to each of the environment's tasks in `indices`."""
     graphdef, params = nnx.split(model)
     size = run.config.evaluate.batch_size
     tokens, ended = [], []
     key = jax.random.fold_in(jax.random.key(run.config.seed), salt)
     for start in range(0, len(indices), size):
-        rows = list(indices[start:start + size])
+        rows = list(indices[start : start + size])
         fill = rows + rows[:1] * (size - len(rows))  # one shape, one compilation
         _, prompts, lengths = environment.rows(fill)
         samples = sample_on_host(
-            graphdef, params, prompts, lengths, row_keys(key, start + jnp.arange(size)), eos_id=run.tokenizer.eos_id,
-            max_new_tokens=run.config.rldtf.sample.max_new_tokens, temperature=temperature)
-        tokens += [ids[:n] for ids, n in zip(samples.tokens_BxR[:len(rows)], samples.lengths_B)]
-        ended += list(samples.ended_B[:len(rows)])
+            graphdef,
+            params,
+            prompts,
+            lengths,
+            row_keys(key, start + jnp.arange(size)),
+            eos_id=run.tokenizer.eos_id,
+            max_new_tokens=run.config.rldtf.sample.max_new_tokens,
+            temperature=temperature,
+        )
+        tokens += [ids[:n] for ids, n in zip(samples.tokens_BxR[: len(rows)], samples.lengths_B)]
+        ended += list(samples.ended_B[: len(rows)])
     tasks = [environment.tasks[i] for i in indices]
     texts = environment.texts(tokens)
-    verdict = environment.judge_text(tasks, [text if end else "" for text, end in zip(texts, ended)],
-                                     Policy(graphdef, params))
+    verdict = environment.judge_text(
+        tasks, [text if end else "" for text, end in zip(texts, ended)], Policy(graphdef, params)
+    )
     return Responses(tasks, texts, tokens, verdict)

@@ -1,13 +1,15 @@
-"""A sweep over the token weights' alpha and threshold, or any other traced hyper-parameter, and its report.
+"""A sweep over the token weights' alpha and threshold, or any other traced hyper-parameter, and its
+report.
 
     python -m experiments.studies.ablate alpha=0,0.5,1,2,4 threshold=0,0.05,0.1,0.2 seeds=5 [policy.lr=1e-4,4e-4 ...] [key=value ...]
 
-All arms (axis x axis x seed) start from the run directory's model after rejection sampling, which is made first if it is not
-there, and train together: see rldtf_jax/arms.py. Arms that are done are not repeated; a killed sweep goes on. Leaves
-<run_dir>/sweeps/<sweep>/report.html, arms.csv, arms.parquet, curves.parquet, figures/ and a directory per arm.
+All arms (axis x axis x seed) start from the run directory's model after rejection sampling, which
+is made first if it is not there, and train together: see rldtf_jax/arms.py. Arms that are done are
+not repeated; a killed sweep goes on. Leaves <run_dir>/sweeps/<sweep>/report.html, arms.csv,
+arms.parquet, curves.parquet, figures/ and a directory per arm.
 
-A sweep in parts, on many machines with one file system: `ray=ADDRESS rounds=N` makes N parts, each a Ray task;
-experiments.studies.multirun makes every arm a Hydra job.
+A sweep in parts, on many machines with one file system: `ray=ADDRESS rounds=N` makes N parts, each
+a Ray task; experiments.studies.multirun makes every arm a Hydra job.
 """
 
 import contextlib
@@ -69,16 +71,29 @@ def rounds(config: SweepConfig, grid: Sequence[Cell], plan) -> list[Round]:
         if os.path.exists(path := arm_path(config, name, "config.json")):
             with open(path, encoding="utf-8") as file:
                 if different := differences(json.load(file), asked):
-                    raise ConfigError(f"{path}: made with another config, {different[0]}; choose another sweep=NAME")
+                    raise ConfigError(
+                        f"{path}: made with another config, {different[0]}; choose another"
+                        " sweep=NAME"
+                    )
     root = os.path.join(config.directory, "rounds")
-    begun = [_read_round(os.path.dirname(path)) for path in sorted(glob.glob(os.path.join(root, "*", "round.json")))]
+    begun = [
+        _read_round(os.path.dirname(path))
+        for path in sorted(glob.glob(os.path.join(root, "*", "round.json")))
+    ]
     missing = {cell.name for cell in grid if not is_done(config, cell.name)}
     open_rounds = [r for r in begun if missing.intersection(r.arms)]
-    fresh = [cell.name for cell in grid if cell.name in missing.difference(*(r.arms for r in open_rounds))]
+    fresh = [
+        cell.name
+        for cell in grid
+        if cell.name in missing.difference(*(r.arms for r in open_rounds))
+    ]
     if fresh:
         planned = plan(len(fresh))
         number = max(config.rounds or 1, -(-len(fresh) // planned.together))
-        say(f"sweep: {len(fresh)} arms in {number} round{'s' * (number > 1)}, {planned.width} side by side")
+        say(
+            f"sweep: {len(fresh)} arms in {number} round{'s' * (number > 1)}, {planned.width} side"
+            " by side"
+        )
         for part in np.array_split(fresh, min(number, len(fresh))):
             names = part.tolist()
             digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
@@ -103,7 +118,10 @@ def _read_round(path: str) -> Round:
 
 def trained_arms(run: Run, grid: Sequence[Cell]) -> list[Arm]:
     """Arms share tasks, tokenizer and twin; each seed has an order of the tasks of its own."""
-    by_seed = {seed: practice_environment(run, grid[0].config, seed) for seed in {cell.seed for cell in grid}}
+    by_seed = {
+        seed: practice_environment(run, grid[0].config, seed)
+        for seed in {cell.seed for cell in grid}
+    }
     return [Arm(cell.config, cell.seed, by_seed[cell.seed]) for cell in grid]
 
 
@@ -120,8 +138,13 @@ def prepare(run: Run, config: SweepConfig, grid: Sequence[Cell]) -> list[Round]:
     with alone(run.path("sweep.lock")):
         policy = reject(run)
         critic = train_critic(run, policy)
-        return rounds(config, grid, lambda number: training.plan(
-            policy, critic, trained_arms(run, grid[:1])[0], number, training.arm_mesh()))
+        return rounds(
+            config,
+            grid,
+            lambda number: training.plan(
+                policy, critic, trained_arms(run, grid[:1])[0], number, training.arm_mesh()
+            ),
+        )
 
 
 def train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round) -> None:
@@ -134,8 +157,10 @@ def train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round)
 def _train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round) -> None:
     by_name = {cell.name: cell for cell in grid}
     if gone := sorted(set(one.arms) - set(by_name)):
-        raise ConfigError(f"{one.path}: begun with the arm {gone[0]}, which is not asked for; ask for it as well, or choose "
-                          "another sweep=NAME")
+        raise ConfigError(
+            f"{one.path}: begun with the arm {gone[0]}, which is not asked for; ask for it as well,"
+            " or choose another sweep=NAME"
+        )
     chosen = [by_name[name] for name in one.arms]
     arms, mesh = trained_arms(run, chosen), training.arm_mesh(one.width)
     policy = reject(run)
@@ -143,11 +168,20 @@ def _train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round
     first = arms[0].config
     try:
         states = run_loop(
-            lambda states, step: rldtf_step(models, arms, states, step), states, steps=first.steps,
-            directory=one.path, save_every=first.save_every, keep=first.keep, title=f"{len(arms)} arms",
-            identity={"arms": {cell.name: {"config": cell.config, "seed": cell.seed} for cell in chosen}},
-            position=lambda step: {"data": step * first.prompts_per_step}, show=("reward", "fulfilled", "running", "twin/simulated"),
-            **run.config.loop_options | {"sweep": config.sweep})
+            lambda states, step: rldtf_step(models, arms, states, step),
+            states,
+            steps=first.steps,
+            directory=one.path,
+            save_every=first.save_every,
+            keep=first.keep,
+            title=f"{len(arms)} arms",
+            identity={
+                "arms": {cell.name: {"config": cell.config, "seed": cell.seed} for cell in chosen}
+            },
+            position=lambda step: {"data": step * first.prompts_per_step},
+            show=("reward", "fulfilled", "running", "twin/simulated"),
+            **run.config.loop_options | {"sweep": config.sweep},
+        )
     except Diverged as error:
         say(str(error).partition(";")[0])
         states = None
@@ -160,7 +194,9 @@ def _train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round
             continue
         begun, before = time.monotonic(), run.twin.stats.simulated
         with whole(arm_path(config, cell.name, metrics.JSONL)) as file:
-            file.writelines(json.dumps({"step": row["step"], **row["arms"][i]}) + "\n" for row in rows)
+            file.writelines(
+                json.dumps({"step": row["step"], **row["arms"][i]}) + "\n" for row in rows
+            )
         state = None if states is None else training.take(models, states, i)
         if state is None or state.learner.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             result = {"diverged": True}
@@ -169,29 +205,57 @@ def _train_round(run: Run, config: SweepConfig, grid: Sequence[Cell], one: Round
             if not os.path.isdir(arm_path(config, cell.name, "model")):
                 hf.save(model, arm_path(config, cell.name, "model"))
             result = evaluate(run, environments, model)
-        cost = {"seconds": seconds + time.monotonic() - begun, "simulated": simulated + run.twin.stats.simulated - before,
-                "arms_together": len(chosen)}
+        cost = {
+            "seconds": seconds + time.monotonic() - begun,
+            "simulated": simulated + run.twin.stats.simulated - before,
+            "arms_together": len(chosen),
+        }
         with whole(arm_path(config, cell.name, "evaluation.json")) as file:
             json.dump(result | {"values": cell.values, "seed": cell.seed, "cost": cost}, file)
 
 
 def evaluate(run: Run, environments: dict[str, TwinEnvironment], model) -> dict[str, Any]:
-    """One response to every task of validation and of the held-out splits, at the config's temperature and, under "greedy", the most
-    likely one: summary and each task's verdict. All arms draw with the same keys."""
+    """One response to every task of validation and of the held-out splits, at the config's
+    temperature and, under "greedy", the most likely one: summary and each task's verdict. All arms
+    draw with the same keys.
+    """
+
     def at(temperature: float) -> dict[str, Any]:
         found = {}
         for split, environment in environments.items():
-            verdict = respond(run, model, environment, range(len(environment.tasks)), salt=EVALUATED[split], temperature=temperature).verdict
-            found[split] = summarise(verdict) | {"task_fulfilled": verdict.fulfilled_M.tolist(), "task_reward": verdict.reward_M.tolist()}
+            verdict = respond(
+                run,
+                model,
+                environment,
+                range(len(environment.tasks)),
+                salt=EVALUATED[split],
+                temperature=temperature,
+            ).verdict
+            found[split] = summarise(verdict) | {
+                "task_fulfilled": verdict.fulfilled_M.tolist(),
+                "task_reward": verdict.reward_M.tolist(),
+            }
         return found
 
     return {"diverged": False, **at(run.config.evaluate.temperature), "greedy": at(0.0)}
 
 
 def not_read_before(config: ExperimentConfig) -> tuple[str, ...]:
-    """Config keys that change nothing of the stages before RLDTF: a sweep may differ in them from the run it starts from."""
-    return ("tensorboard", "wandb", "mlflow", "twin.cache", "twin.workers", *(f"rldtf.{name}" for name in flat(config.rldtf)
-                                               if not name.startswith("reward.") and name != "sample.max_new_tokens"))
+    """Config keys that change nothing of the stages before RLDTF: a sweep may differ in them from
+    the run it starts from.
+    """
+    return (
+        "tensorboard",
+        "wandb",
+        "mlflow",
+        "twin.cache",
+        "twin.workers",
+        *(
+            f"rldtf.{name}"
+            for name in flat(config.rldtf)
+            if not name.startswith("reward.") and name != "sample.max_new_tokens"
+        ),
+    )
 
 
 def sweep(config: SweepConfig, axes: dict[str, tuple]) -> None:
@@ -203,7 +267,9 @@ def sweep(config: SweepConfig, axes: dict[str, tuple]) -> None:
 
 
 def train(config: SweepConfig, grid: Sequence[Cell], own_cache: bool = False) -> None:
-    """Trains the arms that are not done. own_cache: rounds don't share the run's cache of the twin, which is for one machine."""
+    """Trains the arms that are not done. own_cache: rounds don't share the run's cache of the twin,
+    which is for one machine.
+    """
     training.check([cell.config for cell in grid])
     if all(is_done(config, cell.name) for cell in grid):
         return
@@ -229,22 +295,30 @@ def run_of(config: SweepConfig, one: Round | None = None) -> contextlib.Abstract
 
 
 def on_ray(config: SweepConfig, grid: Sequence[Cell]) -> None:
-    """Each round as a Ray task that takes a machine, on a file system that all machines share. The first task prepares, so that
-    the plan is one of such a machine, and this process keeps no device."""
+    """Each round as a Ray task that takes a machine, on a file system that all machines share. The
+    first task prepares, so that the plan is one of such a machine, and this process keeps no
+    device.
+    """
     import ray
 
     ray.init(None if config.ray == "local" else config.ray, ignore_reinit_error=True)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        task = ray.remote(max_retries=3, scheduling_strategy="SPREAD", num_cpus=min(node.get("CPU", 1) for node in nodes),
-                          num_gpus=min(node.get("GPU", 0) for node in nodes))(_on_ray)
+        task = ray.remote(
+            max_retries=3,
+            scheduling_strategy="SPREAD",
+            num_cpus=min(node.get("CPU", 1) for node in nodes),
+            num_gpus=min(node.get("GPU", 0) for node in nodes),
+        )(_on_ray)
         todo = ray.get(task.remote(os.getcwd(), config, grid, None))
         ray.get([task.remote(os.getcwd(), config, grid, one) for one in todo])
     finally:
         ray.shutdown()
 
 
-def _on_ray(directory: str, config: SweepConfig, grid: Sequence[Cell], one: Round | None) -> list[Round] | None:
+def _on_ray(
+    directory: str, config: SweepConfig, grid: Sequence[Cell], one: Round | None
+) -> list[Round] | None:
     os.chdir(directory)
     with run_of(config, one) as run:
         return prepare(run, config, grid) if one is None else train_round(run, config, grid, one)

@@ -12,7 +12,8 @@ from rldtf_jax.config import ConfigError, RLDTFConfig, build
 
 from experiments.config import ExperimentConfig, MeshConfig
 
-ONLY_WEIGHTS = ("threshold", "lam", "num_perturb", "delete_prob")  # nothing of these is felt where alpha = 0
+# nothing of these is felt where alpha = 0
+ONLY_WEIGHTS = ("threshold", "lam", "num_perturb", "delete_prob")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +21,14 @@ class SweepConfig(ExperimentConfig):
     """A run and what a sweep adds to it."""
 
     sweep: str = "ablate"
-    seeds: int = 1  # of RLDTF: order of the tasks, sampling, perturbations; the stages before are shared
+    # of RLDTF: order of the tasks, sampling, perturbations; the stages before are shared
+    seeds: int = 1
     first_seed: int = 0
     width: int | None = None  # arms side by side in one program; None: planned from its memory
-    rounds: int | None = None  # parts that train one after the other, or one on each machine; None: by memory
-    ray: str | None = None  # address of a Ray cluster ("local" starts one here) whose tasks are the rounds
+    # parts that train one after the other, or one on each machine; None: by memory
+    rounds: int | None = None
+    # address of a Ray cluster ("local" starts one here) whose tasks are the rounds
+    ray: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -32,14 +36,19 @@ class SweepConfig(ExperimentConfig):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected an integer >= 1")
         if self.translator == "model":
-            raise ConfigError(f"translator = {self.translator!r}: expected 'grammar' or 'tolerant' in a sweep, whose arms share the judge")
+            raise ConfigError(
+                f"translator = {self.translator!r}: expected 'grammar' or 'tolerant' in a sweep,"
+                " whose arms share the judge"
+            )
         if self.mesh != MeshConfig():
             raise ConfigError("mesh: expected no axes in a sweep; arms are split over all devices")
 
     @property
     def experiment(self) -> ExperimentConfig:
         """What the stages before RLDTF are: those of a run that is part of no sweep."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(ExperimentConfig)}
+        fields = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(ExperimentConfig)
+        }
         return ExperimentConfig(**fields | {"sweep": None})
 
     @property
@@ -57,15 +66,19 @@ class Cell(NamedTuple):
 
 
 def split_axes(arguments: Sequence[str]) -> tuple[dict[str, tuple], list[str]]:
-    """({hyper-parameter: values}, the other arguments) of `alpha=0,1 policy.lr=1e-4,2e-4 rldtf.clip=0.1,0.2 run_dir=x`."""
+    """({hyper-parameter: values}, the other arguments) of `alpha=0,1 policy.lr=1e-4,2e-4
+    rldtf.clip=0.1,0.2 run_dir=x`.
+    """
     axes, others = {}, []
     for argument in arguments:
         key, _, values = argument.partition("=")
         name = key.removeprefix("rldtf.")
         if name not in training.TRACED or (key != name and "," not in values):
             if "," in values and key.startswith("rldtf."):
-                raise ConfigError(f"{key} = {values}: this cannot be swept in one program; expected one of "
-                                  f"{', '.join(training.TRACED)} (others: experiments.studies.multirun)")
+                raise ConfigError(
+                    f"{key} = {values}: this cannot be swept in one program; expected one of "
+                    f"{', '.join(training.TRACED)} (others: experiments.studies.multirun)"
+                )
             others.append(argument)
             continue
         try:
@@ -88,7 +101,9 @@ def _number(text: str) -> int | float:
 
 
 def cells(config: SweepConfig, axes: dict[str, tuple]) -> list[Cell]:
-    """The distinct arms of the grid: with alpha = 0 the other parameters of the weights change nothing."""
+    """The distinct arms of the grid: with alpha = 0 the other parameters of the weights change
+    nothing.
+    """
     if not axes:
         raise ConfigError("expected at least one axis, such as alpha=0,1,2")
     found = {}
@@ -98,19 +113,30 @@ def cells(config: SweepConfig, axes: dict[str, tuple]) -> list[Cell]:
             chosen = {name: value for name, value in chosen.items() if name not in ONLY_WEIGHTS}
         rldtf_config = changed(config.rldtf, chosen)
         for seed in range(config.first_seed, config.first_seed + config.seeds):
-            name = f"{','.join(f'{key}={as_text(value)}' for key, value in chosen.items())},seed={seed}".removeprefix(",")
+            name = f"{','.join(f'{key}={as_text(value)}' for key, value in chosen.items())},seed={seed}".removeprefix(
+                ","
+            )
             if name in found and found[name].values != chosen:
-                raise ConfigError(f"{name}: two values of an axis read the same; expected at most six digits")
+                raise ConfigError(
+                    f"{name}: two values of an axis read the same; expected at most six digits"
+                )
             found[name] = Cell(name, chosen, rldtf_config, seed)
     return list(found.values())
 
 
 def named(config: SweepConfig, arms: dict[str, dict]) -> list[Cell]:
-    """Arms by a name of their own, each the hyper-parameters in which it differs from the config; one seed, the first."""
+    """Arms by a name of their own, each the hyper-parameters in which it differs from the config;
+    one seed, the first.
+    """
     for name in arms:
         if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
-            raise ConfigError(f"arms: {name!r}: expected a name of letters, digits, dots, dashes and underscores")
-    return [Cell(name, values, changed(config.rldtf, values), config.first_seed) for name, values in arms.items()]
+            raise ConfigError(
+                f"arms: {name!r}: expected a name of letters, digits, dots, dashes and underscores"
+            )
+    return [
+        Cell(name, values, changed(config.rldtf, values), config.first_seed)
+        for name, values in arms.items()
+    ]
 
 
 def changed(config: RLDTFConfig, values: dict[str, float | str]) -> RLDTFConfig:

@@ -1,4 +1,5 @@
-"""Arms of a sweep as Hydra jobs, for any launcher; experiments.studies.ablate with the same values then only writes the report.
+"""Arms of a sweep as Hydra jobs, for any launcher; experiments.studies.ablate with the same values
+then only writes the report.
 
     python -m experiments.stages.reject
     python -m experiments.studies.multirun -m +alpha=0,1,2 +threshold=0.05,0.2 +first_seed=0,1,2 [hydra/launcher=...] [+key=value ...]
@@ -31,8 +32,12 @@ def train() -> None:
     GlobalHydra.instance().clear()  # the config is composed by a second Hydra
     axes, others = grid.split_axes(arguments)
     config = configs.load(others, grid.SweepConfig)
-    if not os.path.isdir(os.path.join(config.run_dir, "reject", "model")):  # else every job would train it
-        raise ConfigError(f"run_dir = {config.run_dir!r}: expected a run whose rejection sampling is done (experiments.stages.reject)")
+    # else every job would train it
+    if not os.path.isdir(os.path.join(config.run_dir, "reject", "model")):
+        raise ConfigError(
+            f"run_dir = {config.run_dir!r}: expected a run whose rejection sampling is done"
+            " (experiments.stages.reject)"
+        )
     ablate.train(config, grid.cells(config, axes), own_cache=True)
 
 

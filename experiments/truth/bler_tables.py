@@ -1,9 +1,13 @@
-"""python -m experiments.truth.bler_tables [--out FILE] [--workers N]: block error rates of the twin's own codes in Gaussian noise.
+"""python -m experiments.truth.bler_tables [--out FILE] [--workers N]: block error rates of the
+twin's own codes in Gaussian noise.
 
-For a grid of code rates, code block lengths and decoder iterations: the mutual information per coded bit at which a block fails half of the
-time, and the width of the transition: BLER = Q((I - threshold) / width), fitted by maximum likelihood to counts around it. Also the share of
-wrong bits in a wrong block. What is there already is not made again; about ten minutes on two cores.
-Beside it polar.csv, the same of the polar blocks, by code rate (ten minutes more), and information.npz, what the LLRs of a demapper are worth that takes gain or noise for others than they are (twin.chain.information).
+For a grid of code rates, code block lengths and decoder iterations: the mutual information per
+coded bit at which a block fails half of the time, and the width of the transition: BLER = Q((I -
+threshold) / width), fitted by maximum likelihood to counts around it. Also the share of wrong bits
+in a wrong block. What is there already is not made again; about ten minutes on two cores. Beside it
+polar.csv, the same of the polar blocks, by code rate (ten minutes more), and information.npz, what
+the LLRs of a demapper are worth that takes gain or noise for others than they are
+(twin.chain.information).
 """
 
 from __future__ import annotations
@@ -38,7 +42,9 @@ def measure(cell: tuple[float, int]) -> list[dict]:
 
     rate, info = cell
     graph = 2 if info <= 292 or (info <= 3824 and rate <= 0.67) else 1
-    columns = 22 if graph == 1 else 10 if info > 640 else 9 if info > 560 else 8 if info > 192 else 6
+    columns = (
+        22 if graph == 1 else 10 if info > 640 else 9 if info > 560 else 8 if info > 192 else 6
+    )
     lifting = next(z for z in LIFTING_SIZES if columns * z >= info)
     code = Segmentation(info - 16, 16, 1, graph, lifting, info, (round(info / rate),))
     place, rows = ldpc.places(code, 1), ldpc.rows_needed(code, 1)
@@ -57,7 +63,9 @@ def measure(cell: tuple[float, int]) -> list[dict]:
 
     table, num = [], 64 if info > 3000 else 256
     for n in ITERATIONS:
-        found = fitted(lambda level, blocks: errors(level, n, blocks), 0.8 * rate, code.sent[0], num)  # noqa: B023
+        found = fitted(
+            lambda level, blocks: errors(level, n, blocks), 0.8 * rate, code.sent[0], num
+        )  # noqa: B023
         table.append(dict(zip(FIELDS, (rate, info, n, *found))))
     return table
 
@@ -79,15 +87,24 @@ def measure_polar(rate: float) -> dict:
         bits = rng.integers(0, 2, (num_blocks, info)).astype(np.float32)
         sent = 1 - 2 * encode(tf.constant(bits)).numpy()
         y = sent + rng.standard_normal(sent.shape, np.float32) * np.float32(np.sqrt(0.5 / snr))
-        wrong = np.mean((decode(tf.constant(-4 * np.float32(snr) * y)).numpy() > 0.5) != bits, axis=1)
+        wrong = np.mean(
+            (decode(tf.constant(-4 * np.float32(snr) * y)).numpy() > 0.5) != bits, axis=1
+        )
         return int(np.count_nonzero(wrong)), float(wrong.sum())
 
-    return dict(zip(POLAR_FIELDS, (rate, info, *fitted(errors, 0.8 * info / POLAR_LENGTH, POLAR_LENGTH, 1000))))
+    return dict(
+        zip(
+            POLAR_FIELDS,
+            (rate, info, *fitted(errors, 0.8 * info / POLAR_LENGTH, POLAR_LENGTH, 1000)),
+        )
+    )
 
 
 def fitted(errors, low: float, sent: int, num: int) -> tuple[float, float, float, int]:
-    """(threshold, width, share of wrong bits in a wrong block, blocks) of errors(mutual information, blocks) -> (wrong blocks, sum of
-    their shares of wrong bits), num blocks at each of some levels about the threshold, which lies above `low`; sent: bits of a block."""
+    """(threshold, width, share of wrong bits in a wrong block, blocks) of errors(mutual
+    information, blocks) -> (wrong blocks, sum of their shares of wrong bits), num blocks at each of
+    some levels about the threshold, which lies above `low`; sent: bits of a block.
+    """
     from scipy.optimize import minimize
     from scipy.special import log_ndtr
 
@@ -118,7 +135,9 @@ def fitted(errors, low: float, sent: int, num: int) -> tuple[float, float, float
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description="Block error rates of the twin's codes by mutual information.")
+    parser = argparse.ArgumentParser(
+        description="Block error rates of the twin's codes by mutual information."
+    )
     parser.add_argument("--out", type=Path, default=Path("twin/tables/bler.csv"))
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args(argv)
@@ -133,17 +152,28 @@ def main(argv=None) -> None:
             done = list(csv.DictReader(file))
     have = {(float(row["rate"]), int(row["info_bits"])) for row in done}
     cells = [cell for cell in itertools.product(RATES, INFO_BITS) if cell not in have]
-    with open(arguments.out, "a", newline="") as file, ProcessPoolExecutor(arguments.workers) as pool:
+    with (
+        open(arguments.out, "a", newline="") as file,
+        ProcessPoolExecutor(arguments.workers) as pool,
+    ):
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if not done:
             writer.writeheader()
         for cell, rows in zip(cells, pool.map(measure, cells)):
             writer.writerows(map(rounded, rows))
             file.flush()
-            print(*cell, *(f"{row['threshold']:.3f}/{row['width']:.4f}" for row in rows), file=sys.stderr, flush=True)
+            print(
+                *cell,
+                *(f"{row['threshold']:.3f}/{row['width']:.4f}" for row in rows),
+                file=sys.stderr,
+                flush=True,
+            )
     polar = arguments.out.with_name("polar.csv")
     if not polar.exists():
-        with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool, whole(str(polar)) as file:
+        with (
+            multiprocessing.get_context("spawn").Pool(arguments.workers) as pool,
+            whole(str(polar)) as file,
+        ):
             writer = csv.DictWriter(file, POLAR_FIELDS, lineterminator="\n")
             writer.writeheader()
             for row in pool.imap(measure_polar, BY_FIELD["code_rate"].choices):

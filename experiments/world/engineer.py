@@ -1,8 +1,10 @@
 """Demonstrations for phase 1: what an engineer who asks no twin might write.
 
-Formulas say which mode is sturdy and which is promising (`baselines.sturdiest`, `search.promises`). They say nothing of what the twin
-alone knows: how wide a grant should be beyond what it carries without block errors, how many iterations are worth their time, which
-way of aiming the antennas suits the link. These details are drawn at random, so that later stages have something to choose from.
+Formulas say which mode is sturdy and which is promising (`baselines.sturdiest`, `search.promises`).
+They say nothing of what the twin alone knows: how wide a grant should be beyond what it carries
+without block errors, how many iterations are worth their time, which way of aiming the antennas
+suits the link. These details are drawn at random, so that later stages have something to choose
+from.
 """
 
 import dataclasses
@@ -37,7 +39,9 @@ class Demonstration(NamedTuple):
     response: str
 
 
-def demonstrate(task: Task, rng: random.Random, number: int, config: RewardConfig = RewardConfig()) -> list[Workflow]:
+def demonstrate(
+    task: Task, rng: random.Random, number: int, config: RewardConfig = RewardConfig()
+) -> list[Workflow]:
     """`number` workflows for the task, none where no mode is in time for sure. No twin is asked."""
     first = sturdiest(task)
     if first is None:
@@ -45,36 +49,81 @@ def demonstrate(task: Task, rng: random.Random, number: int, config: RewardConfi
     options = modes(task)
     value = promises(task, options, config)
     likely = np.exp((value - value.max()) / TEMPERATURE).tolist()
-    return [with_details(task, first if rng.random() < STURDIEST else rng.choices(options, likely)[0], rng) for _ in range(number)]
+    return [
+        with_details(
+            task, first if rng.random() < STURDIEST else rng.choices(options, likely)[0], rng
+        )
+        for _ in range(number)
+    ]
 
 
 def with_details(task: Task, mode: Workflow, rng: random.Random) -> Workflow:
-    """The mode with a grant, iterations and a way of aiming drawn from what the platform has and what is in time."""
-    widest, aims = task.scenario.max_prb, [p for p in offered(task.scenario, "precoder") if p != "none"]
-    w = dataclasses.replace(mode, num_prb=min(widest, math.ceil(mode.num_prb * rng.choice(WIDER))),
-                            precoder=rng.choice(aims) if mode.precoder in aims else mode.precoder)
-    drawn = [dataclasses.replace(w, decoder_iterations=n) for n in rng.sample(ITERATIONS, len(ITERATIONS))]
+    """The mode with a grant, iterations and a way of aiming drawn from what the platform has and
+    what is in time.
+    """
+    widest, aims = (
+        task.scenario.max_prb,
+        [p for p in offered(task.scenario, "precoder") if p != "none"],
+    )
+    w = dataclasses.replace(
+        mode,
+        num_prb=min(widest, math.ceil(mode.num_prb * rng.choice(WIDER))),
+        precoder=rng.choice(aims) if mode.precoder in aims else mode.precoder,
+    )
+    drawn = [
+        dataclasses.replace(w, decoder_iterations=n)
+        for n in rng.sample(ITERATIONS, len(ITERATIONS))
+    ]
     return next((one for one in drawn if possible(task, one)), mode)
 
 
-def demonstrations(tasks: Sequence[Task], each: int, directory: str, seed: int, config: RewardConfig = RewardConfig(),
-                   form: str = "short", think: bool = True) -> list[Demonstration]:
-    """`each` demonstrations for every task, those without any left out: made with all cores and kept in `directory`, a chunk of tasks
-    whole or not at all, so that a second start goes on. What a chunk holds depends on nothing but (tasks, seed)."""
+def demonstrations(
+    tasks: Sequence[Task],
+    each: int,
+    directory: str,
+    seed: int,
+    config: RewardConfig = RewardConfig(),
+    form: str = "short",
+    think: bool = True,
+) -> list[Demonstration]:
+    """`each` demonstrations for every task, those without any left out: made with all cores and
+    kept in `directory`, a chunk of tasks whole or not at all, so that a second start goes on. What
+    a chunk holds depends on nothing but (tasks, seed).
+    """
     os.makedirs(directory, exist_ok=True)
-    paths = {start: os.path.join(directory, f"{start:07d}.jsonl") for start in range(0, len(tasks), CHUNK)}
+    paths = {
+        start: os.path.join(directory, f"{start:07d}.jsonl")
+        for start in range(0, len(tasks), CHUNK)
+    }
     missing = {start: path for start, path in paths.items() if not os.path.exists(path)}
     if missing:
-        work = functools.partial(_of_one, each=each, seed=seed, config=config, form=form, think=think)
-        with multiprocessing.get_context("spawn").Pool(None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is ours
-            for start, path in tqdm(missing.items(), desc="demonstrations", unit="chunk", disable=None):
+        work = functools.partial(
+            _of_one, each=each, seed=seed, config=config, form=form, think=think
+        )
+        # Ctrl-C is ours
+        with multiprocessing.get_context("spawn").Pool(
+            None, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+        ) as pool:
+            for start, path in tqdm(
+                missing.items(), desc="demonstrations", unit="chunk", disable=None
+            ):
                 with whole(path) as file:
-                    for pairs in pool.imap(work, enumerate(tasks[start:start + CHUNK], start), chunksize=10):
+                    for pairs in pool.imap(
+                        work, enumerate(tasks[start : start + CHUNK], start), chunksize=10
+                    ):
                         file.writelines(json.dumps(pair._asdict()) + "\n" for pair in pairs)
     return [Demonstration(**row) for path in paths.values() for row in json_lines(path)]
 
 
-def _of_one(numbered: tuple[int, Task], *, each: int, seed: int, config: RewardConfig, form: str, think: bool) -> list[Demonstration]:
+def _of_one(
+    numbered: tuple[int, Task],
+    *,
+    each: int,
+    seed: int,
+    config: RewardConfig,
+    form: str,
+    think: bool,
+) -> list[Demonstration]:
     index, task = numbered
     workflows = demonstrate(task, random.Random(f"engineer {seed} {index}"), each, config)
     return [Demonstration(task.prompt(form), task.response(w, think)) for w in workflows]

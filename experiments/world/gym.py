@@ -27,8 +27,13 @@ class TwinEnv(gymnasium.Env):
 
     metadata = {"render_modes": []}
 
-    def __init__(self, tasks: Sequence[Task], twin: Twin, config: RewardConfig = RewardConfig(),
-                 form: str = "short"):
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        twin: Twin,
+        config: RewardConfig = RewardConfig(),
+        form: str = "short",
+    ):
         """twin: stays the caller's to close. form: of the prompts, see Task.prompt.
 
         Raises:
@@ -39,13 +44,16 @@ class TwinEnv(gymnasium.Env):
         self.tasks, self.twin, self.config = list(tasks), twin, config
         self.prompts = [task.prompt(form) for task in self.tasks]
         self.observation_space = gymnasium.spaces.Text(
-            max(map(len, self.prompts)), charset=frozenset().union(*self.prompts))
+            max(map(len, self.prompts)), charset=frozenset().union(*self.prompts)
+        )
         self.action_space = gymnasium.spaces.Text(
-            MAX_RESPONSE, min_length=0, charset=string.printable)
+            MAX_RESPONSE, min_length=0, charset=string.printable
+        )
         self._index: int | None = None
 
-    def reset(self, *, seed: int | None = None,
-              options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(len(self.tasks)))
         self._index = (options or {}).get("index", drawn)

@@ -1,5 +1,7 @@
-"""The language between policy and twin: a link's state as a prompt, a workflow as structured natural language, and f(a),
-the deterministic translation of that language into the twin's code (III.B, the `grammar` translator)."""
+"""The language between policy and twin: a link's state as a prompt, a workflow as structured
+natural language, and f(a), the deterministic translation of that language into the twin's code
+(III.B, the `grammar` translator).
+"""
 
 import functools
 import math
@@ -19,7 +21,8 @@ from experiments.world.wording import RATES_MBPS
 QAM = {2: "QPSK", 4: "16QAM", 6: "64QAM", 8: "256QAM"}
 THINK, END_THINK = "<think>", "</think>"
 
-# One pattern a workflow field, exactly one match each; whatever stands between them does not matter.
+# One pattern a workflow field, exactly one match each; whatever stands between them does not
+# matter.
 _START, _END = r"(?<![\w.+-])", r"(?![\w+-]|\.\d)"
 FIELDS = {
     "scs_khz": r"(\d{1,4}) kHz",
@@ -39,14 +42,25 @@ OPTIONAL = {  # at most one match each
     "combining": r"(ir|chase) combining",
 }
 _PATTERN = re.compile(  # all of them in one pass: a training step reads thousands of responses
-    _START + "(?:" + "|".join(pattern.replace("(", f"(?P<{name}>", 1) for name, pattern in (FIELDS | OPTIONAL).items())
-    + ")" + _END, re.ASCII)
+    _START
+    + "(?:"
+    + "|".join(
+        pattern.replace("(", f"(?P<{name}>", 1) for name, pattern in (FIELDS | OPTIONAL).items()
+    )
+    + ")"
+    + _END,
+    re.ASCII,
+)
 BITS = {name: bits for bits, name in QAM.items()}
 
 
 def number(value: float | Decimal) -> str:
-    """A number as people write it, without a digit less or more than it has: what a prompt says is what the judge goes by."""
-    return f"{Decimal(repr(value + 0.0)) if isinstance(value, float) else Decimal(value):f}".removesuffix(".0")
+    """A number as people write it, without a digit less or more than it has: what a prompt says is
+    what the judge goes by.
+    """
+    return f"{Decimal(repr(value + 0.0)) if isinstance(value, float) else Decimal(value):f}".removesuffix(
+        ".0"
+    )
 
 
 def power_of_ten(value: float) -> str:
@@ -55,7 +69,9 @@ def power_of_ten(value: float) -> str:
 
 
 def quantity(value: float, unit: str, small_unit: str) -> str:
-    """A value in whole numbers of its unit, or else in thousandths of it: (0.5, "ms", "us") -> "500 us"."""
+    """A value in whole numbers of its unit, or else in thousandths of it: (0.5, "ms", "us") -> "500
+    us".
+    """
     if value >= 1 and float(value).is_integer():
         return f"{value:.0f} {unit}"
     return f"{number((Decimal(repr(float(value))) * 1000).normalize())} {small_unit}"
@@ -64,9 +80,16 @@ def quantity(value: float, unit: str, small_unit: str) -> str:
 def describe_link(scenario: Scenario) -> str:
     """The state of link and platform, as the short prompt shows it."""
     s = scenario
-    channel = s.channel + (f" {number(s.delay_spread_ns)} ns at {number(s.speed_mps)} m/s" if s.channel.startswith(("tdl", "cdl")) else "")
-    more = [f"{s.antenna_correlation} correlation"] * (s.antenna_correlation != "low") + (
-        [f"full power up to {number(s.full_power_mhz)} MHz"] if s.full_power_mhz else []) + [f"{s.access} access"] * (s.access != "immediate")
+    channel = s.channel + (
+        f" {number(s.delay_spread_ns)} ns at {number(s.speed_mps)} m/s"
+        if s.channel.startswith(("tdl", "cdl"))
+        else ""
+    )
+    more = (
+        [f"{s.antenna_correlation} correlation"] * (s.antenna_correlation != "low")
+        + ([f"full power up to {number(s.full_power_mhz)} MHz"] if s.full_power_mhz else [])
+        + [f"{s.access} access"] * (s.access != "immediate")
+    )
     return ", ".join([f"Link: {channel}", _size(s), *more, f"{number(s.compute_gflops)} GFLOPS."])
 
 
@@ -77,79 +100,147 @@ def _size(s: Scenario) -> str:
 def describe_state(scenario: Scenario) -> str:
     """The same in words, as the long prompt shows it."""
     s = scenario
-    fading = (f"The channel is {s.channel.upper()} with a delay spread of {number(s.delay_spread_ns)} ns; the terminal moves at "
-              f"{number(s.speed_mps)} m/s." if s.channel.startswith(("tdl", "cdl")) else
-              "The channel is a line of sight." if s.channel == "awgn" else "The channel is flat and fades from slot to slot.")
-    power = f" The transmitter has full power up to {number(s.full_power_mhz)} MHz; a wider grant shares it." if s.full_power_mhz else ""
-    access = {"immediate": "", "aligned": " A packet waits for the next slot.",
-              "scheduled": " A packet waits for the next slot and asks for its grant first."}[s.access]
-    return (f"State: {fading} The SNR is {number(s.snr_db)} dB at each receive antenna; {s.num_tx_ant} transmit and {s.num_rx_ant} receive "
-            f"antennas, {s.antenna_correlation} correlation; carrier {number(s.carrier_ghz)} GHz.{power}{access} The grant has at most {s.max_prb} "
-            f"resource blocks. The platform sustains {number(s.compute_gflops)} GFLOPS.")
+    fading = (
+        f"The channel is {s.channel.upper()} with a delay spread of {number(s.delay_spread_ns)} ns;"
+        f" the terminal moves at {number(s.speed_mps)} m/s."
+        if s.channel.startswith(("tdl", "cdl"))
+        else (
+            "The channel is a line of sight."
+            if s.channel == "awgn"
+            else "The channel is flat and fades from slot to slot."
+        )
+    )
+    power = (
+        f" The transmitter has full power up to {number(s.full_power_mhz)} MHz; a wider grant"
+        " shares it."
+        if s.full_power_mhz
+        else ""
+    )
+    access = {
+        "immediate": "",
+        "aligned": " A packet waits for the next slot.",
+        "scheduled": " A packet waits for the next slot and asks for its grant first.",
+    }[s.access]
+    return (
+        f"State: {fading} The SNR is {number(s.snr_db)} dB at each receive antenna; {s.num_tx_ant}"
+        f" transmit and {s.num_rx_ant} receive antennas, {s.antenna_correlation} correlation;"
+        f" carrier {number(s.carrier_ghz)} GHz.{power}{access} The grant has at most {s.max_prb}"
+        f" resource blocks. The platform sustains {number(s.compute_gflops)} GFLOPS."
+    )
 
 
-SHOWN = (  # what the short prompt says of a platform, in an answer's order and words: tool, its values, how one is written, a frame
-    ("grid", (15, 30, 60, 120), str, "{} kHz"), ("modulate", tuple(QAM), QAM.get, "{}"),
+# what the short prompt says of a platform, in an answer's order and words: tool, its values, how
+# one is written, a frame
+SHOWN = (
+    ("grid", (15, 30, 60, 120), str, "{} kHz"),
+    ("modulate", tuple(QAM), QAM.get, "{}"),
     ("encode", ("ldpc", "polar"), {"ldpc": "LDPC", "polar": "polar"}.get, "{}"),
-    ("encode", BY_FIELD["code_rate"].choices, "{:.2f}".format, "rate {}"), ("pilots", (1, 2), str, "{} DMRS"),
+    ("encode", BY_FIELD["code_rate"].choices, "{:.2f}".format, "rate {}"),
+    ("pilots", (1, 2), str, "{} DMRS"),
     ("estimate", ("ls-nearest", "ls", "lmmse"), str, "{} estimation"),
-    ("detect", ("mrc", "zf", "lmmse", "ep", "kbest", "deeprx-small", "deeprx"), str, "{} detection"),
-    ("precode", ("none", "svd", "deeptx"), str, "{} precoding"), ("harq", (1, 2, 3, 4), str, "{} transmissions"),
-    ("harq", ("ir", "chase"), str, "{} combining"))
+    (
+        "detect",
+        ("mrc", "zf", "lmmse", "ep", "kbest", "deeprx-small", "deeprx"),
+        str,
+        "{} detection",
+    ),
+    ("precode", ("none", "svd", "deeptx"), str, "{} precoding"),
+    ("harq", (1, 2, 3, 4), str, "{} transmissions"),
+    ("harq", ("ir", "chase"), str, "{} combining"),
+)
 
 
 def describe_tools(scenario: Scenario) -> str:
-    """The modules that are present, those of a kind together; `twin.toolbox.describe()` is the whole toolbox."""
-    return "Tools: " + "; ".join(
-        frame.format(" ".join(show(value) for value in values if f"{tool}.{value}" not in scenario.absent))
-        for tool, values, show, frame in SHOWN) + "."
+    """The modules that are present, those of a kind together; `twin.toolbox.describe()` is the
+    whole toolbox.
+    """
+    return (
+        "Tools: "
+        + "; ".join(
+            frame.format(
+                " ".join(
+                    show(value) for value in values if f"{tool}.{value}" not in scenario.absent
+                )
+            )
+            for tool, values, show, frame in SHOWN
+        )
+        + "."
+    )
 
 
-def describe_targets(delay_ms: float, throughput_mbps: float, ber: float, errors: str = "bit") -> str:
+def describe_targets(
+    delay_ms: float, throughput_mbps: float, ber: float, errors: str = "bit"
+) -> str:
     """What the request comes with."""
-    return (f"Targets: {quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}, "
-            f"{'PER' if errors == 'packet' else 'BER'} {power_of_ten(ber)}.")
+    return (
+        f"Targets: {quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}, "
+        f"{'PER' if errors == 'packet' else 'BER'} {power_of_ten(ber)}."
+    )
 
 
 def think(scenario: Scenario, throughput_mbps: float, delay_ms: float) -> str:
-    """What a response begins with: the SNR, antennas and grant as the prompt has them, the SNR with the array's gain, and what is to be met."""
+    """What a response begins with: the SNR, antennas and grant as the prompt has them, the SNR with
+    the array's gain, and what is to be met.
+    """
     gain_db = round(10 * math.log10(scenario.num_rx_ant))
-    return (f"{THINK} {_size(scenario)}: {number(scenario.snr_db)} + {gain_db} = {number(round(scenario.snr_db + gain_db, 9))} dB; "
-            f"{quantity(throughput_mbps, 'Mbps', 'kbps')}, {quantity(delay_ms, 'ms', 'us')}{END_THINK} ")
+    return (
+        f"{THINK} {_size(scenario)}: {number(scenario.snr_db)} + {gain_db} ="
+        f" {number(round(scenario.snr_db + gain_db, 9))} dB;"
+        f" {quantity(throughput_mbps, 'Mbps', 'kbps')},"
+        f" {quantity(delay_ms, 'ms', 'us')}{END_THINK} "
+    )
 
 
 def each_prb_mbps(w: Workflow) -> float:
     """What one resource block of the grant carries without block errors, before sizes are rounded."""
-    return data_elements(w) / w.num_prb * w.num_layers * w.bits_per_symbol * w.code_rate / slot_ms(w.scs_khz) * 1e-3
+    return (
+        data_elements(w)
+        / w.num_prb
+        * w.num_layers
+        * w.bits_per_symbol
+        * w.code_rate
+        / slot_ms(w.scs_khz)
+        * 1e-3
+    )
 
 
 def describe_workflow(w: Workflow, wanted_mbps: float | None = None) -> str:
-    """A workflow in structured natural language, what the policy learns to write; `translate` reads it back.
+    """A workflow in structured natural language, what the policy learns to write; `translate` reads
+    it back.
 
-    Before the grant stand what one PRB carries and the throughput that the grant is for, without block errors: wanted_mbps, or the round
-    figure below what it carries. `translate` reads neither; they let a writer decide on a throughput and divide.
+    Before the grant stand what one PRB carries and the throughput that the grant is for, without
+    block errors: wanted_mbps, or the round figure below what it carries. `translate` reads neither;
+    they let a writer decide on a throughput and divide.
     """
     carried = full_throughput_mbps(w, 0.0)
-    figure = wanted_mbps if wanted_mbps and wanted_mbps <= carried else max(
-        (rate for rate in RATES_MBPS if rate <= carried), default=RATES_MBPS[0])
-    return (f"Use {w.scs_khz} kHz, {QAM[w.bits_per_symbol]} on {w.num_layers} layer{'s' * (w.num_layers > 1)}, "
-            f"{'LDPC' if w.code == 'ldpc' else w.code} rate {w.code_rate:.2f} with {w.decoder_iterations} iterations, "
-            f"{w.num_dmrs} DMRS, {w.estimator} estimation, {w.detector} detection, "
-            f"{f'{w.precoder} precoding, ' if w.precoder != 'none' else ''}"
-            f"{f'{w.num_transmissions} transmissions, ' if w.num_transmissions > 1 else ''}"
-            f"{f'{w.combining} combining, ' if w.combining != 'ir' else ''}"
-            f"{_two_digits(each_prb_mbps(w))} a PRB, "
-            f"{quantity(figure, 'Mbps', 'kbps')} on {w.num_prb} PRB.")
+    figure = (
+        wanted_mbps
+        if wanted_mbps and wanted_mbps <= carried
+        else max((rate for rate in RATES_MBPS if rate <= carried), default=RATES_MBPS[0])
+    )
+    return (
+        f"Use {w.scs_khz} kHz, {QAM[w.bits_per_symbol]} on {w.num_layers}"
+        f" layer{'s' * (w.num_layers > 1)}, {'LDPC' if w.code == 'ldpc' else w.code} rate"
+        f" {w.code_rate:.2f} with {w.decoder_iterations} iterations, {w.num_dmrs} DMRS,"
+        f" {w.estimator} estimation, {w.detector} detection,"
+        f" {f'{w.precoder} precoding, ' if w.precoder != 'none' else ''}{f'{w.num_transmissions} transmissions, ' if w.num_transmissions > 1 else ''}{f'{w.combining} combining, ' if w.combining != 'ir' else ''}{_two_digits(each_prb_mbps(w))}"
+        f" a PRB, {quantity(figure, 'Mbps', 'kbps')} on {w.num_prb} PRB."
+    )
 
 
 def values(response: str) -> list[tuple[str, int, int]]:
     """(field, start, stop) of every value that `translate` reads in the answer."""
     start = response.rfind(END_THINK) + len(END_THINK) if END_THINK in response else 0
-    return [(match.lastgroup, *match.span(match.lastgroup)) for match in _PATTERN.finditer(response, start)]
+    return [
+        (match.lastgroup, *match.span(match.lastgroup))
+        for match in _PATTERN.finditer(response, start)
+    ]
 
 
 def grant_agrees(response: str) -> bool | None:
-    """Whether the answer's grant carries the throughput that stands before it; None of one without either or that cannot be read."""
+    """Whether the answer's grant carries the throughput that stands before it; None of one without
+    either or that cannot be read.
+    """
     workflow, _ = read(response)
     figure = re.search(r"(\d{1,6}) ([Mk])bps on \d+ PRB", response)
     if workflow is None or figure is None:
@@ -217,22 +308,30 @@ def _translate_answer(answer: str) -> str:
     missing = next((name for name in FIELDS if name not in found), None)
     if missing:
         raise WorkflowError(f"{missing}: expected {FIELDS[missing]!r} in the answer")
-    code = (f"grid(num_prb={int(found['num_prb'])}, scs_khz={int(found['scs_khz'])})\n"
-            f"modulate(bits_per_symbol={BITS[found['bits_per_symbol']]}, num_layers={int(found['num_layers'])})\n"
-            f"encode(code=\"{found['code'].lower()}\", code_rate={found['code_rate']})\n"
-            f"pilots(num_dmrs={int(found['num_dmrs'])})\n"
-            f"estimate(method=\"{_word('estimation', found['estimator'])}\")\n"
-            f"detect(method=\"{_word('detection', found['detector'])}\")\n"
-            f"decode(iterations={int(found['decoder_iterations'])})\n")
+    code = (
+        f"grid(num_prb={int(found['num_prb'])}, scs_khz={int(found['scs_khz'])})\n"
+        f"modulate(bits_per_symbol={BITS[found['bits_per_symbol']]},"
+        f" num_layers={int(found['num_layers'])})\n"
+        f'encode(code="{found["code"].lower()}", code_rate={found["code_rate"]})\n'
+        f"pilots(num_dmrs={int(found['num_dmrs'])})\n"
+        f'estimate(method="{_word("estimation", found["estimator"])}")\n'
+        f'detect(method="{_word("detection", found["detector"])}")\n'
+        f"decode(iterations={int(found['decoder_iterations'])})\n"
+    )
     if "precoder" in found:
-        code += f"precode(method=\"{_word('precoding', found['precoder'])}\")\n"
+        code += f'precode(method="{_word("precoding", found["precoder"])}")\n'
     if "num_transmissions" in found:
-        code += f"harq(transmissions={int(found['num_transmissions'])}, combining=\"{found.get('combining', 'ir')}\")\n"
+        code += (
+            f"harq(transmissions={int(found['num_transmissions'])},"
+            f' combining="{found.get("combining", "ir")}")\n'
+        )
     return code
 
 
 def _word(stage: str, text: str) -> str:
-    """A method's name may hold lower-case ASCII letters, digits and dashes; what it means is for the twin to say."""
+    """A method's name may hold lower-case ASCII letters, digits and dashes; what it means is for
+    the twin to say.
+    """
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,15}", text, flags=re.ASCII):
         raise WorkflowError(f"{stage}: {text[:20]!r} is no method's name")
     return text

@@ -79,8 +79,11 @@ def read_answers(path: str | os.PathLike, tasks: Sequence[Task]) -> list[str | W
             if which is None:
                 raise _refused("task", answer["task"], f"an index < {len(tasks)} or a task's id")
             if which in lines:
-                raise _refused("task", answer["task"],
-                               f"one answer to a task, line {lines[which]} has one to this")
+                raise _refused(
+                    "task",
+                    answer["task"],
+                    f"one answer to a task, line {lines[which]} has one to this",
+                )
             if len(answer) != 2:
                 both = answer.get("text", MISSING)
                 raise _refused("text", both, "either a text or a workflow")
@@ -198,14 +201,15 @@ def _named(field: str) -> str:
 def _shown(value: Any) -> str:
     text = "nothing" if value is MISSING else json.dumps(value, default=repr)
     text = text.replace("\x7f", r"\u007f")  # the one control character that JSON leaves
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN - 3] + "..."
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 # What a field may hold: functions of (field, value) to the value, which raise ConfigError
 
 
-def _object(readers: dict[str, Callable], required: Sequence[str], field: str,
-            value: Any) -> dict[str, Any]:
+def _object(
+    readers: dict[str, Callable], required: Sequence[str], field: str, value: Any
+) -> dict[str, Any]:
     """The fields of an object, read; those that are neither there nor required are left out."""
     if not isinstance(value, dict):
         raise _refused(field or "line", value, "an object {...}")
@@ -214,8 +218,11 @@ def _object(readers: dict[str, Callable], required: Sequence[str], field: str,
         if key not in readers:
             expected = f"one of the keys {', '.join(readers)}"
             raise _refused(f"{prefix}{key}", value[key], expected)
-    return {key: read(f"{prefix}{key}", value.get(key, MISSING)) for key, read in readers.items()
-            if key in value or key in required}
+    return {
+        key: read(f"{prefix}{key}", value.get(key, MISSING))
+        for key, read in readers.items()
+        if key in value or key in required
+    }
 
 
 def _text(field: str, value: Any, blank: bool = False) -> str:
@@ -280,11 +287,17 @@ def _which(field: str, value: Any) -> int | str:
 
 
 SCENARIO = {name: functools.partial(_ruled, rule) for name, rule in SCENARIO_RULES.items()} | {
-    "absent": _modules}
+    "absent": _modules
+}
 WORKFLOW = {name: functools.partial(_ruled, rule) for name, rule in WORKFLOW_RULES.items()}
 TASK = {
-    "service": _text, "request": _text, "scenario": _scenario,
+    "service": _text,
+    "request": _text,
+    "scenario": _scenario,
     **{name: functools.partial(_number, *limits) for name, limits in TARGET_RANGES.items()},
-    "witness": _witness, "errors": functools.partial(_one_of, ("bit", "packet")),
-    "kind": functools.partial(_one_of, KINDS), "family": functools.partial(_text, blank=True)}
+    "witness": _witness,
+    "errors": functools.partial(_one_of, ("bit", "packet")),
+    "kind": functools.partial(_one_of, KINDS),
+    "family": functools.partial(_text, blank=True),
+}
 ANSWER = {"task": _which, "text": functools.partial(_text, blank=True), "workflow": _workflow}

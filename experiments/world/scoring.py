@@ -17,8 +17,13 @@ from experiments.world.tasks import Task
 Answer = str | Workflow | None
 Reading = tuple[Workflow | None, str | None]  # a workflow, or a word for why there is none
 MEASURES = {  # of `score`, with the heads of `as_text`
-    "fulfilment": "fulfilment", "score": "score of fulfilled", "mean_R": "mean R",
-    "regret": "regret", "unusable": "unusable", "intent_error": "intent error"}
+    "fulfilment": "fulfilment",
+    "score": "score of fulfilled",
+    "mean_R": "mean R",
+    "regret": "regret",
+    "unusable": "unusable",
+    "intent_error": "intent error",
+}
 
 
 class Judgement(NamedTuple):
@@ -39,8 +44,12 @@ def read_answer(answer: Answer) -> Reading:
     return answer, "missing" if answer is None else None
 
 
-def judge(tasks: Sequence[Task], answers: Sequence[Answer], twin: Twin,
-          config: RewardConfig = RewardConfig()) -> list[Judgement]:
+def judge(
+    tasks: Sequence[Task],
+    answers: Sequence[Answer],
+    twin: Twin,
+    config: RewardConfig = RewardConfig(),
+) -> list[Judgement]:
     """What each answer is worth to its task: text, a workflow, or None for no answer.
 
     What does not parse, or asks for what the scenario lacks, gets NO_SERVICE and no simulation.
@@ -51,9 +60,13 @@ def judge(tasks: Sequence[Task], answers: Sequence[Answer], twin: Twin,
     return judge_readings(tasks, [read_answer(answer) for answer in answers], twin, config)
 
 
-def judge_readings(tasks: Sequence[Task], readings: Sequence[Reading], twin: Twin,
-                   config: RewardConfig = RewardConfig(),
-                   progress: Callable[[int, int], None] | None = None) -> list[Judgement]:
+def judge_readings(
+    tasks: Sequence[Task],
+    readings: Sequence[Reading],
+    twin: Twin,
+    config: RewardConfig = RewardConfig(),
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Judgement]:
     """Likewise of answers that were read already; a workflow that the scenario cannot run fails
     with the word "scenario". progress: see `Twin.evaluate`."""
     result, asked = [], []
@@ -69,8 +82,12 @@ def judge_readings(tasks: Sequence[Task], readings: Sequence[Reading], twin: Twi
     return result
 
 
-def score(tasks: Sequence[Task], answers: Sequence[Answer], twin: Twin,
-          config: RewardConfig = RewardConfig()) -> dict[str, list[dict[str, Any]]]:
+def score(
+    tasks: Sequence[Task],
+    answers: Sequence[Answer],
+    twin: Twin,
+    config: RewardConfig = RewardConfig(),
+) -> dict[str, list[dict[str, Any]]]:
     """One answer to every task, judged and summarised.
 
     Args:
@@ -100,28 +117,41 @@ def score(tasks: Sequence[Task], answers: Sequence[Answer], twin: Twin,
     known = [i for i, task in enumerate(tasks) if task.witness]
     witnesses = judge([tasks[i] for i in known], [tasks[i].witness for i in known], twin, config)
     regrets = {i: best.R - judgements[i].R for i, best in zip(known, witnesses)}
-    intents = {i: wording.intent_error(wording.read_intent(answer or ""), task.required)
-               for i, (task, answer) in enumerate(zip(tasks, answers))
-               if task.infers and not isinstance(answer, Workflow)}
+    intents = {
+        i: wording.intent_error(wording.read_intent(answer or ""), task.required)
+        for i, (task, answer) in enumerate(zip(tasks, answers))
+        if task.infers and not isinstance(answer, Workflow)
+    }
     strata: dict[str, list[int]] = {"all": list(range(len(tasks)))}
-    for name, stratum in (("kind", lambda task: task.kind), ("split", lambda task: task.split),
-                          ("channel", lambda task: task.scenario.channel.partition("-")[0])):
+    for name, stratum in (
+        ("kind", lambda task: task.kind),
+        ("split", lambda task: task.split),
+        ("channel", lambda task: task.scenario.channel.partition("-")[0]),
+    ):
         for i in sorted(range(len(tasks)), key=lambda i: stratum(tasks[i])):
             strata.setdefault(f"{name} {stratum(tasks[i])}", []).append(i)
     table = []
     for name, rows in strata.items():
         some = [judgements[i] for i in rows]
-        table.append({
-            "stratum": name, "tasks": len(rows),
-            "fulfilment": _share([one.fulfilled for one in some]),
-            "score": _mean([one.R for one in some if one.fulfilled]),
-            "mean_R": _mean([one.R for one in some]),
-            "regret": _mean([regrets[i] for i in rows if i in regrets]),
-            "unusable": _share([one.failure is not None for one in some]),
-            "intent_error": _mean([intents[i] for i in rows if i in intents])})
-    return {"table": table, "answers": [
-        {"task": task_id(task), "R": one.R, "fulfilled": one.fulfilled, "failure": one.failure}
-        for task, one in zip(tasks, judgements)]}
+        table.append(
+            {
+                "stratum": name,
+                "tasks": len(rows),
+                "fulfilment": _share([one.fulfilled for one in some]),
+                "score": _mean([one.R for one in some if one.fulfilled]),
+                "mean_R": _mean([one.R for one in some]),
+                "regret": _mean([regrets[i] for i in rows if i in regrets]),
+                "unusable": _share([one.failure is not None for one in some]),
+                "intent_error": _mean([intents[i] for i in rows if i in intents]),
+            }
+        )
+    return {
+        "table": table,
+        "answers": [
+            {"task": task_id(task), "R": one.R, "fulfilled": one.fulfilled, "failure": one.failure}
+            for task, one in zip(tasks, judgements)
+        ],
+    }
 
 
 def as_text(table: Sequence[dict[str, Any]]) -> str:
@@ -129,11 +159,20 @@ def as_text(table: Sequence[dict[str, Any]]) -> str:
     lines = [["", "tasks", *MEASURES.values()]]
     for row in table:
         estimates = (row[measure] for measure in MEASURES)
-        lines.append([row["stratum"], str(row["tasks"]), *(
-            "-" if one is None else "{:.3f} [{:.3f}, {:.3f}]".format(*one) for one in estimates)])
+        lines.append(
+            [
+                row["stratum"],
+                str(row["tasks"]),
+                *(
+                    "-" if one is None else "{:.3f} [{:.3f}, {:.3f}]".format(*one)
+                    for one in estimates
+                ),
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
-                     for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
+    )
 
 
 def _share(hits: Sequence[bool]) -> list[float] | None:

@@ -1,7 +1,9 @@
-"""f(a) by the policy itself (III.B, the `model` translator): called once more, it turns its orchestration into the twin's code.
+"""f(a) by the policy itself (III.B, the `model` translator): called once more, it turns its
+orchestration into the twin's code.
 
-`orchestration.translate`, the grammar translator, is its teacher: see `lessons`. Each distinct orchestration of a batch,
-perturbed ones included, costs a response of the policy, so a step takes many times as long as with the grammar.
+`orchestration.translate`, the grammar translator, is its teacher: see `lessons`. Each distinct
+orchestration of a batch, perturbed ones included, costs a response of the policy, so a step takes
+many times as long as with the grammar.
 """
 
 import contextlib
@@ -18,8 +20,16 @@ from twin import Workflow, WorkflowError
 from experiments.world.orchestration import answer, describe_workflow, read_program, translate
 
 REQUEST = "Write the program: "
-LONGEST = Workflow(num_prb=273, scs_khz=120, bits_per_symbol=8, estimator="ls-nearest", detector="lmmse", precoder="svd",
-                   decoder_iterations=20, num_transmissions=4)
+LONGEST = Workflow(
+    num_prb=273,
+    scs_khz=120,
+    bits_per_symbol=8,
+    estimator="ls-nearest",
+    detector="lmmse",
+    precoder="svd",
+    decoder_iterations=20,
+    num_transmissions=4,
+)
 BATCH = 64
 
 
@@ -31,15 +41,21 @@ def lessons(responses: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 class ModelTranslator:
-    """Reads responses by asking the policy that wrote them, greedily, once per distinct orchestration."""
+    """Reads responses by asking the policy that wrote them, greedily, once per distinct
+    orchestration.
+    """
 
     def __init__(self, tokenizer: Tokenizer, max_response_tokens: int):
         """max_response_tokens: of an orchestration; a request that holds more is not read."""
         self.tokenizer = tokenizer
         self.width = bucket(len(tokenizer.apply_chat(REQUEST)) + max_response_tokens)
-        self.max_new_tokens = len(tokenizer.encode(translate(describe_workflow(LONGEST)), special=False)) + 8
+        self.max_new_tokens = (
+            len(tokenizer.encode(translate(describe_workflow(LONGEST)), special=False)) + 8
+        )
 
-    def read(self, texts: Sequence[str], policy: Policy) -> list[tuple[Workflow | None, str | None]]:
+    def read(
+        self, texts: Sequence[str], policy: Policy
+    ) -> list[tuple[Workflow | None, str | None]]:
         """(workflow, None), or (None, the word for what is wrong), of every text."""
         answers: dict[str, tuple[Workflow | None, str | None]] = {}
         asked: dict[str, list[int]] = {}
@@ -63,10 +79,18 @@ class ModelTranslator:
     def _programs(self, prompts: Sequence[Sequence[int]], policy: Policy) -> Iterator[str | None]:
         """What the policy answers to each prompt; None where it comes to no end."""
         for start in range(0, len(prompts), BATCH):
-            rows = list(prompts[start:start + BATCH])
-            padded = pad_prompts(rows + rows[:1] * (BATCH - len(rows)), self.width)  # one shape, one compilation
+            rows = list(prompts[start : start + BATCH])
+            # one shape, one compilation
+            padded = pad_prompts(rows + rows[:1] * (BATCH - len(rows)), self.width)
             samples = sample_on_host(
-                *policy, *padded, row_keys(jax.random.key(0), jnp.arange(BATCH)), max_new_tokens=self.max_new_tokens,
-                eos_id=self.tokenizer.eos_id, temperature=0.0)
-            for ids, length, ended in list(zip(samples.tokens_BxR, samples.lengths_B, samples.ended_B))[:len(rows)]:
-                yield self.tokenizer.decode(ids[:length - 1]) if ended else None
+                *policy,
+                *padded,
+                row_keys(jax.random.key(0), jnp.arange(BATCH)),
+                max_new_tokens=self.max_new_tokens,
+                eos_id=self.tokenizer.eos_id,
+                temperature=0.0,
+            )
+            for ids, length, ended in list(
+                zip(samples.tokens_BxR, samples.lengths_B, samples.ended_B)
+            )[: len(rows)]:
+                yield self.tokenizer.decode(ids[: length - 1]) if ended else None

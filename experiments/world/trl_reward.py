@@ -25,8 +25,11 @@ def shipped_policy() -> tuple[Any, Any]:
 
     path = os.path.join(DATA, "link-lite", "phase1")
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=os.path.join(path, "tokenizer.json"), eos_token="<|im_end|>",
-        pad_token="<|endoftext|>", padding_side="left")
+        tokenizer_file=os.path.join(path, "tokenizer.json"),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+    )
     return Qwen2ForCausalLM.from_pretrained(path, dtype="float32"), tokenizer
 
 
@@ -42,18 +45,34 @@ class TwinReward:
     its own.
     """
 
-    def __init__(self, config: RewardConfig = RewardConfig(), seed: int = 0, workers: int = 2,
-                 cache: str | None = None, max_blocks: int = 128):
+    def __init__(
+        self,
+        config: RewardConfig = RewardConfig(),
+        seed: int = 0,
+        workers: int = 2,
+        cache: str | None = None,
+        max_blocks: int = 128,
+    ):
         """seed: of the run; the noise is that of training, see `worlds.noise_seed`. workers, cache,
         max_blocks: of the Twin."""
         self.__name__ = "twin_reward"  # the name under which TRL logs it
         self.config = config
-        self._settings = dict(workers=workers, cache=cache, seed=noise_seed(seed, "train"),
-                              method="esm", max_blocks=max_blocks)
+        self._settings = dict(
+            workers=workers,
+            cache=cache,
+            seed=noise_seed(seed, "train"),
+            method="esm",
+            max_blocks=max_blocks,
+        )
         self._twin: Twin | None = None
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], task: Sequence[str],
-                 **columns: Any) -> list[float]:
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        task: Sequence[str],
+        **columns: Any,
+    ) -> list[float]:
         """Rewards of B completions.
 
         Args:

@@ -44,13 +44,21 @@ with open(os.path.join(_DATA, "wording.json"), encoding="utf-8") as _file:
 
 _DIGITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _POWERS = (
-    "one", "ten", "a hundred", "a thousand", "ten thousand", "a hundred thousand", "a million")
+    "one",
+    "ten",
+    "a hundred",
+    "a thousand",
+    "ten thousand",
+    "a hundred thousand",
+    "a million",
+)
 _SLOT = re.compile(r"\{(\w+)\}")
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _NUMBER = r"((?:0|[1-9]\d{0,8})(?:\.\d{1,24})?)"
 _INTENT = re.compile(
-    rf"QoS: {_NUMBER} (Mbps|kbps), {_NUMBER} (ms|us), "
-    r"PER ([1-9](?:\.\d{1,16})?e-\d{1,2})\. ", re.ASCII)
+    rf"QoS: {_NUMBER} (Mbps|kbps), {_NUMBER} (ms|us), " r"PER ([1-9](?:\.\d{1,16})?e-\d{1,2})\. ",
+    re.ASCII,
+)
 _WORD = re.compile(r"\w+(?:[.'^/-]\w+)*")
 
 
@@ -84,8 +92,15 @@ def nominal_targets(service: str) -> tuple[float, float, float]:
     return _nearest(DELAYS_MS, share_ms), _nearest(RATES_MBPS, mean_mbps), float(row["error_rate"])
 
 
-def request(rng: random.Random, service: str, delay_ms: float, throughput_mbps: float,
-            error_rate: float, kind: str, held_out: bool = False) -> str:
+def request(
+    rng: random.Random,
+    service: str,
+    delay_ms: float,
+    throughput_mbps: float,
+    error_rate: float,
+    kind: str,
+    held_out: bool = False,
+) -> str:
     """One of many ways to ask for a service.
 
     Args:
@@ -141,8 +156,10 @@ def describe_intent(delay_ms: float, throughput_mbps: float, error_rate: float) 
     """
     figures = _figures(delay_ms, throughput_mbps, error_rate)
     rate, time, error = (figures[target] for target in TARGETS)
-    return (f"QoS: {_whole(rate, 'mbps', 'Mbps', 'kbps')}, {_whole(time, 'ms', 'ms', 'us')}, "
-            f"PER {error['m']}e-{error['k']}. ")
+    return (
+        f"QoS: {_whole(rate, 'mbps', 'Mbps', 'kbps')}, {_whole(time, 'ms', 'ms', 'us')}, "
+        f"PER {error['m']}e-{error['k']}. "
+    )
 
 
 def read_intent(text: str) -> tuple[float, float, float] | None:
@@ -162,8 +179,9 @@ def read_intent(text: str) -> tuple[float, float, float] | None:
     return (delay_ms, throughput_mbps, float(error)) if delay_ms and throughput_mbps else None
 
 
-def intent_error(inferred: tuple[float, float, float] | None,
-                 true: tuple[float, float, float]) -> float:
+def intent_error(
+    inferred: tuple[float, float, float] | None, true: tuple[float, float, float]
+) -> float:
     """How far an inferred QoS is from the true one, in decades.
 
     Args:
@@ -176,8 +194,10 @@ def intent_error(inferred: tuple[float, float, float] | None,
     """
     if inferred is None:
         return MAX_ERROR
-    errors = [min(abs(math.log10(a) - math.log10(b)), MAX_ERROR)
-              for a, b in zip(inferred, true, strict=True)]
+    errors = [
+        min(abs(math.log10(a) - math.log10(b)), MAX_ERROR)
+        for a, b in zip(inferred, true, strict=True)
+    ]
     return sum(errors) / len(errors)
 
 
@@ -230,14 +250,18 @@ def _nearest(series: Sequence[float], value: float) -> float:
 
 def _figures(delay_ms: float, throughput_mbps: float, error_rate: float) -> dict[str, dict]:
     """{target: the fields of its spellings that suit its value}."""
-    for name, value, limit in (("delay_ms", delay_ms, 1e6),
-                               ("throughput_mbps", throughput_mbps, 1e6),
-                               ("error_rate", error_rate, 1)):
+    for name, value, limit in (
+        ("delay_ms", delay_ms, 1e6),
+        ("throughput_mbps", throughput_mbps, 1e6),
+        ("error_rate", error_rate, 1),
+    ):
         if not 1e-9 < value < limit:
             raise ValueError(f"{name} = {value!r}: expected a number > 1e-9 and < {limit:g}")
-    return {"throughput": _rate_fields(Decimal(repr(float(throughput_mbps)))),
-            "delay": _delay_fields(Decimal(repr(float(delay_ms)))),
-            "error": _error_fields(Decimal(repr(float(error_rate))))}
+    return {
+        "throughput": _rate_fields(Decimal(repr(float(throughput_mbps)))),
+        "delay": _delay_fields(Decimal(repr(float(delay_ms)))),
+        "error": _error_fields(Decimal(repr(float(error_rate)))),
+    }
 
 
 def _rate_fields(mbps: Decimal) -> dict[str, str]:
@@ -266,9 +290,14 @@ def _error_fields(rate: Decimal) -> dict[str, str]:
     k = -rate.adjusted()
     mantissa = rate.scaleb(k)
     m = _plain(mantissa)
-    fields = {"m": m, "k": str(k), "power": f"10^-{k}" if m == "1" else f"{m}x10^-{k}",
-              "decimal": _plain(rate), "percent": _plain(rate * 100),
-              "rest": _plain(100 - rate * 100)}
+    fields = {
+        "m": m,
+        "k": str(k),
+        "power": f"10^-{k}" if m == "1" else f"{m}x10^-{k}",
+        "decimal": _plain(rate),
+        "percent": _plain(rate * 100),
+        "rest": _plain(100 - rate * 100),
+    }
     if mantissa in range(1, 10) and k < len(_POWERS):
         fields |= {"word": _DIGITS[int(mantissa) - 1], "n": str(10**k), "n_words": _POWERS[k]}
         if m == "1" and k > 1:
@@ -278,17 +307,28 @@ def _error_fields(rate: Decimal) -> dict[str, str]:
 
 def _spellings(target: str, fields: dict[str, str], part: str) -> dict[str, list[str]]:
     """{slot of the target's phrases: what may stand there}, without slots that nothing suits."""
-    spelled = {slot: [_plural(spelling.format(**fields)) for spelling in spellings[part]
-                      if fields.keys() >= set(_SLOT.findall(spelling))]
-               for slot, spellings in WORDING["spellings"][target].items()}
+    spelled = {
+        slot: [
+            _plural(spelling.format(**fields))
+            for spelling in spellings[part]
+            if fields.keys() >= set(_SLOT.findall(spelling))
+        ]
+        for slot, spellings in WORDING["spellings"][target].items()
+    }
     return {slot: texts for slot, texts in spelled.items() if texts}
 
 
-def _phrase(rng: random.Random, target: str, form: str, spelled: dict[str, list[str]],
-            part: str) -> str:
+def _phrase(
+    rng: random.Random, target: str, form: str, spelled: dict[str, list[str]], part: str
+) -> str:
     """A target as a "noun" or a "clause"."""
-    phrase = rng.choice([phrase for phrase in WORDING["phrases"][target][form][part]
-                         if _SLOT.search(phrase)[1] in spelled])
+    phrase = rng.choice(
+        [
+            phrase
+            for phrase in WORDING["phrases"][target][form][part]
+            if _SLOT.search(phrase)[1] in spelled
+        ]
+    )
     return _SLOT.sub(lambda match: rng.choice(spelled[match[1]]), phrase)
 
 

@@ -13,7 +13,8 @@ from experiments.config import ExperimentConfig, load
 from experiments.stages.instruct import instruct
 from experiments.stages.run import opened
 
-OVERRIDES = ["preset=smoke", "model=instructed", "instruct.sft=null"]  # the model that ships, after phase 1
+# the model that ships, after phase 1
+OVERRIDES = ["preset=smoke", "model=instructed", "instruct.sft=null"]
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +40,12 @@ def address(run_dir):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "demo", "--run", run_dir, "--port", str(port)], stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "demo", "--run", run_dir, "--port", str(port)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     url = f"http://127.0.0.1:{port}"
     for _ in range(1200):
         with contextlib.suppress(OSError):

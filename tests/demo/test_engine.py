@@ -20,7 +20,14 @@ TARGETS = {"delay_ms": 1.0, "throughput_mbps": 5.0, "ber": 1e-3}
 
 @pytest.fixture(scope="module")
 def asked(engine):
-    return Asked(REQUEST, engine.options()["start"], TARGETS, weights=True, look=True, rivals=("instruct", "sturdiest", "oracle"))
+    return Asked(
+        REQUEST,
+        engine.options()["start"],
+        TARGETS,
+        weights=True,
+        look=True,
+        rivals=("instruct", "sturdiest", "oracle"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,53 +41,90 @@ def of(played, name):
 
 def test_events_come_in_the_order_that_is_promised(played):
     names = [name for i, (name, _) in enumerate(played) if i == 0 or played[i - 1][0] != name]
-    assert names == ["prompt", "token", "answer", "workflow", "look", "progress", "verdict", "weights", "rival", "done"]
+    assert names == [
+        "prompt",
+        "token",
+        "answer",
+        "workflow",
+        "look",
+        "progress",
+        "verdict",
+        "weights",
+        "rival",
+        "done",
+    ]
 
 
 def test_the_tokens_are_those_of_sample_and_spell_the_answer(engine, asked, played):
     model, tok = engine.models["instruct"]
     keys = row_keys(jax.random.fold_in(jax.random.key(asked.seed), SALT), np.arange(1))
-    prompt, = of(played, "prompt")
-    samples = sample(*nnx.split(model), *pad_prompts([tok.apply_chat(prompt["text"])]), keys, temperature=0.0, eos_id=tok.eos_id,
-                     max_new_tokens=engine.run.config.rldtf.sample.max_new_tokens)
-    ids = samples.tokens_BxR[0, :samples.lengths_B[0]].tolist()
-    answer, = of(played, "answer")
+    (prompt,) = of(played, "prompt")
+    samples = sample(
+        *nnx.split(model),
+        *pad_prompts([tok.apply_chat(prompt["text"])]),
+        keys,
+        temperature=0.0,
+        eos_id=tok.eos_id,
+        max_new_tokens=engine.run.config.rldtf.sample.max_new_tokens,
+    )
+    ids = samples.tokens_BxR[0, : samples.lengths_B[0]].tolist()
+    (answer,) = of(played, "answer")
     assert answer == {"text": tok.decode(ids[:-1]), "ended": True}
     assert "".join(token["text"] for token in of(played, "token")) == answer["text"]
-    np.testing.assert_allclose(np.log([max(token["p"], 1e-4) for token in of(played, "token")]), samples.logp_BxR[0, :len(ids)], atol=2e-3)
+    np.testing.assert_allclose(
+        np.log([max(token["p"], 1e-4) for token in of(played, "token")]),
+        samples.logp_BxR[0, : len(ids)],
+        atol=2e-3,
+    )
 
 
 def test_the_verdict_is_the_judges(engine, asked, played):
-    verdict, = of(played, "verdict")
-    answer, = of(played, "answer")
+    (verdict,) = of(played, "verdict")
+    (answer,) = of(played, "answer")
     task = engine.checked(asked)[1]
-    judgement, = judge([task], [answer["text"]], engine.run.twins("evaluate"), engine.run.config.rldtf.reward)
+    (judgement,) = judge(
+        [task], [answer["text"]], engine.run.twins("evaluate"), engine.run.config.rldtf.reward
+    )
     assert (verdict["reward"], verdict["fulfilled"]) == (judgement.R, judgement.fulfilled)
     assert list(verdict["measured"].values()) == [float(x) for x in task.measured(judgement.qos)]
 
 
 def test_blocks_are_counted_as_the_twin_counts_them(engine, asked, played):
     progress = of(played, "progress")
-    assert len(progress) > 1 and [p["blocks"] for p in progress] == sorted({p["blocks"] for p in progress})
+    assert len(progress) > 1 and [p["blocks"] for p in progress] == sorted(
+        {p["blocks"] for p in progress}
+    )
     workflow, _ = read(of(played, "answer")[0]["text"])
-    qos, = engine.counting.evaluate([(Scenario(**asked.scenario), workflow)])
-    assert progress[-1]["blocks"] == qos.num_blocks and progress[-1]["block_errors"] == qos.block_errors
-    look, = of(played, "look")
-    assert len(look["gain_db"]) == 14 and 0 < len(look["received"]) <= 1200 and len(look["sent"]) == 2**workflow.bits_per_symbol
+    (qos,) = engine.counting.evaluate([(Scenario(**asked.scenario), workflow)])
+    assert (
+        progress[-1]["blocks"] == qos.num_blocks
+        and progress[-1]["block_errors"] == qos.block_errors
+    )
+    (look,) = of(played, "look")
+    assert (
+        len(look["gain_db"]) == 14
+        and 0 < len(look["received"]) <= 1200
+        and len(look["sent"]) == 2**workflow.bits_per_symbol
+    )
 
 
 def test_the_delays_blocks_and_terms_are_the_workflows(played):
     shown, verdict = of(played, "workflow")[0], of(played, "verdict")[0]
-    assert [block["name"] for block in shown["blocks"]][0] == "encode" and shown["code"].startswith("grid(")
+    assert [block["name"] for block in shown["blocks"]][0] == "encode" and shown["code"].startswith(
+        "grid("
+    )
     first = sum(ms for term, ms in shown["delay_ms"].items() if term != "HARQ round trip")
     assert first <= verdict["measured"]["delay_ms"] * (1 + 1e-9)
 
 
 def test_words_weigh_nothing_and_values_do(played):
-    weights, = of(played, "weights")
+    (weights,) = of(played, "weights")
     tokens = of(played, "token")
     assert len(weights["service"]) == len(weights["unreadable"]) == len(tokens)
-    by_text = {token["text"].strip(): (u, s) for token, u, s in zip(tokens, weights["unreadable"], weights["service"])}
+    by_text = {
+        token["text"].strip(): (u, s)
+        for token, u, s in zip(tokens, weights["unreadable"], weights["service"])
+    }
     assert by_text["with"][1] == 0  # no word of a service's
     assert max(weights["service"]) > 0.1 and max(weights["unreadable"]) > 0.1
 
@@ -93,8 +137,10 @@ def test_rivals_answer_for_the_same_targets_and_none_but_the_asked_ones(played):
 
 
 def test_without_targets_the_model_infers_them(engine, asked):
-    played = list(engine.play(dataclasses.replace(asked, targets=None, weights=False, look=False, rivals=())))
-    intent, = of(played, "intent")
+    played = list(
+        engine.play(dataclasses.replace(asked, targets=None, weights=False, look=False, rivals=()))
+    )
+    (intent,) = of(played, "intent")
     assert of(played, "verdict")[0]["targets"] == intent
     assert not of(played, "look") and not of(played, "weights")
 
@@ -102,7 +148,16 @@ def test_without_targets_the_model_infers_them(engine, asked):
 def test_a_module_that_fails_is_not_used(engine, asked):
     def workflow(*absent):
         scenario = asked.scenario | {"absent": tuple(sorted({*asked.scenario["absent"], *absent}))}
-        return of(list(engine.play(dataclasses.replace(asked, scenario=scenario, look=False, weights=False, rivals=()))), "workflow")[0]["workflow"]
+        return of(
+            list(
+                engine.play(
+                    dataclasses.replace(
+                        asked, scenario=scenario, look=False, weights=False, rivals=()
+                    )
+                )
+            ),
+            "workflow",
+        )[0]["workflow"]
 
     assert (workflow()["estimator"], workflow()["detector"]) == ("lmmse", "lmmse")
     assert workflow("estimate.lmmse")["estimator"] == "ls"
@@ -112,13 +167,24 @@ def test_a_module_that_fails_is_not_used(engine, asked):
 def test_a_site_drifts_step_by_step(engine):
     sites = [engine.drift(3, step).scenario for step in range(8)]
     assert sites == [engine.drift(3, step).scenario for step in range(8)]
-    assert all(abs(a.snr_db - b.snr_db) <= 2 and abs(a.max_prb - b.max_prb) <= 1 for a, b in zip(sites, sites[1:]))
+    assert all(
+        abs(a.snr_db - b.snr_db) <= 2 and abs(a.max_prb - b.max_prb) <= 1
+        for a, b in zip(sites, sites[1:])
+    )
     assert len({site.snr_db for site in sites}) > 1
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"model": "gpt"}, "model = 'gpt'"), ({"rivals": ("me",)}, "rivals = 'me'"), ({"request": " "}, "request"),
-    ({"scenario": {"snr_db": 999}}, "snr_db"), ({"scenario": {"absent": ["rm -rf"]}}, "absent"), ({"targets": {"delay_ms": 1}}, "throughput_mbps")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": "gpt"}, "model = 'gpt'"),
+        ({"rivals": ("me",)}, "rivals = 'me'"),
+        ({"request": " "}, "request"),
+        ({"scenario": {"snr_db": 999}}, "snr_db"),
+        ({"scenario": {"absent": ["rm -rf"]}}, "absent"),
+        ({"targets": {"delay_ms": 1}}, "throughput_mbps"),
+    ],
+)
 def test_a_wrong_field_is_named(engine, asked, changes, message):
     with pytest.raises(ConfigError, match=message):
         next(engine.play(dataclasses.replace(asked, **changes)))

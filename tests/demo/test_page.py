@@ -18,7 +18,14 @@ def visit(browser, address):
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" and "status of 422" not in message.text else None)
+        page.on(
+            "console",
+            lambda message: (
+                wrong.append(message.text)
+                if message.type == "error" and "status of 422" not in message.text
+                else None
+            ),
+        )
         page.goto(address)
         expect(page.locator("#status")).to_have_text("ready", timeout=30_000)
         return page
@@ -44,9 +51,20 @@ def test_a_request_runs_to_its_verdict(visit):
     expect(page.locator("#verdict")).to_have_text(re.compile(r"targets met: R = -?\d\.\d+"))
     assert page.locator("#measured tbody tr").count() == 3
     assert page.text_content("#code").startswith("grid(num_prb=")
-    assert {block.get_attribute("data-block") for block in page.locator("#blocks g").all()} >= {"encode", "modulate", "channel", "decode"}
-    assert {row.get_attribute("data-rival") for row in page.locator("#others tbody tr").all()} == {"sturdiest", "rule", "oracle"}
-    shades = page.locator("#tokens span").evaluate_all("spans => new Set(spans.map(span => span.style.backgroundColor)).size")
+    assert {block.get_attribute("data-block") for block in page.locator("#blocks g").all()} >= {
+        "encode",
+        "modulate",
+        "channel",
+        "decode",
+    }
+    assert {row.get_attribute("data-rival") for row in page.locator("#others tbody tr").all()} == {
+        "sturdiest",
+        "rule",
+        "oracle",
+    }
+    shades = page.locator("#tokens span").evaluate_all(
+        "spans => new Set(spans.map(span => span.style.backgroundColor)).size"
+    )
     assert shades > 3  # the tokens weigh differently
     inks = page.evaluate("""() => ['delay', 'constellation', 'channel', 'errors'].map(id => {
         const canvas = document.getElementById(id), {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
@@ -85,12 +103,18 @@ def test_a_script_that_is_typed_stays_text(visit):
 
 def test_two_visitors_do_not_meet(visit):
     one, other = visit(), visit()
-    for page, words in ((one, "The first one asks for a film."), (other, "The second one asks for a call.")):
+    for page, words in (
+        (one, "The first one asks for a film."),
+        (other, "The second one asks for a call."),
+    ):
         page.fill("#request", words)
         page.set_checked("#stated", True)
     one.click("#run")
     other.click("#run")
-    for page, mine, theirs in ((one, "first one", "second one"), (other, "second one", "first one")):
+    for page, mine, theirs in (
+        (one, "first one", "second one"),
+        (other, "second one", "first one"),
+    ):
         expect(page.locator("#status")).to_have_text(DONE, timeout=90_000)
         assert mine in page.text_content("#prompt") and theirs not in page.content()
         assert page.text_content("#tokens").count("Use ") == 1
@@ -126,7 +150,10 @@ def test_it_fits_a_phone_and_follows_the_dark(visit):
     page = visit(viewport={"width": 390, "height": 800}, color_scheme="dark")
     ask(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    red, green, blue = map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])
+    red, green, blue = map(
+        int,
+        re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3],
+    )
     assert max(red, green, blue) < 60
 
 

@@ -10,7 +10,9 @@ from demo.turns import Full, Turns
 
 
 async def served(visitors, leaving=()):
-    """The order in which visitors' jobs are served if all join while another is served, and how many each had ahead."""
+    """The order in which visitors' jobs are served if all join while another is served, and how
+    many each had ahead.
+    """
     turns, order, ahead, at_once = Turns(each=9, total=99), [], {}, 0
 
     async def job(number, visitor):
@@ -43,14 +45,20 @@ async def served(visitors, leaving=()):
 @given(st.lists(st.sampled_from("abc"), max_size=8))
 def test_visitors_are_served_in_turn_each_in_its_own_order(visitors):
     order, ahead = asyncio.run(served(visitors))
-    lines = {visitor: [i for i, other in enumerate(visitors) if other == visitor] for visitor in dict.fromkeys(visitors)}
+    lines = {
+        visitor: [i for i, other in enumerate(visitors) if other == visitor]
+        for visitor in dict.fromkeys(visitors)
+    }
     expected = [lines[v][k] for k in range(len(visitors)) for v in lines if k < len(lines[v])]
     assert order == expected
-    assert [ahead[number] for number in order] == list(range(1, len(order) + 1))  # the one that is being served counts
+    # the one that is being served counts
+    assert [ahead[number] for number in order] == list(range(1, len(order) + 1))
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from("ab"), min_size=1, max_size=6), st.sets(st.integers(0, 5), max_size=3))
+@given(
+    st.lists(st.sampled_from("ab"), min_size=1, max_size=6), st.sets(st.integers(0, 5), max_size=3)
+)
 def test_who_leaves_holds_up_nobody(visitors, leaving):
     order, _ = asyncio.run(served(visitors, leaving))
     assert sorted(order) == [number for number in range(len(visitors)) if number not in leaving]

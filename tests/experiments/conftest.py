@@ -25,8 +25,9 @@ def drawn():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """(run_dir, what it printed) of a smoke run, interrupted with Ctrl-C in the RLDTF stage and gone on with; made once for all of
-    pytest's workers, of which each has a copy."""
+    """(run_dir, what it printed) of a smoke run, interrupted with Ctrl-C in the RLDTF stage and
+    gone on with; made once for all of pytest's workers, of which each has a copy.
+    """
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -47,7 +48,9 @@ def interrupted_and_gone_on_with(run_dir):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "goes on from there" in err.splitlines()[-1]
-    steps = [json.loads(line)["step"] for line in open(os.path.join(run_dir, "rldtf", "metrics.jsonl"))]
+    steps = [
+        json.loads(line)["step"] for line in open(os.path.join(run_dir, "rldtf", "metrics.jsonl"))
+    ]
     assert 1 <= len(steps) < 6
     code, out, err = finish("preset=smoke", f"run_dir={run_dir}", "rldtf.steps=6")
     assert code == 0, err

@@ -1,4 +1,6 @@
-"""Demonstrations: sturdy and promising modes with random details, kept in files that a second start goes on from."""
+"""Demonstrations: sturdy and promising modes with random details, kept in files that a second start
+goes on from.
+"""
 
 import collections
 import dataclasses
@@ -16,7 +18,12 @@ DETAILS = ("num_prb", "decoder_iterations", "precoder")
 
 def mode(workflow):
     """All but the details."""
-    return dataclasses.replace(workflow, num_prb=1, decoder_iterations=2, precoder="none" if workflow.precoder == "none" else "svd")
+    return dataclasses.replace(
+        workflow,
+        num_prb=1,
+        decoder_iterations=2,
+        precoder="none" if workflow.precoder == "none" else "svd",
+    )
 
 
 def test_demonstrations_run_in_time_and_their_grants_carry_what_is_asked(drawn):
@@ -42,10 +49,18 @@ def test_details_are_drawn_and_nothing_else_is(drawn):
         for seed in range(30):
             w = with_details(task, first, random.Random(seed))
             assert mode(w) == mode(first) and (w.precoder == "none") == (first.precoder == "none")
-            assert first.num_prb <= w.num_prb <= min(task.scenario.max_prb, -(-first.num_prb * WIDER[-1] // 1))
+            assert (
+                first.num_prb
+                <= w.num_prb
+                <= min(task.scenario.max_prb, -(-first.num_prb * WIDER[-1] // 1))
+            )
             for field in DETAILS:
                 seen[field].add(getattr(w, field))
-    assert len(seen["decoder_iterations"]) > 4 and {"svd", "deeptx"} <= seen["precoder"] and len(seen["num_prb"]) > 4
+    assert (
+        len(seen["decoder_iterations"]) > 4
+        and {"svd", "deeptx"} <= seen["precoder"]
+        and len(seen["num_prb"]) > 4
+    )
 
 
 def test_promising_modes_are_drawn_by_their_promise(drawn, monkeypatch):
@@ -69,6 +84,8 @@ def test_files_are_those_of_one_go_whatever_was_there(drawn, tmp_path, monkeypat
     tasks = drawn[:10]
     whole = demonstrations(tasks[:6], 2, str(tmp_path / "a"), seed=3)
     again = demonstrations(tasks, 2, str(tmp_path / "a"), seed=3)  # the second chunk is new
-    assert again[:len(whole)] == whole and len(again) > len(whole)
-    assert again[len(whole):] == demonstrations(tasks, 2, str(tmp_path / "b"), seed=3)[len(whole):]
+    assert again[: len(whole)] == whole and len(again) > len(whole)
+    assert (
+        again[len(whole) :] == demonstrations(tasks, 2, str(tmp_path / "b"), seed=3)[len(whole) :]
+    )
     assert {pair.prompt for pair in whole} <= {task.prompt() for task in drawn}

@@ -25,14 +25,19 @@ def environment(twin, drawn, responses):
 
 
 def tokens_of(environment, texts):
-    return [np.array(environment.tokenizer.encode(text, special=False) + [environment.eos_id]) for text in texts]
+    return [
+        np.array(environment.tokenizer.encode(text, special=False) + [environment.eos_id])
+        for text in texts
+    ]
 
 
 def test_rewards_are_eq_2_of_what_the_twin_measures(environment, twin, drawn, responses):
     verdict = environment.judge(drawn, tokens_of(environment, responses))
     assert verdict.failure_M == [None] * len(drawn)
     rng = random.Random(0)
-    measured = twin.evaluate([(task.scenario, tasks.random_workflow(rng, task.scenario)) for task in drawn])
+    measured = twin.evaluate(
+        [(task.scenario, tasks.random_workflow(rng, task.scenario)) for task in drawn]
+    )
     triples = np.array([task.measured(q) for task, q in zip(drawn, measured)])
     required = np.array([task.required for task in drawn])
     np.testing.assert_allclose(verdict.reward_M, reward(triples, required), rtol=1e-6)
@@ -65,12 +70,21 @@ def test_arbitrary_tokens_get_minus_one_and_cost_no_simulation(environment, ids)
     assert environment.twin.stats.requests == before
 
 
-@pytest.mark.parametrize("change, kind", [
-    (("PRB", "PRBs"), "num_prb"), (("Use", "<think>"), "think"), (("LDPC", "polarity"), "code"),
-    ((" rate 0", " rate 7"), "parse"), ((" PRB", "0 PRB"), "scenario"), ((" layer", "4 layer"), "parse"),
-    ((" DMRS", "3 DMRS"), "parse"),
-])
-def test_broken_or_impossible_workflows_get_minus_one_with_a_word_why(environment, drawn, responses, change, kind):
+@pytest.mark.parametrize(
+    "change, kind",
+    [
+        (("PRB", "PRBs"), "num_prb"),
+        (("Use", "<think>"), "think"),
+        (("LDPC", "polarity"), "code"),
+        ((" rate 0", " rate 7"), "parse"),
+        ((" PRB", "0 PRB"), "scenario"),
+        ((" layer", "4 layer"), "parse"),
+        ((" DMRS", "3 DMRS"), "parse"),
+    ],
+)
+def test_broken_or_impossible_workflows_get_minus_one_with_a_word_why(
+    environment, drawn, responses, change, kind
+):
     head, think_end, answer = responses[0].rpartition("</think>")
     verdict = environment.judge_text([drawn[0]], [head + think_end + answer.replace(*change)])
     assert verdict.reward_M[0] == -1 and verdict.failure_M[0] == kind
@@ -99,11 +113,13 @@ def test_a_rows_reward_is_the_same_to_the_bit_whatever_is_judged_beside_it(n, se
     measured, required = 10 ** rng.uniform(-3, 3, (2, n, 3))
     R, good = (reward(measured, required), fulfilled(measured, required))
     row = int(rng.integers(n))
-    alone, met = (f(measured[row:row + 1], required[row:row + 1]) for f in (reward, fulfilled))
+    alone, met = (f(measured[row : row + 1], required[row : row + 1]) for f in (reward, fulfilled))
     assert (alone[0], met[0]) == (R[row], good[row]) and len(R) == n
 
 
-def test_the_summary_counts_what_is_missed_wasted_copied_and_how_many_modes_there_are(environment, drawn, responses):
+def test_the_summary_counts_what_is_missed_wasted_copied_and_how_many_modes_there_are(
+    environment, drawn, responses
+):
     tokens = tokens_of(environment, responses)
     verdict = environment.judge(drawn, tokens)
     found = environment.summary(drawn, tokens, verdict)
@@ -112,7 +128,9 @@ def test_the_summary_counts_what_is_missed_wasted_copied_and_how_many_modes_ther
     np.testing.assert_array_equal(verdict.fulfilled_M, (verdict.margin_Mx3 >= 0).all(1))
     assert found["think_copied"] == 1 and 0 < found["grant_agrees"] <= 1 and found["failed"] == 0
     assert 5 < found["modes"] <= len(drawn)
-    same = environment.summary(drawn[:1] * 5, tokens[:1] * 5, environment.judge(drawn[:1] * 5, tokens[:1] * 5))
+    same = environment.summary(
+        drawn[:1] * 5, tokens[:1] * 5, environment.judge(drawn[:1] * 5, tokens[:1] * 5)
+    )
     assert same["modes"] == pytest.approx(1)
     wrong = [text.replace("<think> SNR ", "<think> SNR 1") for text in responses]
     other = environment.summary(drawn, tokens_of(environment, wrong), verdict)
@@ -124,11 +142,15 @@ def test_surprisal_is_that_of_the_think_part_and_of_what_follows(environment, dr
     ends = [environment.thoughts(ids) for ids in tokens]
     for ids, end, text in zip(tokens, ends, responses):
         parts = [environment.tokenizer.decode(some.tolist()) for some in (ids[:end], ids[end:])]
-        assert parts[0].endswith("</think>") and text.startswith(parts[0]) and "<think>" not in parts[1]
+        assert (
+            parts[0].endswith("</think>")
+            and text.startswith(parts[0])
+            and "<think>" not in parts[1]
+        )
     logp = [np.where(np.arange(len(ids)) < end, -0.25, -2.0) for ids, end in zip(tokens, ends)]
     found = environment.summary(drawn, tokens, environment.judge(drawn, tokens), logp)
     assert (found["surprisal/think"], found["surprisal/answer"]) == (0.25, 2.0)
-    assert environment.thoughts(tokens[0][ends[0]:]) == 0
+    assert environment.thoughts(tokens[0][ends[0] :]) == 0
 
 
 def test_margins_are_nan_where_nothing_ran(environment, drawn, responses):

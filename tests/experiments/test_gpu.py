@@ -16,17 +16,34 @@ def matrices(c):
     return c.num_hidden_layers * gpu.layer_weights(c) + c.vocab_size * c.hidden_size
 
 
-@pytest.mark.parametrize("preset, parameters", [("qwen2.5-0.5b", 494_032_768), ("qwen2.5-1.5b", 1_543_714_304)])
+@pytest.mark.parametrize(
+    "preset, parameters", [("qwen2.5-0.5b", 494_032_768), ("qwen2.5-1.5b", 1_543_714_304)]
+)
 def test_all_weights_are_counted_but_norms_and_biases(preset, parameters):
     assert parameters - 3e5 < matrices(Qwen2Config.preset(preset)) < parameters
 
 
 def test_an_update_takes_six_operations_a_weight_and_token_in_each_of_two_models():
     c = Qwen2Config.preset("qwen2.5-1.5b")
-    layers, logits, tokens = c.num_hidden_layers * gpu.layer_weights(c), c.vocab_size * c.hidden_size, 64 * 512
+    layers, logits, tokens = (
+        c.num_hidden_layers * gpu.layer_weights(c),
+        c.vocab_size * c.hidden_size,
+        64 * 512,
+    )
     without_attention = 2 * 6 * layers * tokens + 8 * logits * tokens / 2
     attention = gpu.update_flops(c, 64, 256, 256) - without_attention
-    assert attention == 2 * 3 * 2 * 2 * c.num_hidden_layers * 64 * (512 * 513 / 2) * c.num_attention_heads * c.head_dim
+    assert (
+        attention
+        == 2
+        * 3
+        * 2
+        * 2
+        * c.num_hidden_layers
+        * 64
+        * (512 * 513 / 2)
+        * c.num_attention_heads
+        * c.head_dim
+    )
 
 
 def test_a_decoding_step_reads_each_weight_once_and_the_visible_cache():
@@ -44,5 +61,11 @@ def test_its_programs_run_on_a_cpu_too(tmp_path):
     )  # fmt: skip
     figures = json.loads(out.read_text())
     assert figures.keys() == {"machine", "numerics", *parts}
-    assert all("exit status 0" in ended for name, ended in figures["machine"].items() if name not in ("jax", "command"))
-    assert not [name for part in figures.values() for name, figure in part.items() if "failed" in figure]
+    assert all(
+        "exit status 0" in ended
+        for name, ended in figures["machine"].items()
+        if name not in ("jax", "command")
+    )
+    assert not [
+        name for part in figures.values() for name, figure in part.items() if "failed" in figure
+    ]

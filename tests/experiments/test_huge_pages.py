@@ -1,4 +1,6 @@
-"""Whoever starts a command, by make or not, gets huge pages, once; other programs that import the package are left alone."""
+"""Whoever starts a command, by make or not, gets huge pages, once; other programs that import the
+package are left alone.
+"""
 
 import os
 import subprocess
@@ -19,23 +21,55 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | more
 
 
-@pytest.mark.parametrize("tunables, becomes", [
-    ({}, "glibc.malloc.hugetlb=1"), ({"GLIBC_TUNABLES": "glibc.malloc.check=3"}, "glibc.malloc.check=3:glibc.malloc.hugetlb=1"),
-    ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, None), ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, None)])
+@pytest.mark.parametrize(
+    "tunables, becomes",
+    [
+        ({}, "glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=3"}, "glibc.malloc.check=3:glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, None),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, None),
+    ],
+)
 def test_a_command_starts_anew_with_its_arguments_unless_the_tunable_is_set(tunables, becomes):
     argv = ["python3", "-m", "experiments.stages.pipeline", "preset=smoke", "run_dir=a b"]
-    out = subprocess.run([sys.executable, "-c", IMPORT.format(argv=argv)], env=environment(**tunables), capture_output=True, text=True)
-    assert (out.stdout.strip(), out.stderr) == (f"{sys.executable} {argv[1:]} {becomes}" if becomes else "", "")
+    out = subprocess.run(
+        [sys.executable, "-c", IMPORT.format(argv=argv)],
+        env=environment(**tunables),
+        capture_output=True,
+        text=True,
+    )
+    assert (out.stdout.strip(), out.stderr) == (
+        f"{sys.executable} {argv[1:]} {becomes}" if becomes else "",
+        "",
+    )
 
 
-@pytest.mark.parametrize("argv", [["python3", "-m", "pytest", "experiments."], ["python3", "sweep.py", "-m"], ["python3", "-c", "import experiments"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["python3", "-m", "pytest", "experiments."],
+        ["python3", "sweep.py", "-m"],
+        ["python3", "-c", "import experiments"],
+    ],
+)
 def test_another_program_goes_on(argv):
-    out = subprocess.run([sys.executable, "-c", IMPORT.format(argv=argv)], env=environment(), capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", IMPORT.format(argv=argv)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
     assert (out.stdout, out.stderr) == ("", "")
 
 
 def test_a_running_stage_has_it(tmp_path):
-    command = [sys.executable, "-m", "experiments.stages.pipeline", "preset=smoke", f"run_dir={tmp_path / 'run'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.stages.pipeline",
+        "preset=smoke",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process:
         try:
             for _ in range(600):

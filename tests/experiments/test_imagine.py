@@ -1,4 +1,6 @@
-"""What a response might have been: other workflows where the policy's other tokens lead to them, valued without a simulation."""
+"""What a response might have been: other workflows where the policy's other tokens lead to them,
+valued without a simulation.
+"""
 
 import random
 
@@ -18,7 +20,14 @@ SEEDS = st.integers(0, 1 << 31)
 @pytest.fixture(scope="module")
 def tokenizer(drawn):
     rng = random.Random(0)
-    return train_bpe([task.prompt() + task.response(sized_workflow(rng, task)) for task in drawn for _ in range(3)], 600)
+    return train_bpe(
+        [
+            task.prompt() + task.response(sized_workflow(rng, task))
+            for task in drawn
+            for _ in range(3)
+        ],
+        600,
+    )
 
 
 def written(tokenizer, task, workflow):
@@ -33,13 +42,23 @@ def test_a_neighbour_runs_and_differs_in_one_decision_on_a_grant_that_carries_no
     task = rng.choice(drawn)
     own = sized_workflow(rng, task)
     found = neighbours(task, own)
-    assert len(set(found)) == len(found) and own not in found and all(runs(task.scenario, w) for w in found)
+    assert (
+        len(set(found)) == len(found)
+        and own not in found
+        and all(runs(task.scenario, w) for w in found)
+    )
     for w in found:
-        changed = {name for name in vars(own) if getattr(w, name) != getattr(own, name)} - {"num_prb"}
+        changed = {name for name in vars(own) if getattr(w, name) != getattr(own, name)} - {
+            "num_prb"
+        }
         assert len(changed - {"combining"} if "num_transmissions" in changed else changed) <= 1
         if changed:
-            assert w.num_prb == task.scenario.max_prb or w.num_prb * each_prb_mbps(w) >= own.num_prb * each_prb_mbps(own) * (1 - 1e-9)
-            assert w.num_prb == 1 or (w.num_prb - 1) * each_prb_mbps(w) < own.num_prb * each_prb_mbps(own)
+            assert w.num_prb == task.scenario.max_prb or w.num_prb * each_prb_mbps(
+                w
+            ) >= own.num_prb * each_prb_mbps(own) * (1 - 1e-9)
+            assert w.num_prb == 1 or (w.num_prb - 1) * each_prb_mbps(
+                w
+            ) < own.num_prb * each_prb_mbps(own)
     assert resized(own, own, task.scenario.max_prb) == own
 
 
@@ -61,35 +80,67 @@ def test_a_search_goes_on_from_the_best_and_values_all_that_it_has_looked_at(dra
         assert all(abs(R - w.num_prb / task.scenario.max_prb) < 1e-6 for w, R in seen.items())
         assert len(seen) == 1 if rounds == 0 else set(neighbours(task, written)) <= set(seen)
         best = max(seen, key=seen.get)
-        assert rounds < 4 or seen[best] >= min(1, 2 * seen[written]) - 1e-6  # the grant may be doubled in a round
-    assert [len(seen) for seen in looked_at(lambda pairs: (np.full(len(pairs), 7.0),), some, own, 0)] == [1, 1]
-    assert max(max(seen.values()) for seen in looked_at(lambda pairs: (np.full(len(pairs), 7.0),), some, own, 1)) == 1.0
+        # the grant may be doubled in a round
+        assert rounds < 4 or seen[best] >= min(1, 2 * seen[written]) - 1e-6
+    assert [
+        len(seen) for seen in looked_at(lambda pairs: (np.full(len(pairs), 7.0),), some, own, 0)
+    ] == [1, 1]
+    assert (
+        max(
+            max(seen.values())
+            for seen in looked_at(lambda pairs: (np.full(len(pairs), 7.0),), some, own, 1)
+        )
+        == 1.0
+    )
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=6), st.lists(st.integers(0, 2), max_size=5), SEEDS)
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=6),
+    st.lists(st.integers(0, 2), max_size=5),
+    SEEDS,
+)
 def test_a_token_is_worth_what_the_best_text_expects_that_goes_on_with_it(texts, own, seed):
     worth = np.random.default_rng(seed).uniform(0.1, 2, len(texts)).tolist()
     found = {(one.position, one.token): one.worth for one in options(own, texts, worth)}
     for t in range(len(own)):
         for token in range(3):
-            through = [value for ids, value in zip(texts, worth) if ids[:t] == own[:t] and len(ids) > t and ids[t] == token]
+            through = [
+                value
+                for ids, value in zip(texts, worth)
+                if ids[:t] == own[:t] and len(ids) > t and ids[t] == token
+            ]
             assert found.pop((t, token), None) == max(through, default=None)
     assert not found  # nothing behind the response's end
 
 
-def test_what_cannot_be_run_or_read_has_no_options_and_what_is_written_otherwise_has_them_up_to_there(drawn, tokenizer):
+def test_what_cannot_be_run_or_read_has_no_options_and_what_is_written_otherwise_has_them_up_to_there(
+    drawn, tokenizer
+):
     task = drawn[0]
     text, right = written(tokenizer, task, sized_workflow(random.Random(1), task))
     verdict = Verdict(np.float32([0.3]), np.ones(1, bool), [None], {})
     for other in (text.replace(" iterations", ""), "", "Use"):
         ids = np.array([*tokenizer.encode(other, special=False), tokenizer.eos_id])
-        assert not imagine(share_of_the_grant, tokenizer, [task], [ids], [other], len(right) + 9, verdict).worth_BxTxK.any()
-    for other in (text.replace("<think> SNR ", "<think> SNR 9"), text.replace("Use", "Take"), text + " Over."):
+        assert not imagine(
+            share_of_the_grant, tokenizer, [task], [ids], [other], len(right) + 9, verdict
+        ).worth_BxTxK.any()
+    for other in (
+        text.replace("<think> SNR ", "<think> SNR 9"),
+        text.replace("Use", "Take"),
+        text + " Over.",
+    ):
         ids = np.array([*tokenizer.encode(other, special=False), tokenizer.eos_id])
-        found = imagine(share_of_the_grant, tokenizer, [task], [ids], [other], len(right) + 9, verdict)
+        found = imagine(
+            share_of_the_grant, tokenizer, [task], [ids], [other], len(right) + 9, verdict
+        )
         parted = next(t for t, (x, y) in enumerate(zip(ids, right)) if x != y)
-        assert (found.worth_BxTxK[0, :parted + 1].max(-1) > 0).all() and not found.worth_BxTxK[0, parted + 1:].any()
-        assert right[parted] in found.tokens_BxTxK[0, parted] and ids[parted] not in found.tokens_BxTxK[0, parted][found.worth_BxTxK[0, parted] > 0]
+        assert (found.worth_BxTxK[0, : parted + 1].max(-1) > 0).all() and not found.worth_BxTxK[
+            0, parted + 1 :
+        ].any()
+        assert (
+            right[parted] in found.tokens_BxTxK[0, parted]
+            and ids[parted] not in found.tokens_BxTxK[0, parted][found.worth_BxTxK[0, parted] > 0]
+        )
 
 
 def test_worth_is_the_best_expectation_above_no_service(drawn, tokenizer):
@@ -108,11 +159,29 @@ def test_worth_is_the_best_expectation_above_no_service(drawn, tokenizer):
             best.setdefault(one.position, []).append((one.worth, one.token))
         for t in range(T):
             there = sorted(best.get(t, []), reverse=True)[:OPTIONS]
-            np.testing.assert_allclose(worth[b, t], [*(value for value, _ in there), *[0] * (OPTIONS - len(there))], rtol=1e-6)
-            assert {token for value, token in there if value > there[-1][0]} <= set(tokens[b, t]) and (t >= len(ids[b])) == (not there)
+            np.testing.assert_allclose(
+                worth[b, t],
+                [*(value for value, _ in there), *[0] * (OPTIONS - len(there))],
+                rtol=1e-6,
+            )
+            assert {token for value, token in there if value > there[-1][0]} <= set(
+                tokens[b, t]
+            ) and (t >= len(ids[b])) == (not there)
         gain.append(max(seen.values()) - seen[own[b]])
     np.testing.assert_allclose(stats["imagined/gain"], np.mean(gain), rtol=1e-5)
     assert stats["imagined/workflows"] > 20 and np.isfinite(stats["imagined/explained_variance"])
-    first = imagine(share_of_the_grant, tokenizer, some, ids, texts, T, Verdict(np.float32([0.3]), np.ones(1, bool), [None], {}))
-    np.testing.assert_array_equal(first.worth_BxTxK, worth)  # that the twin was asked about the first response alone changes none
-    assert np.isnan(first.stats["imagined/explained_variance"]) and first.stats["imagined/gain"] == stats["imagined/gain"]
+    first = imagine(
+        share_of_the_grant,
+        tokenizer,
+        some,
+        ids,
+        texts,
+        T,
+        Verdict(np.float32([0.3]), np.ones(1, bool), [None], {}),
+    )
+    # that the twin was asked about the first response alone changes none
+    np.testing.assert_array_equal(first.worth_BxTxK, worth)
+    assert (
+        np.isnan(first.stats["imagined/explained_variance"])
+        and first.stats["imagined/gain"] == stats["imagined/gain"]
+    )

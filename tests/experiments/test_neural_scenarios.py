@@ -1,4 +1,6 @@
-"""Where the oracle takes the neural modules, and where it leaves them: the requests of neural_scenarios, with small simulations."""
+"""Where the oracle takes the neural modules, and where it leaves them: the requests of
+neural_scenarios, with small simulations.
+"""
 
 from dataclasses import replace
 
@@ -20,9 +22,17 @@ def coarse():
 @pytest.fixture(scope="module")
 def choices(coarse):
     """Of platforms with the small receiver alone."""
-    small = {name: replace(task, scenario=replace(task.scenario, absent=tuple({*task.scenario.absent, "detect.deeprx"})))
-             for name, task in REQUESTS.items()}
-    return {(row["request"].partition(":")[0], row["choice"]): row for row in scenarios(coarse, small, budget=160)}
+    small = {
+        name: replace(
+            task,
+            scenario=replace(task.scenario, absent=tuple({*task.scenario.absent, "detect.deeprx"})),
+        )
+        for name, task in REQUESTS.items()
+    }
+    return {
+        (row["request"].partition(":")[0], row["choice"]): row
+        for row in scenarios(coarse, small, budget=160)
+    }
 
 
 def test_without_a_wiener_filter_only_a_neural_receiver_serves_a_moving_terminal(choices):
@@ -31,12 +41,23 @@ def test_without_a_wiener_filter_only_a_neural_receiver_serves_a_moving_terminal
     assert not choices["DeepRx without a Wiener filter", "oracle, classical modules"]["meets"]
 
 
-def test_on_a_weak_link_a_neural_receiver_serves_a_moving_terminal_and_least_squares_does_not(coarse):
+def test_on_a_weak_link_a_neural_receiver_serves_a_moving_terminal_and_least_squares_does_not(
+    coarse,
+):
     """With one DM-RS symbol; the robust Wiener filter is on the edge."""
     task = REQUESTS["DeepRx: a moving terminal, a weak link"]
-    workflow = Workflow(num_prb=10, scs_khz=30, bits_per_symbol=4, code_rate=0.2, decoder_iterations=20, detector="deeprx")
+    workflow = Workflow(
+        num_prb=10,
+        scs_khz=30,
+        bits_per_symbol=4,
+        code_rate=0.2,
+        decoder_iterations=20,
+        detector="deeprx",
+    )
     classical = replace(workflow, detector="lmmse", estimator="ls")
-    (_, neural, _), (_, squares, _) = judged([(task, workflow), (task, classical)], coarse, RewardConfig())
+    (_, neural, _), (_, squares, _) = judged(
+        [(task, workflow), (task, classical)], coarse, RewardConfig()
+    )
     assert neural and not squares
 
 
@@ -47,13 +68,21 @@ def test_only_a_predicted_beam_serves_a_moving_terminal(choices):
 
 
 def test_where_compute_is_scarce_the_classical_chain_wins_on_delay(choices):
-    chosen, neural = choices["classical", "oracle, all modules"], choices["classical", "the same with DeepRx small"]
+    chosen, neural = (
+        choices["classical", "oracle, all modules"],
+        choices["classical", "the same with DeepRx small"],
+    )
     assert chosen["meets"] and not is_neural(chosen["detector"]), chosen
-    assert neural["bler"] <= neural["target_bler"] and neural["delay_ms"] > 2 * neural["target_ms"] > 2 * chosen["delay_ms"], neural
+    assert (
+        neural["bler"] <= neural["target_bler"]
+        and neural["delay_ms"] > 2 * neural["target_ms"] > 2 * chosen["delay_ms"]
+    ), neural
 
 
 def test_a_neural_receiver_carries_more_on_fewer_pilots(coarse):
-    """At a block error rate of at most 10 %, against least squares with whichever number of DM-RS symbols is best for it."""
+    """At a block error rate of at most 10 %, against least squares with whichever number of DM-RS
+    symbols is best for it.
+    """
     rows = throughput(coarse, (9,), (10.0,), ("LS + LMMSE", "DeepRx small"))
     best = {(row["receiver"], row["num_dmrs"]): row["mbps_per_prb"] for row in rows}
     assert best["DeepRx small", 1] > 1.1 * max(best["LS + LMMSE", 1], best["LS + LMMSE", 2]), best

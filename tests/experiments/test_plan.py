@@ -42,20 +42,38 @@ def test_a_plan_that_fits_prints_every_share_of_a_device(tiny):
     assert tiny.returncode == 0, tiny.stderr
     assert tiny.stdout.splitlines()[-1].startswith("fits: ")
     shape = Qwen2Config.preset("tiny")
-    share = lambda spec: math.prod(spec.shape) / (4 if any("fsdp" in RULES.get(axis, ()) for axis in spec.axes) else 1)
-    expected = [4 * sum(share(spec) for spec in param_table(shape, head).values()) for head in ("lm", "value")]
+    share = lambda spec: (
+        math.prod(spec.shape)
+        / (4 if any("fsdp" in RULES.get(axis, ()) for axis in spec.axes) else 1)
+    )
+    expected = [
+        4 * sum(share(spec) for spec in param_table(shape, head).values())
+        for head in ("lm", "value")
+    ]
     policy, critic = expected
-    assert figure(tiny.stdout, "weights: policy, critic, reference") == round((2 * policy + critic) / 1e9, 3)
+    assert figure(tiny.stdout, "weights: policy, critic, reference") == round(
+        (2 * policy + critic) / 1e9, 3
+    )
     assert figure(tiny.stdout, "gradients, accumulated") == round((policy + critic) / 1e9, 3)
     assert figure(tiny.stdout, "optimiser: Adam's moments") == round(2 * (policy + critic) / 1e9, 3)
-    assert figure(tiny.stdout, "KV cache") == round(2 * 4 * 64 * 128 * 64 * 2 / 4 / 1e9, 3)  # k and v, 4 layers, bfloat16
-    for name in ("activations and gathered weights", "peak of values and reference", "peak of sampling", "together"):
+    # k and v, 4 layers, bfloat16
+    assert figure(tiny.stdout, "KV cache") == round(2 * 4 * 64 * 128 * 64 * 2 / 4 / 1e9, 3)
+    for name in (
+        "activations and gathered weights",
+        "peak of values and reference",
+        "peak of sampling",
+        "together",
+    ):
         assert figure(tiny.stdout, name) > 0
 
 
 def test_each_saving_lowers_the_peak_of_the_update(tiny):
     peak = figure(tiny.stdout, "peak of update: all three savings")
-    for saving in ("recomputed layers (remat)", "gradient accumulation", "chunked log-prob, entropy and KL"):
+    for saving in (
+        "recomputed layers (remat)",
+        "gradient accumulation",
+        "chunked log-prob, entropy and KL",
+    ):
         assert figure(tiny.stdout, f"without {saving}") > 1.05 * peak
 
 
@@ -63,8 +81,17 @@ def test_a_plan_that_does_not_fit_says_so(monkeypatch, capsys):
     monkeypatch.setattr(plan, "scratch", lambda lowered: 0.9e9)
     one = mesh.make_mesh(devices=jax.devices()[:1])
     for memory_gb, fits in ((0.9, False), (1, True)):
-        assert plan.plan(config("preset=tiny", "mesh.fsdp=1", "compare=false", f"memory_gb={memory_gb}"), one) == fits
-        assert capsys.readouterr().out.splitlines()[-1].startswith("fits: " if fits else "does not fit: ")
+        assert (
+            plan.plan(
+                config("preset=tiny", "mesh.fsdp=1", "compare=false", f"memory_gb={memory_gb}"), one
+            )
+            == fits
+        )
+        assert (
+            capsys.readouterr()
+            .out.splitlines()[-1]
+            .startswith("fits: " if fits else "does not fit: ")
+        )
 
 
 def test_a_wrong_plan_is_one_line():
@@ -78,17 +105,32 @@ def test_a_wrong_plan_is_one_line():
             config(argument)
         assert "\n" not in str(error.value)
     fifteen = config("mesh.fsdp=15", "batch=120")
-    with pytest.raises(ValueError, match="embed: its embed axis of 3584 does not divide into 15 pieces"):
+    with pytest.raises(
+        ValueError, match="embed: its embed axis of 3584 does not divide into 15 pieces"
+    ):
         plan.shapes(fifteen, jax.sharding.AbstractMesh((1, 15, 1), mesh.AXES))
 
 
 @pytest.mark.parametrize("remat", [True, False])
 def test_the_operations_are_those_that_xla_counts(monkeypatch, remat):
-    """With one layer, one micro-batch and no chunks no loop is left, in which XLA would count one turn only."""
-    one = dataclasses.replace(Qwen2Config.preset("tiny"), hidden_size=256, num_hidden_layers=1, head_dim=32, remat=remat)
+    """With one layer, one micro-batch and no chunks no loop is left, in which XLA would count one
+    turn only.
+    """
+    one = dataclasses.replace(
+        Qwen2Config.preset("tiny"), hidden_size=256, num_hidden_layers=1, head_dim=32, remat=remat
+    )
     monkeypatch.setattr(plan.PlanConfig, "qwen2", one)
-    small = config("preset=tiny", "mesh.fsdp=1", "microbatches=1", "logit_chunk=null", f"remat={str(remat).lower()}")
+    small = config(
+        "preset=tiny",
+        "mesh.fsdp=1",
+        "microbatches=1",
+        "logit_chunk=null",
+        f"remat={str(remat).lower()}",
+    )
     s = plan.shapes(small, mesh.make_mesh(devices=jax.devices()[:1]))
     counted = plan.flops(small)
-    for name, lowered in (("update", plan.lower_update(small, s)), ("values and reference", plan.lower_old_states(small, s))):
+    for name, lowered in (
+        ("update", plan.lower_update(small, s)),
+        ("values and reference", plan.lower_old_states(small, s)),
+    ):
         assert lowered.cost_analysis()["flops"] == pytest.approx(counted[name], rel=0.1)

@@ -41,8 +41,9 @@ def tasks():
     """With a witness each, not necessarily a good one."""
     rng = random.Random(1)
     drawn = itertools.islice(worlds.candidates(worlds.family("link-native"), 3), 24)
-    return [dataclasses.replace(task, witness=random_workflow(rng, task.scenario))
-            for task in drawn]
+    return [
+        dataclasses.replace(task, witness=random_workflow(rng, task.scenario)) for task in drawn
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def responses(tasks):
         if i % 6 == 5:
             workflow = dataclasses.replace(workflow, num_prb=task.scenario.max_prb + 1)
         text = task.response(workflow)
-        texts.append(text[:len(text) // 2] if i % 6 == 3 else text)
+        texts.append(text[: len(text) // 2] if i % 6 == 3 else text)
     texts[0] = ""
     return texts
 
@@ -89,8 +90,11 @@ def test_the_table_holds_the_means_of_what_was_judged(twin, tasks, responses):
     assert row["regret"][0] == pytest.approx(np.mean([w.R for w in witnesses]) - np.mean(R))
     assert row["fulfilment"][0] == np.mean([one.fulfilled for one in judged])
     assert row["unusable"][0] == np.mean([one.failure is not None for one in judged])
-    errors = [wording.intent_error(wording.read_intent(answer or ""), task.required)
-              for task, answer in zip(tasks, answers) if task.infers]
+    errors = [
+        wording.intent_error(wording.read_intent(answer or ""), task.required)
+        for task, answer in zip(tasks, answers)
+        if task.infers
+    ]
     assert row["intent_error"][0] == pytest.approx(np.mean(errors))
     for row in result["table"]:
         for measure in scoring.MEASURES:
@@ -125,9 +129,11 @@ def test_as_many_answers_as_tasks(twin, tasks):
 
 
 def test_the_scorer_imports_no_jax():
-    code = ("import sys; from experiments.world import __main__, scoring, trl_reward, gym;"
-            "bad = {'jax', 'flax', 'tensorflow', 'torch', 'matplotlib'} & set(sys.modules);"
-            "sys.exit(', '.join(bad) or 0)")
+    code = (
+        "import sys; from experiments.world import __main__, scoring, trl_reward, gym;"
+        "bad = {'jax', 'flax', 'tensorflow', 'torch', 'matplotlib'} & set(sys.modules);"
+        "sys.exit(', '.join(bad) or 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -192,8 +198,13 @@ def reward():
 def batch(tasks):
     """What GRPOTrainer passes beside the completions: everything by keyword, columns as lists."""
     rows = dataset_rows(tasks)
-    return {"prompts": [row["prompt"] for row in rows], "task": [row["task"] for row in rows],
-            "completion_ids": [[0]] * len(rows), "trainer_state": None, "log_metric": print}
+    return {
+        "prompts": [row["prompt"] for row in rows],
+        "task": [row["task"] for row in rows],
+        "completion_ids": [[0]] * len(rows),
+        "trainer_state": None,
+        "log_metric": print,
+    }
 
 
 def test_the_reward_is_the_judge_s_on_the_noise_of_training(reward, tasks, responses):

@@ -23,14 +23,21 @@ def test_wilson_holds_the_proportion_and_mirrors(n, data):
 
 
 def test_wilson_covers_the_truth_about_95_times_in_100():
-    hits = [low <= 0.3 <= high for low, high in (wilson(int(k), 200) for k in
-                                                 np.random.default_rng(0).binomial(200, 0.3, 2000))]
+    hits = [
+        low <= 0.3 <= high
+        for low, high in (
+            wilson(int(k), 200) for k in np.random.default_rng(0).binomial(200, 0.3, 2000)
+        )
+    ]
     assert 0.93 < np.mean(hits) < 0.97
 
 
 def test_the_mean_s_interval_covers_the_truth_about_95_times_in_100():
     rng = np.random.default_rng(1)
-    hits = [low <= 0.5 <= high for low, high in (mean_interval(rng.random(80), resamples=500) for _ in range(400))]
+    hits = [
+        low <= 0.5 <= high
+        for low, high in (mean_interval(rng.random(80), resamples=500) for _ in range(400))
+    ]
     assert 0.91 < np.mean(hits) < 0.98
 
 

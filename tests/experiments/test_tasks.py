@@ -19,7 +19,6 @@ from experiments.world.tasks import Task
 from twin import TOOLS, QoS
 from twin.toolbox import MODULES
 
-
 FAMILIES = {name: worlds.family(name) for name in ("link", "link-native", "plain")}
 
 
@@ -50,9 +49,14 @@ def test_targets_lie_within_their_service_class():
 
 def test_a_stated_request_says_its_targets_and_the_others_do_not():
     for task in draw(1, 600):
-        assert task.prompt().startswith(task.request) and "Targets:" not in task.prompt().removeprefix(task.request)
+        assert task.prompt().startswith(
+            task.request
+        ) and "Targets:" not in task.prompt().removeprefix(task.request)
     for task in draw(1, 100, "plain"):
-        assert f"PER {task.ber:.0e}".replace("e-0", "e-") in task.prompt() and quantity(task.delay_ms, "ms", "us") in task.prompt()
+        assert (
+            f"PER {task.ber:.0e}".replace("e-0", "e-") in task.prompt()
+            and quantity(task.delay_ms, "ms", "us") in task.prompt()
+        )
 
 
 def test_a_response_to_an_unstated_request_begins_with_the_inferred_targets():
@@ -69,7 +73,9 @@ def test_a_response_to_an_unstated_request_begins_with_the_inferred_targets():
 
 def test_splits_are_a_function_of_scenario_and_targets_alone():
     for task in draw(2, 200):
-        again = dataclasses.replace(task, request="other words", service="V2X messages", kind="named", witness=None)
+        again = dataclasses.replace(
+            task, request="other words", service="V2X messages", kind="named", witness=None
+        )
         assert again.split == task.split
 
 
@@ -82,8 +88,9 @@ def test_splits_have_their_shares():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_split_leaks(family):
-    """No problem of two splits; no cell of links of new-links and no platform of new-platforms elsewhere; words of new-words nowhere
-    else."""
+    """No problem of two splits; no cell of links of new-links and no platform of new-platforms
+    elsewhere; words of new-words nowhere else.
+    """
     by_split = {split: [] for split in tasks.SPLITS}
     for task in draw(6, 3000, family):
         by_split[task.split].append(task)
@@ -100,7 +107,9 @@ def test_no_split_leaks(family):
 
     for split in tasks.SPLITS:
         others = [s for s in tasks.SPLITS if s != split]
-        assert not of(split, lambda t: (t.scenario, t.required)) & set().union(*(of(s, lambda t: (t.scenario, t.required)) for s in others))
+        assert not of(split, lambda t: (t.scenario, t.required)) & set().union(
+            *(of(s, lambda t: (t.scenario, t.required)) for s in others)
+        )
         if split != "new-links":
             assert not of(split, cell) & of("new-links", cell)
         if split not in ("new-platforms", "new-links"):
@@ -119,12 +128,22 @@ def test_every_module_is_present_on_some_platforms_and_absent_from_others():
         absent = sum(module in platform for platform in platforms) / len(platforms)
         assert absent < 0.95 and (absent > 0.02 or module in always), (module, absent)
     for task in draw(7, 300, "link-native"):
-        assert {"encode.polar", "detect.ep", "detect.kbest", "detect.deeprx-small", "detect.deeprx"} <= set(task.scenario.absent)
+        assert {
+            "encode.polar",
+            "detect.ep",
+            "detect.kbest",
+            "detect.deeprx-small",
+            "detect.deeprx",
+        } <= set(task.scenario.absent)
 
 
 def test_every_choice_of_the_toolbox_is_an_oracles_on_link():
     """Of the tasks that ship, at least one in a hundred."""
-    witnesses = [task.witness for some in tasks.load_splits(os.path.join(tasks.DATA, "link")).values() for task in some]
+    witnesses = [
+        task.witness
+        for some in tasks.load_splits(os.path.join(tasks.DATA, "link")).values()
+        for task in some
+    ]
     for tool in TOOLS:
         for argument in tool.arguments:
             for value in argument.choices:
@@ -135,7 +154,9 @@ def test_every_choice_of_the_toolbox_is_an_oracles_on_link():
 def test_whoever_has_a_neural_receiver_has_an_accelerator():
     for task in draw(9, 600):
         neural = not set(families.NEURAL_RECEIVERS) <= set(task.scenario.absent)
-        assert task.scenario.compute_gflops in (FAMILIES["link"].accelerated_gflops if neural else FAMILIES["link"].compute_gflops)
+        assert task.scenario.compute_gflops in (
+            FAMILIES["link"].accelerated_gflops if neural else FAMILIES["link"].compute_gflops
+        )
 
 
 def test_some_method_of_every_stage_stays():
@@ -146,28 +167,51 @@ def test_some_method_of_every_stage_stays():
                 assert not names or names - set(task.scenario.absent)
 
 
-@given(st.sampled_from(wording.RATES_MBPS), st.floats(0.1, 0.9), st.integers(1, 50), st.sampled_from([(1, 1), (2, 2), (4, 1), (2, 4)]),
-       st.sampled_from((15, 30, 60, 120)))
+@given(
+    st.sampled_from(wording.RATES_MBPS),
+    st.floats(0.1, 0.9),
+    st.integers(1, 50),
+    st.sampled_from([(1, 1), (2, 2), (4, 1), (2, 4)]),
+    st.sampled_from((15, 30, 60, 120)),
+)
 def test_the_load_is_what_the_snr_makes_it(throughput, load, num_prb, antennas, scs_khz):
-    """At the SNR that follows from a load Shannon's bound carries throughput / load, within half a dB of rounding."""
+    """At the SNR that follows from a load Shannon's bound carries throughput / load, within half a
+    dB of rounding.
+    """
     tx, rx = antennas
     snr_db = families.loaded_snr_db(throughput, load, num_prb, tx, rx, scs_khz=scs_khz)
 
     def carried(snr_db):
         snr, layers = 10 ** (snr_db / 10), min(tx, rx)
         bits = max(math.log2(1 + snr * rx * tx), layers * math.log2(1 + snr * rx / layers))
-        return bits * num_prb * 12 * 14 * scs_khz / 15 * 1e-3  # Mbit/s: resource elements of a slot of 15 / scs ms
+        # Mbit/s: resource elements of a slot of 15 / scs ms
+        return bits * num_prb * 12 * 14 * scs_khz / 15 * 1e-3
 
     if snr_db < 100:
         assert carried(snr_db - 0.51) <= throughput / load <= carried(snr_db + 0.51)
 
 
 def test_a_platform_with_one_spacing_is_loaded_on_that_one():
-    """The same draws as with 30 kHz, but for the SNR, which a load on half the bandwidth raises and on more of it lowers."""
-    own, fixed = (dataclasses.replace(FAMILIES["link"], load_khz=khz, snr_db=(-39, 79, 1), short_of_power=0.0,
-                                      present={"grid": 0.0, "grid.15": 1.0}) for khz in (None, 30))
-    pairs = [(families.draw_scenario(random.Random(seed), own, 2.0), families.draw_scenario(random.Random(seed), fixed, 2.0))
-             for seed in range(200)]
+    """The same draws as with 30 kHz, but for the SNR, which a load on half the bandwidth raises and
+    on more of it lowers.
+    """
+    own, fixed = (
+        dataclasses.replace(
+            FAMILIES["link"],
+            load_khz=khz,
+            snr_db=(-39, 79, 1),
+            short_of_power=0.0,
+            present={"grid": 0.0, "grid.15": 1.0},
+        )
+        for khz in (None, 30)
+    )
+    pairs = [
+        (
+            families.draw_scenario(random.Random(seed), own, 2.0),
+            families.draw_scenario(random.Random(seed), fixed, 2.0),
+        )
+        for seed in range(200)
+    ]
     higher = [a.snr_db - b.snr_db for a, b in pairs if a and b]
     assert len(higher) > 150
     assert min(higher) >= 1 and max(higher) > 4
@@ -180,26 +224,43 @@ def test_a_drifting_site_changes_little_from_step_to_step():
     changes = 0
     for a, b in zip(steps, steps[1:]):
         before, after = a.scenario, b.scenario
-        assert (before.channel, before.num_tx_ant, before.num_rx_ant) == (after.channel, after.num_tx_ant, after.num_rx_ant)
-        assert abs(before.snr_db - after.snr_db) <= 1 and abs(before.speed_mps - after.speed_mps) <= 0.5
+        assert (before.channel, before.num_tx_ant, before.num_rx_ant) == (
+            after.channel,
+            after.num_tx_ant,
+            after.num_rx_ant,
+        )
+        assert (
+            abs(before.snr_db - after.snr_db) <= 1
+            and abs(before.speed_mps - after.speed_mps) <= 0.5
+        )
         changes += before.absent != after.absent
     assert 5 < changes < 60
     asked = {task.service for task in itertools.islice(worlds.drift(FAMILIES["link"], 0), 3000)}
-    assert len(asked) == 20  # the rarest, IMS signalling, in one of 300 steps: its load is light where an SNR is in range
+    # the rarest, IMS signalling, in one of 300 steps: its load is light where an SNR is in range
+    assert len(asked) == 20
 
 
 def test_tasks_read_back_as_written(tmp_path):
-    drawn = [dataclasses.replace(task, witness=tasks.random_workflow(random.Random(0), task.scenario))
-             for task in draw(5, 20)]
+    drawn = [
+        dataclasses.replace(task, witness=tasks.random_workflow(random.Random(0), task.scenario))
+        for task in draw(5, 20)
+    ]
     path = str(tmp_path / "tasks.jsonl")
     tasks.save(drawn, path)
     assert tasks.load(path) == drawn
 
 
-@pytest.mark.parametrize("change, word", [
-    ({"delay_ms": -1}, "delay_ms"), ({"ber": "low"}, "ber"), ({"delay_ms": float("inf")}, "delay_ms"), ({"errors": "symbol"}, "errors"), ({"colour": "red"}, "colour"),
-    ({"scenario": {"channel": "tdl-z"}}, "channel"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"delay_ms": -1}, "delay_ms"),
+        ({"ber": "low"}, "ber"),
+        ({"delay_ms": float("inf")}, "delay_ms"),
+        ({"errors": "symbol"}, "errors"),
+        ({"colour": "red"}, "colour"),
+        ({"scenario": {"channel": "tdl-z"}}, "channel"),
+    ],
+)
 def test_a_wrong_task_is_refused_with_its_line_and_field(tmp_path, change, word):
     path = tmp_path / "tasks.jsonl"
     good = json.dumps(tasks.to_dict(draw(0, 1)[0]))
@@ -209,12 +270,23 @@ def test_a_wrong_task_is_refused_with_its_line_and_field(tmp_path, change, word)
 
 
 def test_packet_errors_are_held_against_blocks_and_bit_errors_against_bits():
-    qos = QoS(delay_ms=1.5, throughput_mbps=9.0, ber=1e-4, bler=1e-2, num_blocks=64, delays_ms=(1.0, 3.0), delivered=(0.9, 0.99))
+    qos = QoS(
+        delay_ms=1.5,
+        throughput_mbps=9.0,
+        ber=1e-4,
+        bler=1e-2,
+        num_blocks=64,
+        delays_ms=(1.0, 3.0),
+        delivered=(0.9, 0.99),
+    )
     packet = draw(0, 1)[0]
     bit = dataclasses.replace(packet, errors="bit")
     assert packet.measured(qos) == (3.0, 9.0, 1e-2) and bit.measured(qos) == (3.0, 9.0, 1e-4)
     listed = dataclasses.replace(bit, kind="listed")
-    assert "BER" in listed.prompt() and "BER" not in dataclasses.replace(packet, kind="listed").prompt()
+    assert (
+        "BER" in listed.prompt()
+        and "BER" not in dataclasses.replace(packet, kind="listed").prompt()
+    )
 
 
 def test_one_s_own_task_needs_no_witness():

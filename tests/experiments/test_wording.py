@@ -20,19 +20,41 @@ from experiments.world.wording import KINDS, WORDING, request
 SERVICES = tuple(row["service"] for row in wording.service_classes())
 DRAWS = 5000
 
-POWERS = {"ten": 1, "a hundred": 2, "a thousand": 3, "ten thousand": 4, "a hundred thousand": 5,
-          "a million": 6}
+POWERS = {
+    "ten": 1,
+    "a hundred": 2,
+    "a thousand": 3,
+    "ten thousand": 4,
+    "a hundred thousand": 5,
+    "a million": 6,
+}
 DIGITS = dict(zip("one two three four five six seven eight nine".split(), range(1, 10)))
-MBPS = {"Gbps": 1000, "Mbps": 1, "Mbit/s": 1, "Mb/s": 1, "megabit per second": 1, "kbps": 1e-3,
-        "kbit/s": 1e-3}
-MS = {"ms": 1, "msec": 1, "millisecond": 1, "thousandth of a second": 1, "us": 1e-3, "usec": 1e-3,
-      "microsecond": 1e-3}
+MBPS = {
+    "Gbps": 1000,
+    "Mbps": 1,
+    "Mbit/s": 1,
+    "Mb/s": 1,
+    "megabit per second": 1,
+    "kbps": 1e-3,
+    "kbit/s": 1e-3,
+}
+MS = {
+    "ms": 1,
+    "msec": 1,
+    "millisecond": 1,
+    "thousandth of a second": 1,
+    "us": 1e-3,
+    "usec": 1e-3,
+    "microsecond": 1e-3,
+}
 DIGIT = "|".join(DIGITS)
 NUMBER = r"(?<![\w.])\d+(?:\.\d+)?"
 RATE = re.compile(rf"({NUMBER}) ({'|'.join(MBPS)}|megabits per second)(?!\w)")
-TIME = re.compile(rf"({NUMBER}|\b(?:half a|{DIGIT})) "
-                  r"(ms|msec|us|usec|milliseconds?|microseconds?|thousandths? of a second)(?!\w)",
-                  re.IGNORECASE)
+TIME = re.compile(
+    rf"({NUMBER}|\b(?:half a|{DIGIT})) "
+    r"(ms|msec|us|usec|milliseconds?|microseconds?|thousandths? of a second)(?!\w)",
+    re.IGNORECASE,
+)
 ERROR = re.compile(  # what is delivered comes before what is lost, since both are percentages
     rf"probability of ({NUMBER}) (?:%|percent)"
     rf"|({NUMBER}) (?:%|percent) "
@@ -42,13 +64,16 @@ ERROR = re.compile(  # what is delivered comes before what is lost, since both a
     r"|(?:packet errors of|PER may be) (0\.\d+)\b(?! percent)"
     rf"|\b({DIGIT}|\d) (?:packets? )?(?:in|out of) "
     rf"({'|'.join(sorted(POWERS, key=len)[::-1])}|\d+)\b"
-    rf"|\b({DIGIT}) nines\b", re.IGNORECASE)
+    rf"|\b({DIGIT}) nines\b",
+    re.IGNORECASE,
+)
 
 
 def read_targets(text):
     """Every (delay_ms, throughput_mbps, error_rate) that the text could be read to state."""
-    rates = [float(number) * MBPS[unit.replace("bits", "bit")]
-             for number, unit in RATE.findall(text)]
+    rates = [
+        float(number) * MBPS[unit.replace("bits", "bit")] for number, unit in RATE.findall(text)
+    ]
     times = []
     for number, unit in TIME.findall(text):
         value = {"half a": 0.5, **DIGITS}.get(number.lower()) or float(number)
@@ -74,14 +99,20 @@ def read_targets(text):
 
 def two_digits(low, high):
     """Figures of two significant digits between low and high."""
-    return st.builds(lambda digits, exponent: float(f"{digits}e{exponent}"), st.integers(10, 99),
-                     st.integers(-4, 1)).filter(lambda value: low <= value <= high)
+    return st.builds(
+        lambda digits, exponent: float(f"{digits}e{exponent}"),
+        st.integers(10, 99),
+        st.integers(-4, 1),
+    ).filter(lambda value: low <= value <= high)
 
 
 rates = st.sampled_from(wording.RATES_MBPS) | two_digits(0.05, 100)
 delays = st.sampled_from(wording.DELAYS_MS) | two_digits(0.2, 20)
-error_rates = st.builds(lambda digit, exponent: float(f"{digit}e-{exponent}"),
-                        st.sampled_from((1, 2, 5)), st.integers(1, 6))
+error_rates = st.builds(
+    lambda digit, exponent: float(f"{digit}e-{exponent}"),
+    st.sampled_from((1, 2, 5)),
+    st.integers(1, 6),
+)
 
 
 @functools.cache
@@ -90,9 +121,17 @@ def draws(seed, count, kind=None, held_out=False):
     rng = random.Random(f"draws {seed}")
     kinds = itertools.cycle(KINDS if kind is None else [kind])
     return tuple(
-        request(rng, service, rng.choice(wording.DELAYS_MS), rng.choice(wording.RATES_MBPS),
-                10.0 ** -rng.randint(1, 6), next(kinds), held_out)
-        for service in itertools.islice(itertools.cycle(SERVICES), count))
+        request(
+            rng,
+            service,
+            rng.choice(wording.DELAYS_MS),
+            rng.choice(wording.RATES_MBPS),
+            10.0 ** -rng.randint(1, 6),
+            next(kinds),
+            held_out,
+        )
+        for service in itertools.islice(itertools.cycle(SERVICES), count)
+    )
 
 
 def tables(node=WORDING, name=""):
@@ -112,9 +151,11 @@ def fragment(template):
 @settings(max_examples=1000)
 @given(st.integers(0, 2**32), st.sampled_from(SERVICES), delays, rates, error_rates, st.booleans())
 def test_a_stated_request_says_its_three_targets_once_and_exactly(
-        seed, service, delay_ms, throughput_mbps, error_rate, held_out):
-    text = request(random.Random(seed), service, delay_ms, throughput_mbps, error_rate, "stated",
-                   held_out)
+    seed, service, delay_ms, throughput_mbps, error_rate, held_out
+):
+    text = request(
+        random.Random(seed), service, delay_ms, throughput_mbps, error_rate, "stated", held_out
+    )
     times, throughputs, errors = read_targets(text)
     assert times == pytest.approx([delay_ms], rel=1e-12), text
     assert throughputs == pytest.approx([throughput_mbps], rel=1e-12), text
@@ -141,8 +182,17 @@ def test_every_plan_name_and_situation_is_reached(held_out):
             words = WORDING["services"][service]["situations" if kind == "described" else "names"]
             for template in words[part]:
                 assert fragment(template) in text, template
-    for spelling in ("Gbps", "kbit/s", "microseconds", "half a millisecond", "nines", "10^-", "e-",
-                     " %", "in a thousand"):
+    for spelling in (
+        "Gbps",
+        "kbit/s",
+        "microseconds",
+        "half a millisecond",
+        "nines",
+        "10^-",
+        "e-",
+        " %",
+        "in a thousand",
+    ):
         assert any(spelling in text for text in draws(1, DRAWS, "stated")), spelling
 
 
@@ -159,8 +209,11 @@ def test_tables_are_large_without_duplicates_and_hold_a_part_out():
     for words in WORDING["services"].values():
         assert len(words["situations"]["train"]) >= 8 and len(words["situations"]["held_out"]) >= 2
         assert len(words["names"]["train"]) >= 5 and len(words["names"]["held_out"]) >= 2
-    names = [name for words in WORDING["services"].values()
-             for name in words["names"]["train"] + words["names"]["held_out"]]
+    names = [
+        name
+        for words in WORDING["services"].values()
+        for name in words["names"]["train"] + words["names"]["held_out"]
+    ]
     assert len(set(names)) == len(names)  # no name stands for two classes
 
 
@@ -189,8 +242,11 @@ def test_held_out_requests_are_made_of_held_out_words_only():
 
 def test_a_situation_does_not_name_its_class_and_holds_no_figures():
     for service, words in WORDING["services"].items():
-        names = [re.sub(r"^(an?|the) ", "", name).lower() for part in words["names"].values()
-                 for name in part] + [service.lower()]
+        names = [
+            re.sub(r"^(an?|the) ", "", name).lower()
+            for part in words["names"].values()
+            for name in part
+        ] + [service.lower()]
         for situation in words["situations"]["train"] + words["situations"]["held_out"]:
             assert not any(name in situation.lower() for name in names), (service, situation)
             assert not re.search(r"\d", situation) and situation.endswith(".")
@@ -206,8 +262,10 @@ def test_requests_are_sentences():
 
 def test_the_same_seed_gives_the_same_requests_and_another_seed_others():
     for kind in KINDS:
-        first, again, other = ([request(random.Random(seed), service, 1, 5, 1e-3, kind)
-                                for service in SERVICES] for seed in (0, 0, 1))
+        first, again, other = (
+            [request(random.Random(seed), service, 1, 5, 1e-3, kind) for service in SERVICES]
+            for seed in (0, 0, 1)
+        )
         assert first == again and first != other
 
 
@@ -250,10 +308,15 @@ def test_nominal_targets_lie_within_the_class():
     assert wording.nominal_targets("telesurgery haptics") == (0.5, 0.2, 1e-4)
 
 
-@given(delays | st.floats(2e-9, 9e5), rates | st.floats(2e-9, 9e5),
-       error_rates | st.floats(2e-9, 0.9), st.text())
+@given(
+    delays | st.floats(2e-9, 9e5),
+    rates | st.floats(2e-9, 9e5),
+    error_rates | st.floats(2e-9, 0.9),
+    st.text(),
+)
 def test_an_intent_reads_back_as_written_whatever_follows(
-        delay_ms, throughput_mbps, error_rate, rest):
+    delay_ms, throughput_mbps, error_rate, rest
+):
     true = (delay_ms, throughput_mbps, error_rate)
     text = wording.describe_intent(*true)
     assert wording.read_intent(text + rest) == true
@@ -267,23 +330,44 @@ def test_intents_look_as_documented():
     assert wording.describe_intent(1.5, 37, 0.1) == "QoS: 37 Mbps, 1500 us, PER 1e-1. "
 
 
-@given(st.text() | st.text(alphabet="QoS: 0123456789.e-,MkbpsmuPER\u0663 ")
-       | st.builds("QoS: {} {}, {} {}, PER {}. ".format, st.text(max_size=5), st.text(max_size=4),
-                   st.floats(), st.sampled_from(("ms", "us")), st.floats()))
+@given(
+    st.text()
+    | st.text(alphabet="QoS: 0123456789.e-,MkbpsmuPER\u0663 ")
+    | st.builds(
+        "QoS: {} {}, {} {}, PER {}. ".format,
+        st.text(max_size=5),
+        st.text(max_size=4),
+        st.floats(),
+        st.sampled_from(("ms", "us")),
+        st.floats(),
+    )
+)
 def test_reading_an_intent_never_fails(text):
     inferred = wording.read_intent(text)
     assert inferred is None or all(0 < value < math.inf for value in inferred)
     assert 0 <= wording.intent_error(inferred, (1.0, 1.0, 1e-3)) <= wording.MAX_ERROR
 
 
-@pytest.mark.parametrize("text", [
-    "", "QoS:", "QoS: 5 Mbps, 2 ms, PER 1e-3.", "qos: 5 Mbps, 2 ms, PER 1e-3. ",
-    "QoS: 0 Mbps, 2 ms, PER 1e-3. ", "QoS: 5 Mbps, 0.0 us, PER 1e-3. ",
-    "QoS: -5 Mbps, 2 ms, PER 1e-3. ", "QoS: 05 Mbps, 2 ms, PER 1e-3. ",
-    "QoS: 5 Gbps, 2 ms, PER 1e-3. ", "QoS: 5 Mbps, 2 ms, PER 0e-3. ",
-    "QoS: 2 ms, 5 Mbps, PER 1e-3. ", "QoS: 5 Mbps, 2 ms, PER 0.001. ",
-    "QoS: \u0665 Mbps, 2 ms, PER 1e-3. ", "QoS: " + "9" * 1_000_000,
-], ids=lambda text: text[:20])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "QoS:",
+        "QoS: 5 Mbps, 2 ms, PER 1e-3.",
+        "qos: 5 Mbps, 2 ms, PER 1e-3. ",
+        "QoS: 0 Mbps, 2 ms, PER 1e-3. ",
+        "QoS: 5 Mbps, 0.0 us, PER 1e-3. ",
+        "QoS: -5 Mbps, 2 ms, PER 1e-3. ",
+        "QoS: 05 Mbps, 2 ms, PER 1e-3. ",
+        "QoS: 5 Gbps, 2 ms, PER 1e-3. ",
+        "QoS: 5 Mbps, 2 ms, PER 0e-3. ",
+        "QoS: 2 ms, 5 Mbps, PER 1e-3. ",
+        "QoS: 5 Mbps, 2 ms, PER 0.001. ",
+        "QoS: \u0665 Mbps, 2 ms, PER 1e-3. ",
+        "QoS: " + "9" * 1_000_000,
+    ],
+    ids=lambda text: text[:20],
+)
 def test_anything_but_an_intent_reads_as_none(text):
     assert wording.read_intent(text) is None
 
@@ -296,13 +380,24 @@ def test_an_intent_s_error_is_in_decades_with_each_target_capped():
     assert wording.intent_error(None, true) == 3
 
 
-@pytest.mark.parametrize("change, word", [
-    ({"service": "fax"}, "service"), ({"kind": "sung"}, "kind"), ({"delay_ms": 0}, "delay_ms"),
-    ({"throughput_mbps": float("nan")}, "throughput_mbps"), ({"error_rate": 1}, "error_rate"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"service": "fax"}, "service"),
+        ({"kind": "sung"}, "kind"),
+        ({"delay_ms": 0}, "delay_ms"),
+        ({"throughput_mbps": float("nan")}, "throughput_mbps"),
+        ({"error_rate": 1}, "error_rate"),
+    ],
+)
 def test_a_wrong_argument_is_refused_by_name(change, word):
-    right = {"service": "cloud gaming", "delay_ms": 1, "throughput_mbps": 5, "error_rate": 1e-3,
-             "kind": "stated"}
+    right = {
+        "service": "cloud gaming",
+        "delay_ms": 1,
+        "throughput_mbps": 5,
+        "error_rate": 1e-3,
+        "kind": "stated",
+    }
     with pytest.raises(ValueError, match=word):
         request(random.Random(0), **right | change)
     with pytest.raises(ValueError, match="service"):
@@ -310,6 +405,8 @@ def test_a_wrong_argument_is_refused_by_name(change, word):
 
 
 def test_the_module_needs_neither_jax_nor_the_twin():
-    code = ("import sys, experiments.world.wording\n"
-            "assert not {'jax', 'twin', 'experiments.world.tasks'} & set(sys.modules)")
+    code = (
+        "import sys, experiments.world.wording\n"
+        "assert not {'jax', 'twin', 'experiments.world.tasks'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

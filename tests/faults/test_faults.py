@@ -1,4 +1,6 @@
-"""The harness that kills runs: it finds nothing where a run goes on where it was, and says so where it does not."""
+"""The harness that kills runs: it finds nothing where a run goes on where it was, and says so where
+it does not.
+"""
 
 import sys
 
@@ -39,7 +41,11 @@ def test_a_run_that_goes_on_where_it_was_ends_as_the_unkilled_one(counter):
     said = []
     found = faults.harness([*counter, "careful"], kills=4, seed=1, say=said.append)
     assert found["kills"] == 4 and found["runs"] >= 1 and sum(found["killed_in"].values()) == 4
-    assert found["compared"] == ["metrics.jsonl"] and found["differing"] == [] and len(said) == found["runs"] + 1
+    assert (
+        found["compared"] == ["metrics.jsonl"]
+        and found["differing"] == []
+        and len(said) == found["runs"] + 1
+    )
 
 
 def test_a_run_that_repeats_itself_is_found_out(counter):
@@ -49,8 +55,11 @@ def test_a_run_that_repeats_itself_is_found_out(counter):
 
 def test_a_start_that_fails_by_itself_is_reported_with_its_last_line(tmp_path):
     path = tmp_path / "fails.py"
-    path.write_text(COUNTER.replace("os.makedirs(directory, exist_ok=True)", "os.mkdir(directory)"))  # no second start works
-    found = faults.harness([sys.executable, str(path), "careful"], kills=9, seed=1, say=lambda text: None)
+    # no second start works
+    path.write_text(COUNTER.replace("os.makedirs(directory, exist_ok=True)", "os.mkdir(directory)"))
+    found = faults.harness(
+        [sys.executable, str(path), "careful"], kills=9, seed=1, say=lambda text: None
+    )
     assert 1 <= found["kills"] < 9 and "FileExistsError" in found["failed_starts"][0]
     path.write_text("import sys; sys.exit('no more')")
     with pytest.raises(SystemExit, match="the run that nobody killed ended with 1: no more"):
@@ -58,4 +67,8 @@ def test_a_start_that_fails_by_itself_is_reported_with_its_last_line(tmp_path):
 
 
 def test_files_that_are_missing_or_not_the_same_differ():
-    assert faults.differences({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"}) == ["b", "c", "d"]
+    assert faults.differences({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"}) == [
+        "b",
+        "c",
+        "d",
+    ]

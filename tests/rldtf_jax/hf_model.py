@@ -1,4 +1,6 @@
-"""What the model tests share: models with weights that matter everywhere, and the same model in transformers."""
+"""What the model tests share: models with weights that matter everywhere, and the same model in
+transformers.
+"""
 
 from functools import partial
 import tempfile
@@ -21,9 +23,11 @@ transformers.logging.disable_progress_bar()
 
 @st.composite
 def configs(draw, **fixed):
-    """Small models of every kind: tied or not, 1..4 query heads per key/value head, with or without biases.
+    """Small models of every kind: tied or not, 1..4 query heads per key/value head, with or without
+    biases.
 
-    Without biases they are Llamas to transformers, whose hidden size is a multiple of the number of heads.
+    Without biases they are Llamas to transformers, whose hidden size is a multiple of the number of
+    heads.
     """
     kv_heads = draw(st.integers(1, 3))
     heads = kv_heads * draw(st.integers(1, 4))
@@ -46,8 +50,12 @@ def configs(draw, **fixed):
 
 
 def random_model(config: Qwen2Config, seed: int = 0, head: str = "lm", scale: float = 0.2) -> Qwen2:
-    """Every parameter random, biases and norms too, so that none can be left out or confused unnoticed."""
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), head=head)))
+    """Every parameter random, biases and norms too, so that none can be left out or confused
+    unnoticed.
+    """
+    graphdef, abstract = nnx.split(
+        nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), head=head))
+    )
     draw = np.random.default_rng(seed)
     leaf = lambda p: jnp.asarray(scale * draw.normal(size=p.shape), p.dtype)
     return nnx.merge(graphdef, jax.tree.map(leaf, abstract))
@@ -65,13 +73,21 @@ def call(model: Qwen2, *args, method: str = "__call__"):
 
 
 def in_transformers(model: Qwen2, attention: str = "eager") -> transformers.PreTrainedModel:
-    """The same weights in transformers, by way of a saved directory: a Qwen2, or a Llama where there are no biases."""
+    """The same weights in transformers, by way of a saved directory: a Qwen2, or a Llama where
+    there are no biases.
+    """
     with tempfile.TemporaryDirectory() as directory:
         hf.save(model, directory)
-        return transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation=attention).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            directory, attn_implementation=attention
+        ).eval()
 
 
 def hf_logits(model: transformers.PreTrainedModel, tokens, mask=None) -> np.ndarray:
     with torch.no_grad():
         mask = None if mask is None else torch.tensor(np.asarray(mask)).long()
-        return model(torch.tensor(np.asarray(tokens)).long(), attention_mask=mask).logits.float().numpy()
+        return (
+            model(torch.tensor(np.asarray(tokens)).long(), attention_mask=mask)
+            .logits.float()
+            .numpy()
+        )

@@ -1,4 +1,5 @@
-"""What test_mesh runs in processes of their own: JAX takes its number of devices once, at the start.
+"""What test_mesh runs in processes of their own: JAX takes its number of devices once, at the
+start.
 
 python on_devices.py meshes DIR                       the same things on one device and on meshes of eight
 python on_devices.py step RANK PROCESSES PORT FILE    one RLDTF update by several processes together
@@ -20,7 +21,9 @@ from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
 from rldtf_jax.sample import row_keys, sample
 
 B, P, T = 16, 7, 5  # of the RLDTF update
-CONFIG = Qwen2Config(64, 32, 48, 2, 4, 2, head_dim=8, rope_theta=1e4, tie_word_embeddings=False, remat=True)
+CONFIG = Qwen2Config(
+    64, 32, 48, 2, 4, 2, head_dim=8, rope_theta=1e4, tie_word_embeddings=False, remat=True
+)
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 TOKENS_BxT = np.random.default_rng(0).integers(0, 64, (16, 12))
 OPTIMISER = optax.adamw(1e-2)
@@ -36,11 +39,15 @@ def init():
 
 def loss(params, tokens_BxT):
     logits_BxTxV = nnx.merge(GRAPHDEF, params)(tokens_BxT)[:, :-1]
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits_BxTxV), tokens_BxT[:, 1:, None], axis=-1))
+    return -jnp.mean(
+        jnp.take_along_axis(jax.nn.log_softmax(logits_BxTxV), tokens_BxT[:, 1:, None], axis=-1)
+    )
 
 
 def init_learner():
-    policy, critic = (nnx.split(Qwen2(CONFIG, rngs=nnx.Rngs(0), head=head))[1] for head in ("lm", "value"))
+    policy, critic = (
+        nnx.split(Qwen2(CONFIG, rngs=nnx.Rngs(0), head=head))[1] for head in ("lm", "value")
+    )
     zero = jnp.int32(0)
     return rldtf.Learner(policy, critic, optim.init(policy), optim.init(critic), zero, zero), policy
 
@@ -69,16 +76,24 @@ def step(state, tokens_BxT):
 
 
 def batch(device_mesh, rows=TOKENS_BxT):
-    sharding = jax.sharding.NamedSharding(device_mesh, mesh.partition_spec(("batch", *[None] * (rows.ndim - 1))))
+    sharding = jax.sharding.NamedSharding(
+        device_mesh, mesh.partition_spec(("batch", *[None] * (rows.ndim - 1)))
+    )
     return jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)
 
 
 def distance(a, b):
-    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    return max(
+        float(np.abs(np.asarray(x) - np.asarray(y)).max())
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    )
 
 
 def shard_shapes(params):
-    return {".".join(path): leaf[...].addressable_shards[0].data.shape for path, leaf in nnx.to_flat_state(params)}
+    return {
+        ".".join(path): leaf[...].addressable_shards[0].data.shape
+        for path, leaf in nnx.to_flat_state(params)
+    }
 
 
 def meshes(directory):
@@ -134,13 +149,21 @@ def several(rank, processes, port, file):
         jax.distributed.initialize(f"localhost:{port}", num_processes=processes, process_id=rank)
     device_mesh = mesh.make_mesh(1, 2, 2)
     with jax.set_mesh(device_mesh):
-        learner, metrics = rldtf_update(*mesh.init_sharded(init_learner, device_mesh, TABLE), partial(batch, device_mesh))
+        learner, metrics = rldtf_update(
+            *mesh.init_sharded(init_learner, device_mesh, TABLE), partial(batch, device_mesh)
+        )
         norm = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.sum(leaf * jnp.sin(leaf)), tree))
         norms = norm((learner.policy, learner.critic))
-    local = sum(shard.data.nbytes for leaf in jax.tree.leaves(learner.policy) for shard in leaf.addressable_shards)
+    local = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(learner.policy)
+        for shard in leaf.addressable_shards
+    )
     result = dict(norms=[float(norm) for norm in jax.tree.leaves(norms)])
     result |= dict(metrics=[float(metrics[name]) for name in sorted(metrics)])
-    result |= dict(devices=jax.device_count(), local_devices=jax.local_device_count(), local_bytes=local)
+    result |= dict(
+        devices=jax.device_count(), local_devices=jax.local_device_count(), local_bytes=local
+    )
     Path(file).write_text(json.dumps(result))
 
 

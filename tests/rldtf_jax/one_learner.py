@@ -1,4 +1,6 @@
-"""A policy, a critic and a reference far from uniform, and what a single update or step of them takes."""
+"""A policy, a critic and a reference far from uniform, and what a single update or step of them
+takes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ POLICY, CRITIC, REFERENCE = policy(0), critic(1), policy(2)
 
 
 def static(aggregation="sum", microbatches=1, logit_chunk=None):
-    return rldtf.Static(nnx.graphdef(POLICY), nnx.graphdef(CRITIC), aggregation, microbatches, logit_chunk)
+    return rldtf.Static(
+        nnx.graphdef(POLICY), nnx.graphdef(CRITIC), aggregation, microbatches, logit_chunk
+    )
 
 
 def learner():
@@ -21,7 +25,9 @@ def learner():
 
 
 def assert_close(ours, expected, rtol=1e-4, atol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), ours, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), ours, expected
+    )
 
 
 def assert_equal(ours, expected):

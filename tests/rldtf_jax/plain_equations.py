@@ -1,7 +1,8 @@
-"""Eq. 2-9 of the paper read plainly: Python floats, lists and loops, one function an equation, nothing from JAX.
+"""Eq. 2-9 of the paper read plainly: Python floats, lists and loops, one function an equation,
+nothing from JAX.
 
-The second opinion that the tests compare the package with. Nested lists `x[b][t]` hold a batch; `length[b]` says how
-many tokens of response b there are, and nothing behind them is ever looked at.
+The second opinion that the tests compare the package with. Nested lists `x[b][t]` hold a batch;
+`length[b]` says how many tokens of response b there are, and nothing behind them is ever looked at.
 """
 
 import math
@@ -16,8 +17,11 @@ def margins(measured, required, config):
     (delay, throughput, ber), (max_delay, min_throughput, max_ber) = measured, required
     if config.margin == "absolute":
         return [max_delay - delay, throughput - min_throughput, max_ber - ber]
-    free = [(max_delay - delay) / max_delay, share_above(throughput, min_throughput),
-            math.log10(max_ber) - math.log10(ber)]
+    free = [
+        (max_delay - delay) / max_delay,
+        share_above(throughput, min_throughput),
+        math.log10(max_ber) - math.log10(ber),
+    ]
     return [min(max(m, -cap), cap) for m, cap in zip(free, config.margin_cap)]
 
 
@@ -35,13 +39,18 @@ def reward(measured, required, config):
     if delay <= max_delay and throughput >= min_throughput and ber <= max_ber:
         return config.base_satisfied - sum(w * x for w, x in zip(config.weight_satisfied, m))
     return config.base_violated + sum(
-        w * (1.0 if x == 0 else sigmoid(1 / abs(x))) for w, x in zip(config.weight_violated, m))
+        w * (1.0 if x == 0 else sigmoid(1 / abs(x))) for w, x in zip(config.weight_violated, m)
+    )
 
 
 def is_perturbation(original, changed, t):
-    """Eq. 3: whether `changed` is `original` with token t alone removed, or replaced by another one of the response."""
-    removed = original[:t] + original[t + 1:]
-    replaced = [original[:t] + [token] + original[t + 1:] for token in original if token != original[t]]
+    """Eq. 3: whether `changed` is `original` with token t alone removed, or replaced by another one
+    of the response.
+    """
+    removed = original[:t] + original[t + 1 :]
+    replaced = [
+        original[:t] + [token] + original[t + 1 :] for token in original if token != original[t]
+    ]
     return changed == removed or changed in replaced
 
 
@@ -68,7 +77,9 @@ def policy_loss(logp, old_logp, advantage, weight, length, clip):
 
 def value_loss(value, R, length):
     """Eq. 7."""
-    return sum((R[b] - value[b][t]) ** 2 for b, T in enumerate(length) for t in range(T)) / len(length)
+    return sum((R[b] - value[b][t]) ** 2 for b, T in enumerate(length) for t in range(T)) / len(
+        length
+    )
 
 
 def softmax(logits):
@@ -84,7 +95,9 @@ def entropy(logits):
 
 def kl_divergence(logits, anchor_logits):
     """KL(softmax(logits) || softmax(anchor_logits)), nats."""
-    return sum(p * math.log(p / q) for p, q in zip(softmax(logits), softmax(anchor_logits)) if p > 0)
+    return sum(
+        p * math.log(p / q) for p, q in zip(softmax(logits), softmax(anchor_logits)) if p > 0
+    )
 
 
 def regulariser(H, kl, length, beta_ent, beta_kl):
@@ -110,6 +123,6 @@ def gae(R, value, length, gamma, lam):
 
 def adamw(param, grad, m, v, count, lr, b1, b2, weight_decay, eps=1e-8):
     """One step on one number: (param, m, v); `count` counts from 1."""
-    m, v = b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad ** 2
-    step = (m / (1 - b1 ** count)) / (math.sqrt(v / (1 - b2 ** count)) + eps)
+    m, v = b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad**2
+    step = (m / (1 - b1**count)) / (math.sqrt(v / (1 - b2**count)) + eps)
     return param - lr * (step + weight_decay * param), m, v

@@ -17,8 +17,14 @@ from rldtf_jax.checkpoint import Checkpoints, OtherState
 
 def state(step):
     rng = np.random.default_rng(step)
-    return {"params": {"w": jnp.asarray(rng.normal(size=(40, 30)), jnp.float32), "b": jnp.bfloat16(rng.normal(size=3))},
-            "count": jnp.int32(step), "moments": (jnp.full((2, 2), jnp.nan), jnp.float32(-0.0))}
+    return {
+        "params": {
+            "w": jnp.asarray(rng.normal(size=(40, 30)), jnp.float32),
+            "b": jnp.bfloat16(rng.normal(size=3)),
+        },
+        "count": jnp.int32(step),
+        "moments": (jnp.full((2, 2), jnp.nan), jnp.float32(-0.0)),
+    }
 
 
 def meta(step):
@@ -52,14 +58,17 @@ def is_saved_state(found, step):
 
 
 def files(directory, step):
-    return sorted(os.path.relpath(os.path.join(root, name), directory / str(step))
-                  for root, _, names in os.walk(directory / str(step)) for name in names)
+    return sorted(
+        os.path.relpath(os.path.join(root, name), directory / str(step))
+        for root, _, names in os.walk(directory / str(step))
+        for name in names
+    )
 
 
 def damage(path, how):
     content = bytearray(path.read_bytes())
     if how == "truncated":
-        content = content[:len(content) // 2]
+        content = content[: len(content) // 2]
     elif how == "flipped":
         content[len(content) // 2] ^= 0x10
     path.write_bytes(content)
@@ -116,7 +125,9 @@ def test_whatever_file_is_damaged_nothing_but_a_saved_state_comes_back(tmp_path,
 def test_a_damaged_checkpoint_is_set_aside_and_its_number_is_free_again(tmp_path):
     saved(tmp_path, 1, 2)
     damage(tmp_path / "2" / "meta" / "metadata", "flipped")
-    with pytest.warns(UserWarning, match=f"{tmp_path}/2 is damaged and was moved to .*damaged-2, going back"):
+    with pytest.warns(
+        UserWarning, match=f"{tmp_path}/2 is damaged and was moved to .*damaged-2, going back"
+    ):
         assert is_saved_state(restored(tmp_path), 1)
     assert (tmp_path / "damaged-2").is_dir()
     saved(tmp_path, 2)
@@ -131,11 +142,24 @@ def test_where_all_are_damaged_there_is_none(tmp_path):
         assert restored(tmp_path) is None
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: s | {"count": jnp.zeros(2, jnp.int32)}, r"\['count'\] is int32\[\] there and int32\[2\] here"),
-    (lambda s: s | {"count": jnp.float32(0)}, r"\['count'\] is int32\[\] there and float32\[\] here"),
-    (lambda s: s | {"more": jnp.zeros(1)}, r"\['more'\] is None there and float32\[1\] here"),
-    (lambda s: {"count": s["count"]}, r"\['moments'\]\[0\] is float32\[2, 2\] there and None here")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda s: s | {"count": jnp.zeros(2, jnp.int32)},
+            r"\['count'\] is int32\[\] there and int32\[2\] here",
+        ),
+        (
+            lambda s: s | {"count": jnp.float32(0)},
+            r"\['count'\] is int32\[\] there and float32\[\] here",
+        ),
+        (lambda s: s | {"more": jnp.zeros(1)}, r"\['more'\] is None there and float32\[1\] here"),
+        (
+            lambda s: {"count": s["count"]},
+            r"\['moments'\]\[0\] is float32\[2, 2\] there and None here",
+        ),
+    ],
+)
 def test_a_sound_checkpoint_of_another_model_is_refused_and_kept(tmp_path, change, message):
     saved(tmp_path, 1, 2)
     with pytest.raises(OtherState, match=message):
@@ -152,7 +176,8 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path):
     assert os.listdir(tmp_path) == ["1"]
 
 
-# In a process of its own, as a command is: after a failed save Orbax's threads go on for a while and meddle with another one's files.
+# In a process of its own, as a command is: after a failed save Orbax's threads go on for a while
+# and meddle with another one's files.
 ON_A_FULL_DISK = """
 import resource, sys
 from test_checkpoint import saved
@@ -167,9 +192,17 @@ except OSError as error:
 @pytest.mark.parametrize("size", [100, 2000])
 def test_a_disk_that_takes_no_more_is_an_os_error_and_what_was_saved_stays(tmp_path, size):
     saved(tmp_path, 1)
-    full = subprocess.run([sys.executable, "-c", ON_A_FULL_DISK, tmp_path, str(size)], capture_output=True, text=True, check=False,
-                          cwd=os.path.dirname(os.path.abspath(__file__)), env=os.environ | {"JAX_PLATFORMS": "cpu"})
-    assert full.returncode == 1 and re.search("OSError: .*File too large.*" + str(tmp_path), full.stderr), full.stderr
+    full = subprocess.run(
+        [sys.executable, "-c", ON_A_FULL_DISK, tmp_path, str(size)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=os.path.dirname(os.path.abspath(__file__)),
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert full.returncode == 1 and re.search(
+        "OSError: .*File too large.*" + str(tmp_path), full.stderr
+    ), full.stderr
     assert is_saved_state(restored(tmp_path), 1)
     saved(tmp_path, 2)
     assert is_saved_state(restored(tmp_path), 2)

@@ -9,7 +9,15 @@ from tiny_training import ONE, HighTokens, Recording, take_step
 
 from rldtf_jax import rldtf
 
-EXPECTED = dataclasses.replace(ONE, prompts_per_step=32, advantage="expected", with_critic=False, alpha=0.0, beta_ent=0.0, beta_kl=0.0)
+EXPECTED = dataclasses.replace(
+    ONE,
+    prompts_per_step=32,
+    advantage="expected",
+    with_critic=False,
+    alpha=0.0,
+    beta_ent=0.0,
+    beta_kl=0.0,
+)
 
 
 def several_steps(config, env, number, seed=3):
@@ -23,7 +31,9 @@ def several_steps(config, env, number, seed=3):
 
 
 def test_the_expected_advantage_climbs_what_the_environment_values():
-    """The tiny environment values exactly, so a few large steps raise the reward of what is sampled."""
+    """The tiny environment values exactly, so a few large steps raise the reward of what is
+    sampled.
+    """
     _, seen = several_steps(EXPECTED, HighTokens(), 6)
     assert seen[-1]["reward"] > seen[0]["reward"] + 0.2 and seen[-1]["imagined/tokens"] > 0
 

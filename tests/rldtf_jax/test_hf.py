@@ -1,4 +1,6 @@
-"""Weights go out and come back unchanged, transformers agrees, and damaged files are refused by name."""
+"""Weights go out and come back unchanged, transformers agrees, and damaged files are refused by
+name.
+"""
 
 import dataclasses
 import json
@@ -31,14 +33,26 @@ def assert_same_parameters(a: Qwen2, b: Qwen2):
         np.testing.assert_array_equal(a[path][...], b[path][...], err_msg=str(path))
 
 
-def in_hf(config: Qwen2Config, directory, dtype=torch.float32, **save_options) -> transformers.PreTrainedModel:
-    """A random model of transformers' own making, saved by transformers: a Llama where there are no biases."""
+def in_hf(
+    config: Qwen2Config, directory, dtype=torch.float32, **save_options
+) -> transformers.PreTrainedModel:
+    """A random model of transformers' own making, saved by transformers: a Llama where there are no
+    biases.
+    """
     torch.manual_seed(0)
-    their_model, their_config = (transformers.Qwen2ForCausalLM, transformers.Qwen2Config) if config.attention_bias else (
-        transformers.LlamaForCausalLM, transformers.LlamaConfig)
+    their_model, their_config = (
+        (transformers.Qwen2ForCausalLM, transformers.Qwen2Config)
+        if config.attention_bias
+        else (transformers.LlamaForCausalLM, transformers.LlamaConfig)
+    )
     model = their_model(
         their_config(
-            **{name: getattr(config, name) for name in hf.CONFIG_NAMES if hasattr(their_config, name)} | {"head_dim": config.head_dim},
+            **{
+                name: getattr(config, name)
+                for name in hf.CONFIG_NAMES
+                if hasattr(their_config, name)
+            }
+            | {"head_dim": config.head_dim},
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             attn_implementation="eager",
         )
@@ -54,9 +68,13 @@ def in_hf(config: Qwen2Config, directory, dtype=torch.float32, **save_options) -
 def test_a_directory_saved_by_transformers_loads_with_the_same_logits(tmp_path_factory, config):
     directory = tmp_path_factory.mktemp("hf")
     theirs = in_hf(config, directory)
-    assert json.loads((directory / "config.json").read_text())["model_type"] == ("qwen2" if config.attention_bias else "llama")
+    assert json.loads((directory / "config.json").read_text())["model_type"] == (
+        "qwen2" if config.attention_bias else "llama"
+    )
     tokens_BxT = TOKENS_BxT % config.vocab_size
-    assert np.abs(call(hf.load(directory), tokens_BxT) - hf_logits(theirs, tokens_BxT)).max() <= 1e-4
+    assert (
+        np.abs(call(hf.load(directory), tokens_BxT) - hf_logits(theirs, tokens_BxT)).max() <= 1e-4
+    )
 
 
 def test_sharded_and_bfloat16_directories_of_transformers_load(tmp_path):
@@ -72,16 +90,23 @@ def test_sharded_and_bfloat16_directories_of_transformers_load(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_save_then_load_is_exact_in_one_file_or_many(tmp_path, monkeypatch, dtype, tied):
-    config = dataclasses.replace(SMALL, dtype=dtype, param_dtype=dtype, tie_word_embeddings=tied, num_tokens=47)
+    config = dataclasses.replace(
+        SMALL, dtype=dtype, param_dtype=dtype, tie_word_embeddings=tied, num_tokens=47
+    )
     model = random_model(config)
     hf.save(model, tmp_path / "one")
-    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     monkeypatch.setattr(hf, "SHARD_BYTES", 9000)
     hf.save(model, tmp_path / "many")
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     files = {p.name for p in (tmp_path / "many").glob("*.safetensors")}
     assert set(index["weight_map"].values()) == files and len(files) > 2
-    assert index["metadata"]["total_size"] == sum(p.nbytes for p in jax.tree.leaves(nnx.split(model)[1]))
+    assert index["metadata"]["total_size"] == sum(
+        p.nbytes for p in jax.tree.leaves(nnx.split(model)[1])
+    )
     for directory in ("one", "many"):
         loaded = hf.load(tmp_path / directory)
         assert loaded.config == config
@@ -105,7 +130,9 @@ def test_ids_beyond_the_directorys_tokenizer_are_surplus(tmp_path):
 
 
 def test_loading_holds_one_tensor_at_a_time_on_the_host(tmp_path):
-    config = dataclasses.replace(SMALL, num_hidden_layers=30, intermediate_size=3000, param_dtype="bfloat16")
+    config = dataclasses.replace(
+        SMALL, num_hidden_layers=30, intermediate_size=3000, param_dtype="bfloat16"
+    )
     model = random_model(config)
     hf.save(model, tmp_path)
     hf.load(tmp_path, dtype="float32")  # compiles
@@ -131,9 +158,15 @@ K = "model.layers.1.self_attn.k_proj.weight"
     "change, message",
     [
         (lambda t: t.pop(K), f"missing: tensor '{K}'"),
-        (lambda t: [t.pop(k) for k in list(t) if "layers.2" in k], "missing: tensor 'model.layers.2.*' and 11 more"),
+        (
+            lambda t: [t.pop(k) for k in list(t) if "layers.2" in k],
+            "missing: tensor 'model.layers.2.*' and 11 more",
+        ),
         (lambda t: t.update(lora=torch.zeros(3)), "unknown: tensor 'lora'"),
-        (lambda t: t.update({K: t[K].T.contiguous()}), rf"{K}' has shape \(32, 16\), the config says \(16, 32\)"),
+        (
+            lambda t: t.update({K: t[K].T.contiguous()}),
+            rf"{K}' has shape \(32, 16\), the config says \(16, 32\)",
+        ),
         (lambda t: t.update({K: t[K].to(torch.int32)}), f"{K}' has dtype I32"),
     ],
 )
@@ -158,7 +191,10 @@ def test_a_missing_shard_is_refused_by_the_names_in_it(tmp_path, monkeypatch):
     monkeypatch.setattr(hf, "SHARD_BYTES", 9000)
     hf.save(random_model(SMALL), tmp_path)
     (tmp_path / sorted(p.name for p in tmp_path.glob("*.safetensors"))[0]).unlink()
-    with pytest.raises(FileNotFoundError, match="model-00001-of-.*: no such file; model.safetensors.index.json names it"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="model-00001-of-.*: no such file; model.safetensors.index.json names it",
+    ):
         hf.load(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()
     with pytest.raises(ValueError, match="missing: tensor 'model.embed_tokens.weight' and 3 more"):
@@ -178,30 +214,47 @@ def test_files_that_do_not_belong_to_the_weights_are_not_read(tmp_path, monkeypa
     shards = sorted((tmp_path / "other").glob("*.safetensors"))
     shards[0].rename(tmp_path / "hf" / "model-00001-of-00099.safetensors")
     (tmp_path / "hf" / "._model-00001-of-00002.safetensors").write_bytes(b"\0\5\26\7")
-    safetensors.torch.save_file({"lora_A": torch.ones(2)}, tmp_path / "hf" / "adapter_model.safetensors")
+    safetensors.torch.save_file(
+        {"lora_A": torch.ones(2)}, tmp_path / "hf" / "adapter_model.safetensors"
+    )
     assert_same_parameters(hf.load(tmp_path / "hf"), model)
 
     monkeypatch.undo()
     hf.save(other, tmp_path / "single")
-    rewrite(tmp_path / "single", lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    rewrite(
+        tmp_path / "single",
+        lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
+    )
     assert_same_parameters(hf.load(tmp_path / "single"), other)
 
 
-@pytest.mark.parametrize("change, message", [
-    ("{", "config.json: expected JSON"), ("[]", "config.json: expected a JSON object"),
-    ({"vocab_size": "50"}, "vocab_size = '50': expected a value of type int"),
-    ({"tie_word_embeddings": 1}, "tie_word_embeddings = 1: expected a value of type bool"),
-    ({"hidden_size": None}, "the config lacks hidden_size")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("{", "config.json: expected JSON"),
+        ("[]", "config.json: expected a JSON object"),
+        ({"vocab_size": "50"}, "vocab_size = '50': expected a value of type int"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings = 1: expected a value of type bool"),
+        ({"hidden_size": None}, "the config lacks hidden_size"),
+    ],
+)
 def test_a_wrong_config_is_refused_by_name(tmp_path, change, message):
     hf.save(random_model(SMALL), tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(
+        change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
+    )
     with pytest.raises(ValueError, match=message):
         hf.load(tmp_path)
 
 
 def test_key_value_heads_of_null_are_as_many_as_query_heads(tmp_path):
-    assert Qwen2Config.from_hf(json.loads(json.dumps(hf._hf_config(SMALL) | {"num_key_value_heads": None}))).num_key_value_heads == 4
+    assert (
+        Qwen2Config.from_hf(
+            json.loads(json.dumps(hf._hf_config(SMALL) | {"num_key_value_heads": None}))
+        ).num_key_value_heads
+        == 4
+    )
 
 
 def test_a_save_that_fails_leaves_nothing_and_overwrites_nothing(tmp_path, monkeypatch):
@@ -245,7 +298,9 @@ def write_gguf(path, tensors, *, quantised=(), architecture="llama", **change):
 
 
 def llama_and_its_gguf_tensors():
-    """A llama of transformers and its tensors as llama.cpp's converter writes them: rows of Q and K permuted."""
+    """A llama of transformers and its tensors as llama.cpp's converter writes them: rows of Q and K
+    permuted.
+    """
     torch.manual_seed(0)
     llama = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -259,7 +314,11 @@ def llama_and_its_gguf_tensors():
     state, tensors = llama.state_dict(), {}
     for hf_name, gguf_name in hf.NAMES.values():
         for layer in range(3):
-            if hf_name.format(layer) not in state or (layer and "{}" not in hf_name) or hf_name == "lm_head.weight":
+            if (
+                hf_name.format(layer) not in state
+                or (layer and "{}" not in hf_name)
+                or hf_name == "lm_head.weight"
+            ):
                 continue
             tensor = state[hf_name.format(layer)].numpy()
             if gguf_name.endswith(("attn_q.weight", "attn_k.weight")):
@@ -287,7 +346,8 @@ def test_quantised_tensors_are_dequantised(tmp_path):
     model = hf.load_gguf(tmp_path / "m.gguf")
     exact = llama.model.layers[1].mlp.up_proj.weight.detach().numpy().T
     got = np.asarray(model.layers["w_up"][...][1])
-    assert 0 < np.abs(got - exact).max() < np.abs(exact).max() / 127  # Q8_0: half a step of 1/127 of each block's peak
+    # Q8_0: half a step of 1/127 of each block's peak
+    assert 0 < np.abs(got - exact).max() < np.abs(exact).max() / 127
     rows = llama.model.layers[2].self_attn.q_proj.weight.detach().numpy().T
     assert np.abs(np.asarray(model.layers["wq"][...][2]) - rows).max() < np.abs(rows).max() / 127
 
@@ -298,8 +358,15 @@ def test_a_wrong_gguf_is_refused_by_name(tmp_path):
         (dict(architecture="gemma"), "gemma"),
         (dict(layers=2), "unknown: tensor 'blk.2.attn_k.weight' and 8 more"),
         (dict(layers=4), "missing: tensor 'blk.3.attn_k.weight' and 8 more"),
-        (dict(kv_heads=None), r"'blk.0.attn_k.weight' has shape \(16, 32\), the config says \(32, 32\)"),  # as many as query heads
-        (dict(kv_heads=4), r"'blk.0.attn_k.weight' has shape \(16, 32\), the config says \(32, 32\)"),
+        # as many as query heads
+        (
+            dict(kv_heads=None),
+            r"'blk.0.attn_k.weight' has shape \(16, 32\), the config says \(32, 32\)",
+        ),
+        (
+            dict(kv_heads=4),
+            r"'blk.0.attn_k.weight' has shape \(16, 32\), the config says \(32, 32\)",
+        ),
     ):
         write_gguf(tmp_path / "m.gguf", tensors, **change)
         with pytest.raises(ValueError, match=message):

@@ -25,15 +25,24 @@ def logits(seed, shape=(B, T, V), scale=3.0):
 def test_entropy_and_kl_have_their_textbook_values(seed, scale):
     x, y = logits(seed, scale=scale), logits(seed + 1, scale=scale)
     rows = [(a.tolist(), b.tolist()) for a, b in zip(x.reshape(-1, V), y.reshape(-1, V))]
-    np.testing.assert_allclose(np.ravel(entropy(x)), [plain.entropy(a) for a, _ in rows], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.ravel(kl_divergence(x, y)), [plain.kl_divergence(a, b) for a, b in rows], rtol=1e-4,
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        np.ravel(entropy(x)), [plain.entropy(a) for a, _ in rows], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.ravel(kl_divergence(x, y)),
+        [plain.kl_divergence(a, b) for a, b in rows],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @given(SEEDS)
 def test_log_prob_is_that_of_the_token(seed):
     x, tokens = logits(seed), np.random.default_rng(seed).integers(0, V, (B, T))
-    expected = [math.log(plain.softmax(row.tolist())[token]) for row, token in zip(x.reshape(-1, V), tokens.ravel())]
+    expected = [
+        math.log(plain.softmax(row.tolist())[token])
+        for row, token in zip(x.reshape(-1, V), tokens.ravel())
+    ]
     np.testing.assert_allclose(np.ravel(log_prob(x, tokens)), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -53,8 +62,13 @@ def test_kl_is_0_from_itself_and_nowhere_negative(seed):
 
 def test_entropy_is_0_of_certainty_and_log_v_of_none():
     certain = np.where(np.arange(V) == 3, np.float32(1e4), np.float32(-1e4))
-    masked = np.where(np.arange(V) < 4, np.float32(0), np.float32(MASKED))  # the surplus rows of a vocabulary
-    for x, expected in ((certain, 0), (np.zeros(V, np.float32), math.log(V)), (masked, math.log(4))):
+    # the surplus rows of a vocabulary
+    masked = np.where(np.arange(V) < 4, np.float32(0), np.float32(MASKED))
+    for x, expected in (
+        (certain, 0),
+        (np.zeros(V, np.float32), math.log(V)),
+        (masked, math.log(4)),
+    ):
         value, gradient = jax.value_and_grad(entropy)(x)
         np.testing.assert_allclose(value, expected, atol=1e-6)
         np.testing.assert_allclose(gradient, 0, atol=1e-6)
@@ -63,8 +77,11 @@ def test_entropy_is_0_of_certainty_and_log_v_of_none():
 def test_kl_over_masked_rows_is_that_of_the_others():  # TRAPS 15
     x, y = logits(0, (V,)), logits(1, (V,))
     mask = partial(np.where, np.arange(V) < 5)
-    np.testing.assert_allclose(kl_divergence(mask(x, np.float32(MASKED)), mask(y, np.float32(MASKED))),
-                               kl_divergence(x[:5], y[:5]), rtol=1e-5)
+    np.testing.assert_allclose(
+        kl_divergence(mask(x, np.float32(MASKED)), mask(y, np.float32(MASKED))),
+        kl_divergence(x[:5], y[:5]),
+        rtol=1e-5,
+    )
 
 
 def setup(seed):
@@ -75,8 +92,14 @@ def setup(seed):
 
 
 def stats(hidden, anchor_hidden, table, anchor_table, tokens, **options):
-    return token_stats(lambda h: h @ table.T, tokens_BxT=tokens, hidden_BxTxD=hidden,
-                       anchor_unembed=lambda h: h @ anchor_table.T, anchor_hidden_BxTxD=anchor_hidden, **options)
+    return token_stats(
+        lambda h: h @ table.T,
+        tokens_BxT=tokens,
+        hidden_BxTxD=hidden,
+        anchor_unembed=lambda h: h @ anchor_table.T,
+        anchor_hidden_BxTxD=anchor_hidden,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
@@ -86,7 +109,9 @@ def test_statistics_are_those_of_the_tempered_distribution(temperature):  # TRAP
     options = np.stack([tokens, (tokens + 1) % V], -1)
     out = stats(*setup(0), temperature=temperature, options_BxTxK=options)
     of_options = np.stack([log_prob(x, options[..., k]) for k in range(2)], -1)
-    for ours, expected in zip(out, (log_prob(x, tokens), entropy(x), kl_divergence(x, y), of_options), strict=True):
+    for ours, expected in zip(
+        out, (log_prob(x, tokens), entropy(x), kl_divergence(x, y), of_options), strict=True
+    ):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -98,17 +123,36 @@ def test_chunked_equals_unchunked_in_values_and_gradients(chunk, anchored):
 
     def total(hidden, table, chunk):
         anchor = (lambda h: h @ anchor_table.T, anchor_hidden) if anchored else ()
-        out = token_stats(lambda h: h @ table.T, hidden, tokens, *anchor, options_BxTxK=np.stack([tokens, tokens[::-1]], -1), chunk=chunk)
-        return sum((w * x).sum() for w, x in zip(weight, out)) + (weight[0, ..., None] * out.options).sum(), out
+        out = token_stats(
+            lambda h: h @ table.T,
+            hidden,
+            tokens,
+            *anchor,
+            options_BxTxK=np.stack([tokens, tokens[::-1]], -1),
+            chunk=chunk,
+        )
+        return (
+            sum((w * x).sum() for w, x in zip(weight, out))
+            + (weight[0, ..., None] * out.options).sum(),
+            out,
+        )
 
-    for chunked, whole in zip(*(jax.tree.leaves(jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, table, c))
-                                for c in (chunk, None))):
+    for chunked, whole in zip(
+        *(
+            jax.tree.leaves(jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, table, c))
+            for c in (chunk, None)
+        )
+    ):
         np.testing.assert_allclose(chunked, whole, rtol=2e-5, atol=1e-5)
 
 
 def test_chunks_never_hold_the_logits_of_all_positions():  # TRAPS 19
     def shapes(chunk):
-        loss = jax.grad(lambda hidden, table: stats(hidden, setup(0)[1], table, *setup(0)[3:], chunk=chunk).logp.sum())
+        loss = jax.grad(
+            lambda hidden, table: stats(
+                hidden, setup(0)[1], table, *setup(0)[3:], chunk=chunk
+            ).logp.sum()
+        )
         return str(jax.make_jaxpr(loss)(*setup(0)[:3:2]))
 
     assert f"f32[{B},{T},{V}]" in shapes(None)
@@ -126,6 +170,14 @@ def test_without_an_anchor_the_kl_is_0():
 def test_gradients_agree_with_float64_finite_differences(seed, chunk):
     hidden, anchor_hidden, table, anchor_table, tokens = setup(seed)
     with jax.enable_x64(True):
-        check_grads(lambda hidden, table: stats(hidden, anchor_hidden, table, anchor_table, tokens, chunk=chunk,
-                                                temperature=0.8),
-                    (np.float64(hidden), np.float64(table)), order=1, modes=["rev"], eps=1e-5, atol=1e-5, rtol=1e-5)
+        check_grads(
+            lambda hidden, table: stats(
+                hidden, anchor_hidden, table, anchor_table, tokens, chunk=chunk, temperature=0.8
+            ),
+            (np.float64(hidden), np.float64(table)),
+            order=1,
+            modes=["rev"],
+            eps=1e-5,
+            atol=1e-5,
+            rtol=1e-5,
+        )

@@ -25,7 +25,9 @@ def start(*arguments, devices):
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(process):
@@ -45,14 +47,17 @@ def on_eight(tmp_path_factory):
 
 @pytest.fixture(params=map(str, MESHES))
 def on_mesh(request, on_eight):
-    return on_eight[0][request.param], dict(zip(mesh.AXES, json.loads(request.param.replace("(", "[").replace(")", "]"))))
+    return on_eight[0][request.param], dict(
+        zip(mesh.AXES, json.loads(request.param.replace("(", "[").replace(")", "]")))
+    )
 
 
 def test_logits_loss_and_one_training_step_equal_the_one_device_result(on_mesh):
     got, _ = on_mesh
     assert got["init"] == 0  # the same random numbers, wherever they are drawn
     assert got["logits"] <= 1e-5 and got["loss"] <= 1e-5
-    # Adam's first step is about the learning rate 0.01 whatever the gradient; rounding shows where a gradient is near 0.
+    # Adam's first step is about the learning rate 0.01 whatever the gradient; rounding shows where
+    # a gradient is near 0.
     assert got["moved"] > 0.009 and got["step"] <= 1e-3
 
 
@@ -71,7 +76,9 @@ def test_every_shard_has_the_size_the_table_says(on_mesh):
     for path, spec in param_table(CONFIG).items():
         expected = []
         for length, axis in zip(spec.shape, spec.axes):
-            pieces = np.prod([sizes[mesh_axis] for mesh_axis in mesh.RULES.get(axis, ())], dtype=int)
+            pieces = np.prod(
+                [sizes[mesh_axis] for mesh_axis in mesh.RULES.get(axis, ())], dtype=int
+            )
             expected.append(length // pieces)
         for what in ("shards", "moment_shards", "stepped_shards", "loaded_shards"):
             assert got[what][path] == expected, (what, path)
@@ -100,18 +107,28 @@ def test_two_processes_agree_with_one(tmp_path):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     finish(start("step", 0, 1, port, tmp_path / "single.json", devices=4))
-    for process in [start("step", rank, 2, port, tmp_path / f"{rank}.json", devices=2) for rank in range(2)]:
+    for process in [
+        start("step", rank, 2, port, tmp_path / f"{rank}.json", devices=2) for rank in range(2)
+    ]:
         finish(process)
-    first, second, alone = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0", "1", "single"))
+    first, second, alone = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0", "1", "single")
+    )
     assert (first["devices"], first["local_devices"], alone["local_devices"]) == (4, 2, 4)
     assert first["local_bytes"] == alone["local_bytes"] / 2
-    assert first["metrics"] == second["metrics"] == pytest.approx(alone["metrics"], rel=1e-4, abs=1e-5)
+    assert (
+        first["metrics"] == second["metrics"] == pytest.approx(alone["metrics"], rel=1e-4, abs=1e-5)
+    )
     assert first["norms"] == second["norms"] == pytest.approx(alone["norms"], rel=1e-4, abs=1e-5)
 
 
 def test_two_dimensions_on_one_mesh_axis_collide():
-    assert mesh.partition_spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
-    assert mesh.partition_spec(("batch", "time", None)) == PartitionSpec(("data", "fsdp"), None, None)
+    assert mesh.partition_spec(("layers", "embed", "heads")) == PartitionSpec(
+        None, "fsdp", "tensor"
+    )
+    assert mesh.partition_spec(("batch", "time", None)) == PartitionSpec(
+        ("data", "fsdp"), None, None
+    )
     with pytest.raises(ValueError, match="fsdp twice"):
         mesh.partition_spec(("batch", "time", "embed"))
     with pytest.raises(ValueError, match="'sequence'"):
@@ -137,7 +154,9 @@ def test_a_mesh_must_fit_the_devices():
 def test_a_size_that_does_not_divide_is_named():
     abstract = {"embed": jax.ShapeDtypeStruct((50, 31), np.float32)}
     device_mesh = jax.sharding.AbstractMesh((1, 8, 1), mesh.AXES)
-    with pytest.raises(ValueError, match="embed: its embed axis of 31 does not divide into 8 pieces"):
+    with pytest.raises(
+        ValueError, match="embed: its embed axis of 31 does not divide into 8 pieces"
+    ):
         mesh.shardings(device_mesh, abstract, param_table(CONFIG))
 
 
@@ -145,6 +164,8 @@ def test_what_is_no_parameter_is_replicated_and_leading_arm_axes_are_not_split()
     device_mesh = jax.sharding.AbstractMesh((1, 8, 1), mesh.AXES)
     leaf = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
     tree = {"step": leaf(), "arms": {"layers": {"wq": leaf(5, 2, 32, 32)}}, "history": leaf(9)}
-    got = jax.tree.map(lambda sharding: sharding.spec, mesh.shardings(device_mesh, tree, param_table(CONFIG)))
+    got = jax.tree.map(
+        lambda sharding: sharding.spec, mesh.shardings(device_mesh, tree, param_table(CONFIG))
+    )
     assert got["arms"]["layers"]["wq"] == PartitionSpec(None, None, "fsdp", "tensor")
     assert got["step"] == got["history"] == PartitionSpec()

@@ -25,8 +25,10 @@ def test_four_steps_equal_the_textbook():
     numbers = [(x, 0.0, 0.0) for x in flat(PARAMS).tolist()]
     for count, grads in enumerate(GRADS, 1):
         params, state, *_ = step(optim.hyper(FREE, 0, 1), params, state, grads, 0.0)
-        numbers = [plain.adamw(x, g, m, v, count, 0.1, FREE.b1, FREE.b2, 0.01)
-                   for (x, m, v), g in zip(numbers, flat(grads).tolist())]
+        numbers = [
+            plain.adamw(x, g, m, v, count, 0.1, FREE.b1, FREE.b2, 0.01)
+            for (x, m, v), g in zip(numbers, flat(grads).tolist())
+        ]
     np.testing.assert_allclose(flat(params), [x for x, _, _ in numbers], rtol=1e-5)
 
 
@@ -36,8 +38,12 @@ def test_the_global_norm_is_clipped_and_reported_before(limit):
     norm = float(np.linalg.norm(flat(GRADS[0])))
     _, state, reported, _ = step(h, PARAMS, optim.init(PARAMS), GRADS[0], 0.0)
     np.testing.assert_allclose(reported, norm, rtol=1e-6)
-    moment = next(x.mu for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu"))
-    np.testing.assert_allclose(flat(moment), (1 - FREE.b1) * flat(GRADS[0]) * min(1, limit / norm), rtol=1e-4)
+    moment = next(
+        x.mu for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")
+    )
+    np.testing.assert_allclose(
+        flat(moment), (1 - FREE.b1) * flat(GRADS[0]) * min(1, limit / norm), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -55,9 +61,11 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(where, bad):
 def test_the_rate_rises_to_its_peak_and_falls_to_its_final_share(warmup, steps, final):
     config = OptimConfig(lr=2.0, warmup_steps=warmup, final_lr_ratio=final)
     rates = [float(optim.hyper(config, step, steps).lr) for step in range(steps)]
-    np.testing.assert_allclose(rates[:warmup], [2.0 * (k + 1) / warmup for k in range(warmup)], rtol=1e-6)
+    np.testing.assert_allclose(
+        rates[:warmup], [2.0 * (k + 1) / warmup for k in range(warmup)], rtol=1e-6
+    )
     assert rates[warmup] == 2.0
-    assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1:]))
+    assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :]))
     np.testing.assert_allclose(rates[-1], 2.0 * final, atol=1e-6)
 
 
@@ -73,6 +81,8 @@ def test_sweeping_any_hyper_parameter_compiles_nothing(compilations):
     step(optim.hyper(FREE, 0, 1), PARAMS, state, GRADS[0], 0.0)
     with compilations() as compiled:
         for k in range(4):
-            config = OptimConfig(lr=0.1 * k, weight_decay=0.1 * k, b1=0.2 * k, b2=0.1 * k, grad_clip=1.0 + k)
+            config = OptimConfig(
+                lr=0.1 * k, weight_decay=0.1 * k, b1=0.2 * k, b2=0.1 * k, grad_clip=1.0 + k
+            )
             step(optim.hyper(config, k, 9), PARAMS, state, GRADS[k], 0.1 * k)
     assert compiled == []

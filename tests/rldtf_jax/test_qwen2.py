@@ -1,4 +1,6 @@
-"""The model computes what transformers' Qwen2ForCausalLM computes, under every transformation we use."""
+"""The model computes what transformers' Qwen2ForCausalLM computes, under every transformation we
+use.
+"""
 
 import dataclasses
 
@@ -25,7 +27,10 @@ def tokens_of(config, shape, seed=0):
 def test_logits_equal_transformers(config, length, seed):
     model = random_model(config, seed)
     tokens_BxT = tokens_of(config, (2, length), seed)
-    assert np.abs(call(model, tokens_BxT) - hf_logits(in_transformers(model), tokens_BxT)).max() <= 1e-4
+    assert (
+        np.abs(call(model, tokens_BxT) - hf_logits(in_transformers(model), tokens_BxT)).max()
+        <= 1e-4
+    )
 
 
 @few
@@ -65,7 +70,9 @@ def test_decoding_with_a_cache_equals_reading_the_whole_sequence(config, lengths
         hidden_BxD, cache = model.prefill(sequence_BxT[:, :P], lengths_B, P + R)
         states = [hidden_BxD]
         for position_B in (lengths_B + t for t in range(R)):
-            hidden_BxD, cache = model.decode(jnp.asarray(sequence_BxT[rows, position_B]), position_B, cache)
+            hidden_BxD, cache = model.decode(
+                jnp.asarray(sequence_BxT[rows, position_B]), position_B, cache
+            )
             states.append(hidden_BxD)
         return jnp.stack(states, axis=1)
 
@@ -75,13 +82,17 @@ def test_decoding_with_a_cache_equals_reading_the_whole_sequence(config, lengths
 
 
 def test_bfloat16_is_as_near_float32_and_transformers_as_its_two_attentions_are():
-    config = dataclasses.replace(SMALL, dtype="bfloat16", param_dtype="bfloat16", num_hidden_layers=4)
+    config = dataclasses.replace(
+        SMALL, dtype="bfloat16", param_dtype="bfloat16", num_hidden_layers=4
+    )
     model = random_model(config, scale=0.1)
     tokens_BxT = tokens_of(config, (8, 33))
     graphdef = nnx.split(random_model(dataclasses.replace(config, dtype="float32")))[0]
     params32 = jax.tree.map(lambda p: p.astype(jnp.float32), nnx.split(model)[1])
     exact = call(nnx.merge(graphdef, params32), tokens_BxT)
-    eager, sdpa = (hf_logits(in_transformers(model, attention), tokens_BxT) for attention in ("eager", "sdpa"))
+    eager, sdpa = (
+        hf_logits(in_transformers(model, attention), tokens_BxT) for attention in ("eager", "sdpa")
+    )
     ours = call(model, tokens_BxT)
     error = lambda logits: np.sqrt(np.mean((logits - exact) ** 2))
     assert error(ours) <= max(error(eager), error(sdpa))
@@ -89,19 +100,27 @@ def test_bfloat16_is_as_near_float32_and_transformers_as_its_two_attentions_are(
 
 
 def test_norms_softmax_and_logits_are_float32_in_a_bfloat16_model():
-    config = dataclasses.replace(SMALL, dtype="bfloat16", param_dtype="bfloat16", tie_word_embeddings=False)
+    config = dataclasses.replace(
+        SMALL, dtype="bfloat16", param_dtype="bfloat16", tie_word_embeddings=False
+    )
     for head, shape in (("lm", (2, 5, 50)), ("value", (2, 5))):
-        out = jax.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), head=head)(jnp.ones((2, 5), int)))
+        out = jax.eval_shape(
+            lambda: Qwen2(config, rngs=nnx.Rngs(0), head=head)(jnp.ones((2, 5), int))
+        )
         assert (out.dtype, out.shape) == (jnp.float32, shape)
 
 
 def test_the_gradient_of_bfloat16_logits_is_rounded_only_once():
     draw = np.random.default_rng(0)
-    h_NxD, table_VxD = (jnp.asarray(draw.normal(size=shape), jnp.bfloat16) for shape in ((7, 32), (50, 32)))
+    h_NxD, table_VxD = (
+        jnp.asarray(draw.normal(size=shape), jnp.bfloat16) for shape in ((7, 32), (50, 32))
+    )
     weight_NxV = jnp.asarray(draw.normal(size=(7, 50)), jnp.float32)
     exact = lambda h, table: jnp.einsum("nd,vd->nv", h, table, preferred_element_type=jnp.float32)
     loss = lambda logits: lambda *operands: jnp.sum(weight_NxV * logits(*operands))
-    ours, expected = (jax.grad(loss(logits), (0, 1))(h_NxD, table_VxD) for logits in (narrow_logits, exact))
+    ours, expected = (
+        jax.grad(loss(logits), (0, 1))(h_NxD, table_VxD) for logits in (narrow_logits, exact)
+    )
     for a, b in zip(ours, expected):
         assert a.dtype == jnp.bfloat16
         apart, size = (np.linalg.norm(np.asarray(x, np.float32)) for x in (a - b, b))
@@ -133,14 +152,19 @@ def test_parameters_start_as_in_transformers():
     assert not params["layers"]["bq"][...].any() and (params["layers"]["mlp_norm"][...] == 1).all()
 
 
-@pytest.mark.parametrize("options", [{"unroll": 3}, {"remat": True}, {"remat": "dots_saveable"}, {"remat": True, "unroll": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{"unroll": 3}, {"remat": True}, {"remat": "dots_saveable"}, {"remat": True, "unroll": 3}],
+)
 def test_remat_and_unroll_change_no_gradient(options):
     params = nnx.split(random_model(SMALL))[1]
     tokens_BxT = tokens_of(SMALL, (2, 6))
 
     def gradient(config):
         graphdef = nnx.split(random_model(config))[0]
-        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(nnx.merge(graphdef, p)(tokens_BxT)))))(params)
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(nnx.merge(graphdef, p)(tokens_BxT)))))(
+            params
+        )
 
     plain, other = gradient(SMALL), gradient(dataclasses.replace(SMALL, **options))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, other)
@@ -155,7 +179,9 @@ def test_the_library_attention_changes_neither_logits_nor_gradients_nor_the_cach
     def everything(config):
         graphdef = nnx.split(random_model(config))[0]
         sines = lambda params: jnp.sum(jnp.sin(nnx.merge(graphdef, params)(tokens_BxT)))
-        prefill = lambda params: nnx.merge(graphdef, params).prefill(tokens_BxT, np.array([length, 1]), length + 1)
+        prefill = lambda params: nnx.merge(graphdef, params).prefill(
+            tokens_BxT, np.array([length, 1]), length + 1
+        )
         return jax.jit(lambda params: (jax.value_and_grad(sines)(params), prefill(params)))(params)
 
     own, library = everything(config), everything(dataclasses.replace(config, attention="xla"))
@@ -172,7 +198,9 @@ def test_vmap_over_arms_equals_one_arm_at_a_time():
     graphdef, _ = nnx.split(arms[0])
     params_A = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.split(arm)[1] for arm in arms))
     tokens_AxBxT = tokens_of(SMALL, (3, 2, 5))
-    together = jax.jit(jax.vmap(lambda params, tokens: nnx.merge(graphdef, params)(tokens)))(params_A, tokens_AxBxT)
+    together = jax.jit(jax.vmap(lambda params, tokens: nnx.merge(graphdef, params)(tokens)))(
+        params_A, tokens_AxBxT
+    )
     for arm, tokens_BxT, logits in zip(arms, tokens_AxBxT, together):
         np.testing.assert_allclose(logits, call(arm, tokens_BxT), atol=1e-5)
 
@@ -190,7 +218,11 @@ def test_sizes_have_their_published_number_of_parameters():
         if name.startswith("smollm2"):  # a llama without biases, here with zero biases
             config = dataclasses.replace(config, attention_bias=False)
         assert sum(np.prod(spec.shape, dtype=int) for spec in param_table(config).values()) == count
-    assert 0.8e6 < sum(np.prod(s.shape) for s in param_table(Qwen2Config.preset("tiny")).values()) < 1.2e6
+    assert (
+        0.8e6
+        < sum(np.prod(s.shape) for s in param_table(Qwen2Config.preset("tiny")).values())
+        < 1.2e6
+    )
 
 
 def test_the_module_holds_exactly_the_parameters_of_the_table():

@@ -12,8 +12,11 @@ from rldtf_jax.reward import RewardConfig, fulfilled, margins, reward
 QOS = st.tuples(st.floats(0.01, 100), st.floats(0.1, 500), st.floats(1e-8, 0.5))
 CONFIGS = st.builds(
     RewardConfig,
-    weight_satisfied=st.tuples(*[st.floats(0, 1)] * 3), weight_violated=st.tuples(*[st.floats(0, 1)] * 3),
-    margin=st.sampled_from(["relative", "absolute"]), margin_cap=st.tuples(*[st.floats(0.1, 4)] * 3))
+    weight_satisfied=st.tuples(*[st.floats(0, 1)] * 3),
+    weight_violated=st.tuples(*[st.floats(0, 1)] * 3),
+    margin=st.sampled_from(["relative", "absolute"]),
+    margin_cap=st.tuples(*[st.floats(0.1, 4)] * 3),
+)
 SIGN = np.array([-1, 1, -1])  # more throughput is better, less delay and less BER are
 NAMES = ("delay", "throughput", "BER")
 
@@ -23,7 +26,9 @@ def one(measured, required, config=RewardConfig()):
 
 
 def better_by(required, relative_margins):
-    """What is measured where the margins over `required` are these: shares of the target, and decades of BER."""
+    """What is measured where the margins over `required` are these: shares of the target, and
+    decades of BER.
+    """
     delay, throughput, ber = required
     m = relative_margins
     return delay * (1 - m[0]), throughput * (1 + m[1]), ber * 10 ** -m[2]
@@ -46,7 +51,9 @@ def test_any_violation_is_above_minus_one_and_below_any_fulfilment(measured, req
 def test_where_all_targets_are_met_more_margin_never_earns_more(required, i, m, other):
     less, more = list(m), list(m)
     less[i], more[i] = sorted((m[i], other))
-    assert one(better_by(required, more), required) <= one(better_by(required, less), required) + 1e-5
+    assert (
+        one(better_by(required, more), required) <= one(better_by(required, less), required) + 1e-5
+    )
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -75,10 +82,13 @@ def test_a_margin_of_zero_earns_its_whole_bonus_and_a_finite_gradient(margin, i)
     config = RewardConfig(margin=margin)
     required = np.float32([5.0, 20.0, 1e-3])
     measured = required.copy()
-    measured[(i + 1) % 3] *= (2, 0.5, 2)[(i + 1) % 3]  # another target is missed, those of i and the third are met
+    # another target is missed, those of i and the third are met
+    measured[(i + 1) % 3] *= (2, 0.5, 2)[(i + 1) % 3]
     R, gradient = jax.value_and_grad(lambda x: reward(x, required, config))(jnp.asarray(measured))
     assert np.isfinite(R) and np.isfinite(gradient).all()
-    np.testing.assert_allclose(R, plain.reward(measured.tolist(), required.tolist(), config), rtol=1e-5)
+    np.testing.assert_allclose(
+        R, plain.reward(measured.tolist(), required.tolist(), config), rtol=1e-5
+    )
 
 
 @given(QOS, QOS)
@@ -90,12 +100,16 @@ def test_no_error_at_all_counts_as_the_cap_and_not_as_infinity(measured, require
 
 @pytest.mark.parametrize("margin", ["relative", "absolute"])
 @given(QOS, QOS, st.sampled_from([0.0, 1.0]), st.booleans())
-def test_where_no_throughput_is_required_the_reward_is_that_of_its_capped_margin(margin, measured, required, got, late):
+def test_where_no_throughput_is_required_the_reward_is_that_of_its_capped_margin(
+    margin, measured, required, got, late
+):
     config = RewardConfig(margin=margin)
     measured = np.float32([required[0] * (2 if late else 0.5), got * measured[1], measured[2]])
     required = np.float32([required[0], 0.0, required[2]])
     R, gradient = jax.value_and_grad(lambda x: reward(x, required, config))(jnp.asarray(measured))
-    np.testing.assert_allclose(R, plain.reward(measured.tolist(), required.tolist(), config), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        R, plain.reward(measured.tolist(), required.tolist(), config), rtol=1e-4, atol=1e-4
+    )
     assert np.isfinite(gradient).all()
 
 
@@ -122,8 +136,14 @@ def test_the_wrong_shape_is_refused_by_name():
         reward(np.ones((4, 2)), np.ones((4, 3)))
 
 
-@pytest.mark.parametrize("wrong", [dict(weight_violated=(0.3, -0.1, 0.3)), dict(margin_cap=(1.0, 1.0)),
-                                   dict(margin="logarithmic")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(weight_violated=(0.3, -0.1, 0.3)),
+        dict(margin_cap=(1.0, 1.0)),
+        dict(margin="logarithmic"),
+    ],
+)
 def test_a_config_that_means_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RewardConfig(**wrong)
@@ -132,7 +152,10 @@ def test_a_config_that_means_nothing_is_refused(wrong):
 @given(QOS, QOS, CONFIGS)
 def test_numpy_and_jax_say_the_same(measured, required, config):
     ours, theirs = np.float32([measured]), jnp.float32([required])
-    plain_R, traced_R = reward(ours, np.asarray(theirs), config), jax.jit(reward, static_argnames="config")(ours, theirs, config)
+    plain_R, traced_R = (
+        reward(ours, np.asarray(theirs), config),
+        jax.jit(reward, static_argnames="config")(ours, theirs, config),
+    )
     assert isinstance(plain_R, np.ndarray) and isinstance(traced_R, jax.Array)
     np.testing.assert_allclose(plain_R, traced_R, rtol=1e-5, atol=1e-5)
 
@@ -141,7 +164,9 @@ STEEP = RewardConfig(closeness="steep")
 
 
 @given(QOS, st.integers(0, 2), st.floats(-0.9, 0.9), st.floats(-0.9, 0.9))
-def test_steep_closeness_pays_the_whole_bonus_for_what_is_met_and_less_the_further_a_target_is_missed(required, i, one_margin, other):
+def test_steep_closeness_pays_the_whole_bonus_for_what_is_met_and_less_the_further_a_target_is_missed(
+    required, i, one_margin, other
+):
     less, more = sorted((one_margin, other))
     missed = (i + 1) % 3
 
@@ -152,11 +177,15 @@ def test_steep_closeness_pays_the_whole_bonus_for_what_is_met_and_less_the_furth
 
     expected = -1 + 0.3 * (1 + np.exp(-0.5) + np.exp(min(less, 0)))
     np.testing.assert_allclose(at(less), expected, atol=2e-3)
-    assert at(less) <= at(more) + 1e-5 and (at(less) < at(more) - 1e-4 or less > -0.002 or more - less < 0.005)
+    assert at(less) <= at(more) + 1e-5 and (
+        at(less) < at(more) - 1e-4 or less > -0.002 or more - less < 0.005
+    )
 
 
 @given(QOS, QOS)
-def test_steep_closeness_leaves_what_is_fulfilled_as_it_is_and_every_violation_below_it(measured, required):
+def test_steep_closeness_leaves_what_is_fulfilled_as_it_is_and_every_violation_below_it(
+    measured, required
+):
     if fulfilled(np.float32(measured), np.float32(required)):
         assert one(measured, required, STEEP) == one(measured, required)
     else:

@@ -50,7 +50,11 @@ def test_greedy_equals_transformers_generate_token_for_token(config, seed):
     for prompt, length, response in zip(PROMPTS_BxP, LENGTHS_B, got.tokens_BxR):
         prompt = torch.tensor(prompt[None, :length])
         out = theirs.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False, eos_token_id=None
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=None,
         )
         assert out[0, length:].tolist() == response.tolist()
 
@@ -68,9 +72,12 @@ def test_behaviour_log_probs_equal_the_trainers_forward_pass(config, seed, tempe
 def test_log_probs_are_those_before_any_filter():
     model = random_model(SMALL)
     got = draw(model, top_k=3, top_p=0.5, temperature=0.8)
-    expected_BxR = np.take_along_axis(log_probs(model, got, 0.8), got.tokens_BxR[..., None], axis=2)[..., 0]
+    expected_BxR = np.take_along_axis(
+        log_probs(model, got, 0.8), got.tokens_BxR[..., None], axis=2
+    )[..., 0]
     np.testing.assert_allclose(got.logp_BxR, expected_BxR, atol=1e-4)
-    assert (got.logp_BxR < -0.1).any()  # the filtered distribution over 3 tokens would read otherwise
+    # the filtered distribution over 3 tokens would read otherwise
+    assert (got.logp_BxR < -0.1).any()
 
 
 @pytest.mark.parametrize("rows", [[0], [3], [5, 2], [4, 0, 1, 2, 3, 5]])
@@ -80,7 +87,9 @@ def test_a_rows_response_does_not_depend_on_the_batch_it_is_in(rows):
     np.testing.assert_allclose(part.logp_BxR, whole.logp_BxR[rows], atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(temperature=0.0), dict(top_k=5, top_p=0.9, temperature=1.4)])
+@pytest.mark.parametrize(
+    "options", [dict(), dict(temperature=0.0), dict(top_k=5, top_p=0.9, temperature=1.4)]
+)
 @pytest.mark.parametrize("width", [12, 40])
 def test_the_bucket_that_prompts_are_padded_to_changes_no_response(width, options):
     graphdef, params = nnx.split(random_model(SMALL))
@@ -88,7 +97,9 @@ def test_the_bucket_that_prompts_are_padded_to_changes_no_response(width, option
     prompts_BxP, lengths_B = pad_prompts(prompts, width)
     assert prompts_BxP.shape == (6, width)
     keys_B = row_keys(jax.random.key(0), np.arange(6))
-    got = sample(graphdef, params, prompts_BxP, lengths_B, keys_B, max_new_tokens=9, eos_id=NO_EOS, **options)
+    got = sample(
+        graphdef, params, prompts_BxP, lengths_B, keys_B, max_new_tokens=9, eos_id=NO_EOS, **options
+    )
     expected = draw(**options)
     np.testing.assert_array_equal(got.tokens_BxR, expected.tokens_BxR)
     np.testing.assert_allclose(got.logp_BxR, expected.logp_BxR, atol=1e-5)
@@ -97,10 +108,19 @@ def test_the_bucket_that_prompts_are_padded_to_changes_no_response(width, option
 @pytest.mark.parametrize("rows, parts", [(64, 4), (24, 3), (16, 2), (15, 1), (5, 1)])
 def test_parts_that_are_sampled_side_by_side_are_the_batch(monkeypatch, rows, parts):
     calls, options = [], dict(max_new_tokens=6, eos_id=3, temperature=0.7)
-    monkeypatch.setattr("rldtf_jax.sample.sample", lambda *args, **kwargs: calls.append(len(args[2])) or sample(*args, **kwargs))
+    monkeypatch.setattr(
+        "rldtf_jax.sample.sample",
+        lambda *args, **kwargs: calls.append(len(args[2])) or sample(*args, **kwargs),
+    )
     graphdef, params = nnx.split(random_model(SMALL))
     prompts = np.random.default_rng(rows).integers(4, 47, (rows, 8))
-    batch = graphdef, params, prompts, np.full(rows, 8), row_keys(jax.random.key(1), np.arange(rows))
+    batch = (
+        graphdef,
+        params,
+        prompts,
+        np.full(rows, 8),
+        row_keys(jax.random.key(1), np.arange(rows)),
+    )
     together, apart = sample(*batch, **options), sample_on_host(*batch, **options)
     assert calls == [rows // parts] * parts
     for name, one, other in zip(together._fields, together, apart):
@@ -112,10 +132,15 @@ def test_parts_that_are_sampled_side_by_side_are_the_batch(monkeypatch, rows, pa
 @pytest.mark.parametrize("n", [2, 8])
 def test_a_prompt_that_is_read_once_for_many_responses_has_those_of_as_many_prompts(n, on_host):
     graphdef, params = nnx.split(random_model(SMALL))
-    keys_B, options = row_keys(jax.random.key(0), np.arange(6 * n)), dict(max_new_tokens=9, eos_id=3, temperature=0.9)
+    keys_B, options = (
+        row_keys(jax.random.key(0), np.arange(6 * n)),
+        dict(max_new_tokens=9, eos_id=3, temperature=0.9),
+    )
     draw_all = sample_on_host if on_host else sample
     once = draw_all(graphdef, params, PROMPTS_BxP, LENGTHS_B, keys_B, **options)
-    each = draw_all(graphdef, params, np.repeat(PROMPTS_BxP, n, 0), np.repeat(LENGTHS_B, n), keys_B, **options)
+    each = draw_all(
+        graphdef, params, np.repeat(PROMPTS_BxP, n, 0), np.repeat(LENGTHS_B, n), keys_B, **options
+    )
     for name, one, other in zip(once._fields, once, each):
         np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
     assert not (once.tokens_BxR[0] == once.tokens_BxR[1]).all()
@@ -137,7 +162,9 @@ def test_prompts_of_many_lengths_share_the_program_of_their_bucket():
 
 def test_a_bucket_holds_its_lengths_with_little_to_spare():
     widths = [bucket(length) for length in range(1, 2049)]
-    assert all(length <= width < max(1.25 * length, length + 8) for length, width in enumerate(widths, 1))
+    assert all(
+        length <= width < max(1.25 * length, length + 8) for length, width in enumerate(widths, 1)
+    )
     assert widths == sorted(widths) and len(set(widths)) <= 30
     assert {bucket(width) for width in widths} == set(widths)
 
@@ -147,7 +174,14 @@ def test_draws_follow_the_models_distribution():
     n = 20_000
     keys_B = row_keys(jax.random.key(3), np.arange(n))
     tokens_B = sample(
-        graphdef, params, np.full((n, 1), 5), np.ones(n, int), keys_B, max_new_tokens=1, eos_id=NO_EOS, temperature=1.5
+        graphdef,
+        params,
+        np.full((n, 1), 5),
+        np.ones(n, int),
+        keys_B,
+        max_new_tokens=1,
+        eos_id=NO_EOS,
+        temperature=1.5,
     ).tokens_BxR[:, 0]
     p_V = jax.nn.softmax(call(random_model(SMALL), np.array([[5]]))[0, 0] / 1.5)
     counts_V = np.bincount(tokens_B, minlength=50)
@@ -168,11 +202,13 @@ def test_top_k_and_top_p_keep_the_smallest_likely_sets():
     for got in seen:
         logp_BxRxV = log_probs(model, got)
         chosen_BxR = np.take_along_axis(logp_BxRxV, got.tokens_BxR[..., None], axis=2)
-        assert ((logp_BxRxV > chosen_BxR + 1e-5).sum(-1) < 4).all()  # fewer than 4 tokens are more likely
+        # fewer than 4 tokens are more likely
+        assert ((logp_BxRxV > chosen_BxR + 1e-5).sum(-1) < 4).all()
     for got in [draw(model, key=key, top_p=0.4, max_new_tokens=6) for key in range(8)]:
         p_BxRxV = np.exp(log_probs(model, got))
         chosen_BxR = np.take_along_axis(p_BxRxV, got.tokens_BxR[..., None], axis=2)
-        assert (np.where(p_BxRxV > chosen_BxR + 1e-5, p_BxRxV, 0).sum(-1) < 0.4).all()  # the more likely weigh less
+        # the more likely weigh less
+        assert (np.where(p_BxRxV > chosen_BxR + 1e-5, p_BxRxV, 0).sum(-1) < 0.4).all()
     one = draw(model, top_k=1)
     np.testing.assert_array_equal(one.tokens_BxR, draw(model, temperature=0.0).tokens_BxR)
     np.testing.assert_array_equal(one.tokens_BxR, draw(model, top_p=1e-6).tokens_BxR)
@@ -204,7 +240,9 @@ def test_vmap_over_arms_equals_one_arm_at_a_time():
     params_A = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.split(arm)[1] for arm in arms))
     eos_id = int(draw(arms[0]).tokens_BxR[0, 3])
     keys_AxB = jnp.stack([row_keys(jax.random.key(arm), np.arange(6)) for arm in range(2)])
-    run = jax.vmap(partial(sample, graphdef, max_new_tokens=9, eos_id=eos_id), in_axes=(0, None, None, 0))
+    run = jax.vmap(
+        partial(sample, graphdef, max_new_tokens=9, eos_id=eos_id), in_axes=(0, None, None, 0)
+    )
     together = run(params_A, PROMPTS_BxP, LENGTHS_B, keys_AxB)
     for arm, model in enumerate(arms):
         alone = draw(model, key=arm, eos_id=eos_id)
@@ -216,13 +254,19 @@ def test_vmap_over_arms_equals_one_arm_at_a_time():
 def test_vmap_over_arms_copies_no_cache_to_hold_back_arms_that_have_ended():
     graphdef, params = nnx.split(random_model(SMALL))
     params_A = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
-    run = jax.vmap(partial(sample, graphdef, max_new_tokens=9, eos_id=3), in_axes=(0, None, None, None))
-    jaxpr = jax.make_jaxpr(run)(params_A, PROMPTS_BxP, LENGTHS_B, row_keys(jax.random.key(0), np.arange(6)))
+    run = jax.vmap(
+        partial(sample, graphdef, max_new_tokens=9, eos_id=3), in_axes=(0, None, None, None)
+    )
+    jaxpr = jax.make_jaxpr(run)(
+        params_A, PROMPTS_BxP, LENGTHS_B, row_keys(jax.random.key(0), np.arange(6))
+    )
     equations = jaxpr.eqns[-1].params["jaxpr"].eqns
     (loop,) = (equation for equation in equations if equation.primitive.name == "while")
-    # With one condition per arm, the lowered loop would select between the old and the new cache at every step.
+    # With one condition per arm, the lowered loop would select between the old and the new cache at
+    # every step.
     assert loop.params["cond_jaxpr"].out_avals[0].shape == ()
-    assert [var.aval.shape for var in loop.outvars if var.aval.size == 1] == [(), ()]  # step and slot, for all arms
+    # step and slot, for all arms
+    assert [var.aval.shape for var in loop.outvars if var.aval.size == 1] == [(), ()]
 
 
 def test_sampling_stops_when_every_row_has_ended(monkeypatch):
@@ -233,7 +277,8 @@ def test_sampling_stops_when_every_row_has_ended(monkeypatch):
         return decode(model, token_B, position_B, cache)
 
     monkeypatch.setattr(Qwen2, "decode", counted)
-    free = draw(rows=slice(2), temperature=0.0, max_new_tokens=31)  # a length of its own, so that it is traced here
+    # a length of its own, so that it is traced here
+    free = draw(rows=slice(2), temperature=0.0, max_new_tokens=31)
     jax.effects_barrier()
     assert len(steps) == 31
     steps.clear()
@@ -262,8 +307,10 @@ def test_a_stream_is_the_sample_of_its_prompt_and_key(key, temperature, row, eos
     graphdef, params = nnx.split(model)
     row_key = row_keys(jax.random.key(key), np.arange(6))[row]
     alone = dict(eos_id=eos_id, max_new_tokens=12, temperature=temperature)
-    prompt = PROMPTS_BxP[row, :LENGTHS_B[row]]
+    prompt = PROMPTS_BxP[row, : LENGTHS_B[row]]
     whole = sample(graphdef, params, *pad_prompts([prompt]), row_key[None], **alone)
     parts = list(stream(graphdef, params, prompt, row_key, **alone))
-    assert [token for token, _ in parts] == whole.tokens_BxR[0, :whole.lengths_B[0]].tolist()
-    np.testing.assert_allclose([logp for _, logp in parts], whole.logp_BxR[0, :whole.lengths_B[0]], atol=1e-5)
+    assert [token for token, _ in parts] == whole.tokens_BxR[0, : whole.lengths_B[0]].tolist()
+    np.testing.assert_allclose(
+        [logp for _, logp in parts], whole.logp_BxR[0, : whole.lengths_B[0]], atol=1e-5
+    )

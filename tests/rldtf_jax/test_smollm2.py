@@ -1,4 +1,6 @@
-"""SmolLM2-135M's real weights, fetched once by the project's own command, against transformers' reading of the same file."""
+"""SmolLM2-135M's real weights, fetched once by the project's own command, against transformers'
+reading of the same file.
+"""
 
 from pathlib import Path
 import subprocess
@@ -16,7 +18,11 @@ from rldtf_jax import hf, tokenizer
 from rldtf_jax.sample import pad_prompts, row_keys, sample
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-QUESTIONS = ["What is the capital of France?", "Write a haiku about radio waves.", "List three primes."]
+QUESTIONS = [
+    "What is the capital of France?",
+    "Write a haiku about radio waves.",
+    "List three primes.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +30,9 @@ def directory(request):
     """Where the weights are: in pytest's cache, so that they are downloaded once."""
     directory = request.config.cache.mkdir("smollm2")
     if not (directory / "tokenizer_config.json").exists():  # written last
-        subprocess.run([sys.executable, "-m", "rldtf_jax.fetch", "smollm2", str(directory)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "rldtf_jax.fetch", "smollm2", str(directory)], check=True
+        )
     return directory
 
 
@@ -50,7 +58,10 @@ def test_greedy_answers_are_those_of_transformers(ours, theirs):
         expected = theirs[0].generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False,
                                       eos_token_id=tok.eos_id, pad_token_id=0)  # fmt: skip
         assert answer[:n].tolist() == expected[0, length:].tolist()
-    assert tok.decode(samples.tokens_BxR[0, : samples.lengths_B[0]]) == "The capital of France is Paris.<|im_end|>"
+    assert (
+        tok.decode(samples.tokens_BxR[0, : samples.lengths_B[0]])
+        == "The capital of France is Paris.<|im_end|>"
+    )
 
 
 def test_the_loss_of_a_text_is_that_of_transformers(ours, theirs):

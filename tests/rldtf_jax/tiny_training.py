@@ -1,8 +1,9 @@
 """Trainings that take seconds: a very small Qwen2, and an environment that rewards high tokens.
 
-As a script, `tiny_training.py sft|rldtf DIRECTORY` trains and leaves the final weights in `DIRECTORY/final.npz`. With
-`SIGNAL ROWS MOMENT [ROWS MOMENT ...]` behind, one process after the other trains there, forked so that all share the imports,
-and sends itself the signal; the script's exit status says whether each ended by it.
+As a script, `tiny_training.py sft|rldtf DIRECTORY` trains and leaves the final weights in
+`DIRECTORY/final.npz`. With `SIGNAL ROWS MOMENT [ROWS MOMENT ...]` behind, one process after the
+other trains there, forked so that all share the imports, and sends itself the signal; the script's
+exit status says whether each ended by it.
 """
 
 import dataclasses
@@ -26,8 +27,16 @@ from rldtf_jax.token_weight import Field
 
 SHAPE = Qwen2Config(12, 32, 48, 2, 4, 2, rope_theta=1e4, num_tokens=10)
 EOS, HIGH = 1, 5
-RL = RLDTFConfig(steps=8, prompts_per_step=8, checkpoint_every=3, num_perturb=1, minibatches=2, epochs=2,
-                 sample=SampleConfig(max_new_tokens=10), policy=OptimConfig(lr=1e-2, warmup_steps=2))
+RL = RLDTFConfig(
+    steps=8,
+    prompts_per_step=8,
+    checkpoint_every=3,
+    num_perturb=1,
+    minibatches=2,
+    epochs=2,
+    sample=SampleConfig(max_new_tokens=10),
+    policy=OptimConfig(lr=1e-2, warmup_steps=2),
+)
 ONE = dataclasses.replace(RL, epochs=1, minibatches=1)  # one update a step
 SFT = SFTConfig(steps=8, batch_size=4, save_every=1, optim=OptimConfig(lr=1e-2, warmup_steps=2))
 
@@ -47,7 +56,9 @@ def critic(seed=1, shape=SHAPE):
 
 
 class HighTokens:
-    """R is the share of ids >= HIGH before the EOS, from -1 to 1; what has no token at all does not parse."""
+    """R is the share of ids >= HIGH before the EOS, from -1 to 1; what has no token at all does not
+    parse.
+    """
 
     eos_id = EOS
 
@@ -55,30 +66,68 @@ class HighTokens:
         rng = np.random.default_rng((7, step))
         lengths = rng.integers(1, 6, num_prompts).astype(np.int32)
         prompts = rng.integers(2, SHAPE.num_tokens, (num_prompts, 5)).astype(np.int32)
-        return list(range(num_prompts)), np.where(np.arange(5) < lengths[:, None], prompts, 0), lengths
+        return (
+            list(range(num_prompts)),
+            np.where(np.arange(5) < lengths[:, None], prompts, 0),
+            lengths,
+        )
 
     def judge(self, tasks, responses, policy=None):
-        texts = [list(ids[:list(ids).index(EOS)]) if EOS in ids else list(ids) for ids in responses]
-        share = np.array([sum(id >= HIGH for id in text) / max(len(text), 1) for text in texts], np.float32)
+        texts = [
+            list(ids[: list(ids).index(EOS)]) if EOS in ids else list(ids) for ids in responses
+        ]
+        share = np.array(
+            [sum(id >= HIGH for id in text) / max(len(text), 1) for text in texts], np.float32
+        )
         reward = np.where([bool(text) for text in texts], 2 * share - 1, -1).astype(np.float32)
-        return Verdict(reward, share >= 0.5, [None if text else "empty" for text in texts], {"sequences": len(texts)})
+        return Verdict(
+            reward,
+            share >= 0.5,
+            [None if text else "empty" for text in texts],
+            {"sequences": len(texts)},
+        )
 
     def fields(self, tasks, responses):
         """Every token before the EOS is a value, which may be any other id."""
-        return [[Field(t, t + 1, [np.concatenate([ids[:t], [v], ids[t + 1:]]) for v in range(2, SHAPE.num_tokens) if v != ids[t]])
-                 for t in range(max(0, len(ids) - 1))] for ids in map(np.asarray, responses)]
+        return [
+            [
+                Field(
+                    t,
+                    t + 1,
+                    [
+                        np.concatenate([ids[:t], [v], ids[t + 1 :]])
+                        for v in range(2, SHAPE.num_tokens)
+                        if v != ids[t]
+                    ],
+                )
+                for t in range(max(0, len(ids) - 1))
+            ]
+            for ids in map(np.asarray, responses)
+        ]
 
     def imagine(self, tasks, responses, num_tokens, verdict):
-        """What other ids in a token's place would make of R: exact; where the response ends nothing else is as good."""
+        """What other ids in a token's place would make of R: exact; where the response ends nothing
+        else is as good.
+        """
         tokens = np.zeros((len(tasks), num_tokens, OPTIONS), np.int32)
         worth = np.zeros(tokens.shape, np.float32)
         for b, ids in enumerate(responses):
             for t in range(max(0, len(ids) - 1)):
-                options = [ids[t], *(v for v in range(EOS, SHAPE.num_tokens) if v != ids[t])][:OPTIONS]
-                tokens[b, t, :len(options)] = options
-                worth[b, t, :len(options)] = self.judge(tasks, [np.concatenate([ids[:t], [v], ids[t + 1:]]) for v in options]).reward_M + 1
+                options = [ids[t], *(v for v in range(EOS, SHAPE.num_tokens) if v != ids[t])][
+                    :OPTIONS
+                ]
+                tokens[b, t, : len(options)] = options
+                worth[b, t, : len(options)] = (
+                    self.judge(
+                        tasks, [np.concatenate([ids[:t], [v], ids[t + 1 :]]) for v in options]
+                    ).reward_M
+                    + 1
+                )
             if len(ids):
-                tokens[b, len(ids) - 1, 0], worth[b, len(ids) - 1, 0] = ids[-1], self.judge(tasks, [ids]).reward_M[0] + 1
+                tokens[b, len(ids) - 1, 0], worth[b, len(ids) - 1, 0] = (
+                    ids[-1],
+                    self.judge(tasks, [ids]).reward_M[0] + 1,
+                )
         return Imagined(tokens, worth, {"imagined/tokens": (worth > 0).sum()})
 
     def summary(self, tasks, responses, verdict, logp):
@@ -107,20 +156,28 @@ def pairs():
     """(prompt, response) ids: count upwards from the prompt's last token."""
     rng = np.random.default_rng(0)
     starts = [rng.integers(2, 6, rng.integers(1, 5)).tolist() for _ in range(10)]
-    return [(start, [*range(start[-1] + 1, start[-1] + 1 + length), EOS])
-            for start, length in zip(starts, rng.integers(1, 5, 10).tolist())]
+    return [
+        (start, [*range(start[-1] + 1, start[-1] + 1 + length), EOS])
+        for start, length in zip(starts, rng.integers(1, 5, 10).tolist())
+    ]
 
 
 def train(kind, directory):
     if kind == "sft":
-        return sft.train(policy(), sft.Sequences.of(pairs()), SFT, seed=3, directory=directory, boards=())
+        return sft.train(
+            policy(), sft.Sequences.of(pairs()), SFT, seed=3, directory=directory, boards=()
+        )
     return rldtf.train(policy(), critic(), HighTokens(), RL, seed=3, directory=directory, boards=())
 
 
 def signal_self(signum, directory, rows, moment):
-    """Sends this process a signal once `rows` metrics are written: `moment` seconds later, or inside the next save."""
+    """Sends this process a signal once `rows` metrics are written: `moment` seconds later, or
+    inside the next save.
+    """
     begun, path = time.time(), f"{directory}/{JSONL}"
-    while not (os.path.exists(path) and os.path.getmtime(path) > begun and len(read(directory)) >= rows):
+    while not (
+        os.path.exists(path) and os.path.getmtime(path) > begun and len(read(directory)) >= rows
+    ):
         time.sleep(0.001)
     if moment == "save":
         while not glob.glob(f"{directory}/checkpoints/*tmp*"):
@@ -137,10 +194,14 @@ def train_and_keep(kind, directory):
 
 
 def life(kind, directory, signum, rows, moment):
-    """A forked process that trains until it gets its own signal: how it ended, as os.waitstatus_to_exitcode."""
+    """A forked process that trains until it gets its own signal: how it ended, as
+    os.waitstatus_to_exitcode.
+    """
     if (child := os.fork()) == 0:
         try:
-            threading.Thread(target=signal_self, args=(signum, directory, rows, moment), daemon=True).start()
+            threading.Thread(
+                target=signal_self, args=(signum, directory, rows, moment), daemon=True
+            ).start()
             train_and_keep(kind, directory)
         except BaseException:
             traceback.print_exc()
@@ -153,7 +214,10 @@ if __name__ == "__main__":
     kind, directory, *signalled = sys.argv[1:]
     if signalled:
         signum = int(signalled[0])
-        ends = [life(kind, directory, signum, int(rows), moment) for rows, moment in zip(signalled[1::2], signalled[2::2])]
+        ends = [
+            life(kind, directory, signum, int(rows), moment)
+            for rows, moment in zip(signalled[1::2], signalled[2::2])
+        ]
         print(ends)
         sys.exit(ends != [-signum] * len(ends))
     train_and_keep(kind, directory)

@@ -1,5 +1,6 @@
-"""What the tests of the stages share: a registry of checks (sionna_stages.py, neural_stages.py), random numbers, and
-QAM as TS 38.211 5.1 writes it."""
+"""What the tests of the stages share: a registry of checks (sionna_stages.py, neural_stages.py),
+random numbers, and QAM as TS 38.211 5.1 writes it.
+"""
 
 import numpy as np
 
@@ -35,11 +36,17 @@ def qam_point(b):
 
 
 def exact_llr(y, noise, m):
-    """log P(b = 0 | y) / P(b = 1 | y) [symbols, m] of y [symbols] by a sum over all points, in float64."""
+    """log P(b = 0 | y) / P(b = 1 | y) [symbols, m] of y [symbols] by a sum over all points, in
+    float64.
+    """
     bits = labels(m)
     points = np.array([qam_point(b) for b in bits])
-    metric = -np.abs(y[:, None] - points) ** 2 / noise[:, None]
-    return np.stack([
-        np.logaddexp.reduce(metric[:, bits[:, k] == 0], axis=1)
-        - np.logaddexp.reduce(metric[:, bits[:, k] == 1], axis=1)
-        for k in range(m)], axis=1)
+    metric = -(np.abs(y[:, None] - points) ** 2) / noise[:, None]
+    return np.stack(
+        [
+            np.logaddexp.reduce(metric[:, bits[:, k] == 0], axis=1)
+            - np.logaddexp.reduce(metric[:, bits[:, k] == 1], axis=1)
+            for k in range(m)
+        ],
+        axis=1,
+    )

@@ -9,7 +9,9 @@ from twin import Settings, Twin
 from twin.physical import Counts, Point
 from twin.pool import Pool
 
-settings.register_profile("twin", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "twin", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 settings.load_profile("twin")
 
 # Workers that answer at once from a formula, or die when a point says so: see the file
@@ -27,7 +29,9 @@ def twin():
 @pytest.fixture(scope="session")
 def precise():
     """A twin that always spends 4096 blocks."""
-    with Twin(workers=2, seed=1, method="link", max_blocks=4096, enough_block_errors=1 << 30) as twin:
+    with Twin(
+        workers=2, seed=1, method="link", max_blocks=4096, enough_block_errors=1 << 30
+    ) as twin:
         twin.start()
         yield twin
 

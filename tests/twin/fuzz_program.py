@@ -1,7 +1,8 @@
-"""Fuzz `parse`: python tests/twin/fuzz_program.py [inputs] [seed]. Mutated programs, grammar soup, noise.
+"""Fuzz `parse`: python tests/twin/fuzz_program.py [inputs] [seed]. Mutated programs, grammar soup,
+noise.
 
-Anything but a Workflow or a WorkflowError is a failure; so is a message of more than 200 characters or with
-some that cannot be printed, and so is an input that takes 10 ms of CPU time or more.
+Anything but a Workflow or a WorkflowError is a failure; so is a message of more than 200 characters
+or with some that cannot be printed, and so is an input that takes 10 ms of CPU time or more.
 """
 
 import random
@@ -11,14 +12,81 @@ import time
 
 from twin import TOOLS, Workflow, WorkflowError, parse, render
 
-WORDS = [t.name for t in TOOLS] + [a.name for t in TOOLS for a in t.arguments] + [
-    "__class__", "__import__", "eval", "lambda", "not", "await", "yield", "if", "else", "None", "True", "nan",
-    "inf", "1e999", "0x1f", "1_0", "1j", "(", ")", "[", "]", "{", "}", "=", ":=", "==", ",", ".", ";", ":",
-    "-", "+", "*", "**", "/", "|", "@", "~", "\\", "'", '"', '"""', "#", "\n", "\r", "\t", "\f", " ", "\0",
-    "\x1a", "é", "ｇ", "і", "\u202e", "\ud800", "f'", "b'", "\\N{DIGIT ONE}", "9" * 30, "(" * 50, "-" * 50,
-    "a." * 50,
+WORDS = (
+    [t.name for t in TOOLS]
+    + [a.name for t in TOOLS for a in t.arguments]
+    + [
+        "__class__",
+        "__import__",
+        "eval",
+        "lambda",
+        "not",
+        "await",
+        "yield",
+        "if",
+        "else",
+        "None",
+        "True",
+        "nan",
+        "inf",
+        "1e999",
+        "0x1f",
+        "1_0",
+        "1j",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "=",
+        ":=",
+        "==",
+        ",",
+        ".",
+        ";",
+        ":",
+        "-",
+        "+",
+        "*",
+        "**",
+        "/",
+        "|",
+        "@",
+        "~",
+        "\\",
+        "'",
+        '"',
+        '"""',
+        "#",
+        "\n",
+        "\r",
+        "\t",
+        "\f",
+        " ",
+        "\0",
+        "\x1a",
+        "é",
+        "ｇ",
+        "і",
+        "\u202e",
+        "\ud800",
+        "f'",
+        "b'",
+        "\\N{DIGIT ONE}",
+        "9" * 30,
+        "(" * 50,
+        "-" * 50,
+        "a." * 50,
+    ]
+)
+LONG_WORDS = [
+    "a" * 3000,
+    "0x" + "f" * 3000,
+    "0b" + "1" * 3000,
+    f"'{'b' * 3000}'",
+    "'''\n\t" * 500 + "'''",
 ]
-LONG_WORDS = ["a" * 3000, "0x" + "f" * 3000, "0b" + "1" * 3000, f"'{'b' * 3000}'", "'''\n\t" * 500 + "'''"]
 
 
 def mutate(text, rng):

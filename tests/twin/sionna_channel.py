@@ -1,8 +1,10 @@
-"""Channel draws against Sionna's TDL and CDL. Imports TensorFlow, so test_channel.py runs it in a process of
-its own: `python sionna_channel.py` writes {check: traceback or null} as JSON to its last line.
+"""Channel draws against Sionna's TDL and CDL. Imports TensorFlow, so test_channel.py runs it in a
+process of its own: `python sionna_channel.py` writes {check: traceback or null} as JSON to its last
+line.
 
-Every comparison is of two samples of independent slots and rejects equal ones with probability FALSE_ALARM.
-Below 200 of them, together they raise a false alarm for one seed in 500. The controls show what they see.
+Every comparison is of two samples of independent slots and rejects equal ones with probability
+FALSE_ALARM. Below 200 of them, together they raise a false alarm for one seed in 500. The controls
+show what they see.
 """
 
 import json
@@ -17,7 +19,13 @@ from sionna.phy import config
 from sionna.phy.channel import cir_to_ofdm_channel
 from sionna.phy.channel.tr38901 import CDL, TDL, PanelArray
 
-from twin.chain.channel import ANTENNA_CORRELATION, ChannelState, correlation_matrix, profile, realise
+from twin.chain.channel import (
+    ANTENNA_CORRELATION,
+    ChannelState,
+    correlation_matrix,
+    profile,
+    realise,
+)
 
 FALSE_ALARM = 1e-5
 SLOTS, BATCH = 4000, 500
@@ -159,8 +167,12 @@ def cdl_with_a_line_of_sight_is_sionnas():
 def the_comparison_sees_a_tenth_more_doppler_and_a_fifth_more_delay_and_arrays_turned_round():
     for channel in ("tdl-c", "cdl-c"):
         state = state_of(channel)
-        assert differences(ours(replace(state, doppler_hz=1.1 * DOPPLER_HZ)), sionnas(state), True), channel
-        assert differences(ours(replace(state, delay_spread_ns=240.0)), sionnas(state), True), channel
+        assert differences(
+            ours(replace(state, doppler_hz=1.1 * DOPPLER_HZ)), sionnas(state), True
+        ), channel
+        assert differences(ours(replace(state, delay_spread_ns=240.0)), sionnas(state), True), (
+            channel
+        )
     state = state_of("cdl-c")
     assert differences(ours(state)[:, ::-1], sionnas(state), True)
     assert differences(ours(state)[:, :, ::-1], sionnas(state), True)
@@ -175,7 +187,9 @@ def profiles_are_sionnas():
         cdl = CDL(letter.upper(), 1e-6, CARRIER_HZ, array(1), array(1), "downlink")
         for name, model, powers in (("tdl", tdl, tdl.mean_powers), ("cdl", cdl, cdl.powers)):
             mine = profile(f"{name}-{letter}")
-            np.testing.assert_allclose(mine.delays * 1e-6, model.delays.numpy(), rtol=1e-5, atol=1e-12)
+            np.testing.assert_allclose(
+                mine.delays * 1e-6, model.delays.numpy(), rtol=1e-5, atol=1e-12
+            )
             np.testing.assert_allclose(mine.powers, powers.numpy(), rtol=1e-5)
             if mine.los:
                 ratio = mine.los / (mine.powers[0] - mine.los)

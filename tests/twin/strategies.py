@@ -6,7 +6,8 @@ from twin import Scenario, Workflow
 from twin.spec import CHANNELS
 from twin.toolbox import BY_FIELD, MAX_ANT, MAX_PRB
 
-SOME_CHANNELS = ("awgn", "rayleigh", "tdl-a", "tdl-b", "tdl-d", "cdl-c")  # every kind; cdl takes ten times as long
+# every kind; cdl takes ten times as long
+SOME_CHANNELS = ("awgn", "rayleigh", "tdl-a", "tdl-b", "tdl-d", "cdl-c")
 TOOLBOX_RATES = BY_FIELD["code_rate"].choices
 
 
@@ -35,12 +36,16 @@ def scenarios(**given):
 
 
 def workflows(**given):
-    return st.builds(Workflow, **{field: values(argument) for field, argument in BY_FIELD.items()} | given)
+    return st.builds(
+        Workflow, **{field: values(argument) for field, argument in BY_FIELD.items()} | given
+    )
 
 
 @st.composite
 def feasible_pairs(draw, scenario=None, **given):
-    """A scenario and a workflow it can run, by default of what compiles fast: the toolbox's code rates, linear detection."""
+    """A scenario and a workflow it can run, by default of what compiles fast: the toolbox's code
+    rates, linear detection.
+    """
     s = draw(scenarios(channel=st.sampled_from(SOME_CHANNELS)) if scenario is None else scenario)
     rank = min(s.num_tx_ant, s.num_rx_ant)
     fields = dict(

@@ -24,8 +24,12 @@ KEY = digest(POINT, Settings(), 0)
 
 
 # Every field something else, of its own type
-COUNTS = Counts(**{field.name: type(field.default)((32.5, i) if type(field.default) is tuple else 321 + i)
-                   for i, field in enumerate(fields(Counts))})
+COUNTS = Counts(
+    **{
+        field.name: type(field.default)((32.5, i) if type(field.default) is tuple else 321 + i)
+        for i, field in enumerate(fields(Counts))
+    }
+)
 OLD, MANY = [b"key %d" % n for n in range(10)], [b"new %d" % n for n in range(1000)]
 
 
@@ -64,7 +68,9 @@ def test_any_byte_that_results_depend_on_changes_the_fingerprint(package):
     names = [name for name, _ in result_files(package)]
     expected = {"physical.py", "spec.py", "toolbox.py", "worker.py", "chain/deeper/new.py"}
     for kind in ("chain/*.py", "weights/*", "tables/*"):
-        expected |= {path.relative_to(package).as_posix() for path in package.glob(kind) if path.is_file()}
+        expected |= {
+            path.relative_to(package).as_posix() for path in package.glob(kind) if path.is_file()
+        }
     assert expected <= set(names)
     for name in names:
         content = (package / name).read_bytes()
@@ -94,6 +100,7 @@ def test_nothing_else_changes_the_fingerprint(package):
 def test_the_fingerprint_knows_the_libraries(monkeypatch):
     seen = {_fingerprint(cache_module.PACKAGE)}
     for library in cache_module.LIBRARIES:
+
         def version(name):
             if name == library:
                 raise cache_module.importlib.metadata.PackageNotFoundError
@@ -109,7 +116,10 @@ def test_another_process_over_other_sources_has_other_keys(package):
     script = "from twin.cache import PACKAGE, fingerprint; print(fingerprint(), PACKAGE)"
 
     def run():
-        environment = os.environ | {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": str(package.parent),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         command = [sys.executable, "-c", script]
         out = subprocess.check_output(command, env=environment, cwd=package.parent, text=True)
         found, where = out.split()
@@ -134,7 +144,9 @@ def test_what_counts_imports_nothing_that_does_not():
             if isinstance(node, ast.Import):
                 imported = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                base = ".".join(package[: len(package) + 1 - node.level]) + "." if node.level else ""
+                base = (
+                    ".".join(package[: len(package) + 1 - node.level]) + "." if node.level else ""
+                )
                 base += node.module or ""
                 imported = [base, *(f"{base.rstrip('.')}.{alias.name}" for alias in node.names)]
             assert not {f"twin.{module}" for module in apart} & set(imported), (name, imported)
@@ -231,7 +243,8 @@ for n in range(first, first + 300):
     assert sorted(c.num_blocks for c in found.values()) == list(range(700))
 
 
-# Files that cannot be written: one warning, and the run goes on. Most of it for real, in other processes
+# Files that cannot be written: one warning, and the run goes on. Most of it for real, in other
+# processes
 
 PRELUDE = """
 import resource, sys, warnings
@@ -250,7 +263,9 @@ def one_warning(consequence):
     assert len(said) == 1 and path in said[0] and said[0].endswith(consequence) and "\\n" not in said[0], said
 
 """
-WITHOUT_ROOT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+WITHOUT_ROOT_RIGHTS = (
+    ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+)
 ALONE = ["unshare", "--mount"]  # mounts that nobody else sees and that end with the process
 
 
@@ -300,7 +315,9 @@ one_warning(MEMORY_ONLY)
 
 def test_a_disk_that_fills_up_and_is_freed_again(tmp_path):
     path = stored(tmp_path / "c.sqlite")
-    run(path, """
+    run(
+        path,
+        """
     cache = Cache(path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))  # bytes, of any one file
     for key in NEW:
@@ -311,7 +328,8 @@ def test_a_disk_that_fills_up_and_is_freed_again(tmp_path):
     cache_module.RETRY_S = cache._retry_at = 0
     cache.put(b"last", COUNTS)
     assert len(Cache(path).get([*OLD, *NEW, b"last"])) == 11 + len(NEW)
-    """)
+    """,
+    )
 
 
 def test_a_disk_that_is_full_from_the_start(tmp_path):
@@ -323,7 +341,13 @@ def test_a_disk_that_is_full_from_the_start(tmp_path):
 def test_a_real_full_disk(tmp_path):
     if not works(*ALONE, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)):
         pytest.skip("needs mount")
-    mounted = [*ALONE, "sh", "-c", f"mount -t tmpfs -o size=128k tmpfs {tmp_path} && exec \"$@\"", "sh"]
+    mounted = [
+        *ALONE,
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o size=128k tmpfs {tmp_path} && exec "$@"',
+        "sh",
+    ]
     some_room = """
     cache = Cache(path)
     for key in OLD:
@@ -375,7 +399,7 @@ def test_a_lock_file_without_permission(tmp_path):
 def test_a_read_only_file_system(tmp_path):
     if not works(*ALONE, "mount", "--bind", "-o", "ro", str(tmp_path), str(tmp_path)):
         pytest.skip("needs mount")
-    mounted = [*ALONE, "sh", "-c", f"mount --bind -o ro {tmp_path} {tmp_path} && exec \"$@\"", "sh"]
+    mounted = [*ALONE, "sh", "-c", f'mount --bind -o ro {tmp_path} {tmp_path} && exec "$@"', "sh"]
     path = stored(tmp_path / "c.sqlite")
     run(path, READS_ON, under=mounted)
     path.write_bytes(b"not a database" * 1000)
@@ -437,7 +461,9 @@ def test_a_lock_that_another_process_holds_for_long_costs_one_wait(tmp_path, mon
             assert len(cache.get(OLD + MANY)) == 1010
             with contextlib.closing(Cache(path)) as other:  # nor does it keep another from reading
                 assert set(other.get(OLD + MANY)) == set(OLD)
-        assert [str(w.message) for w in said] == [f"twin cache {path}: database is locked: {READ_ONLY}"]
+        assert [str(w.message) for w in said] == [
+            f"twin cache {path}: database is locked: {READ_ONLY}"
+        ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         time.sleep(0.02)
@@ -446,7 +472,9 @@ def test_a_lock_that_another_process_holds_for_long_costs_one_wait(tmp_path, mon
     assert cache._lock_wait_s == 1.0  # and the next one is waited for again
 
 
-@pytest.mark.parametrize("holds", [HOLDS_THE_DATABASE, HOLDS_THE_LOCK_FILE], ids=["database", "lock file"])
+@pytest.mark.parametrize(
+    "holds", [HOLDS_THE_DATABASE, HOLDS_THE_LOCK_FILE], ids=["database", "lock file"]
+)
 def test_a_lock_held_since_before_the_file_is_there(tmp_path, monkeypatch, holds):
     monkeypatch.setattr(cache_module, "LOCK_WAIT_S", 0.5)
     path = tmp_path / "c.sqlite"
@@ -457,7 +485,7 @@ def test_a_lock_held_since_before_the_file_is_there(tmp_path, monkeypatch, holds
             for key in MANY:
                 cache.put(key, COUNTS)
             assert len(cache.get(MANY)) == 1000
-        text, = (str(w.message) for w in said)
+        (text,) = (str(w.message) for w in said)
         assert "locked" in text and text.endswith(MEMORY_ONLY)
     cache.close()  # tries once more
     assert len(Cache(path).get(MANY)) == 1000
@@ -466,7 +494,11 @@ def test_a_lock_held_since_before_the_file_is_there(tmp_path, monkeypatch, holds
 def test_a_held_lock_file_does_not_keep_from_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "LOCK_WAIT_S", 0.5)
     path = stored(tmp_path / "c.sqlite")
-    with another_process(HOLDS_THE_LOCK_FILE, path), pytest.warns(UserWarning, match=READ_ONLY), within(2):
+    with (
+        another_process(HOLDS_THE_LOCK_FILE, path),
+        pytest.warns(UserWarning, match=READ_ONLY),
+        within(2),
+    ):
         assert len(Cache(path).get(OLD)) == 10
 
 
@@ -531,7 +563,9 @@ def test_damage_that_comes_back_ends_in_memory(tmp_path, monkeypatch):
     assert cache.get([KEY]) == {KEY: COUNTS}
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT]
+)
 @pytest.mark.parametrize("old", [True, False])
 def test_a_lock_file_that_cannot_be_made(tmp_path, monkeypatch, number, old):
     path = stored(tmp_path / "c.sqlite") if old else tmp_path / "c.sqlite"

@@ -1,7 +1,8 @@
-"""The channel's draws against the statistics of TR 38.901 and TS 38.104; sionna_channel.py has Sionna's.
+"""The channel's draws against the statistics of TR 38.901 and TS 38.104; sionna_channel.py has
+Sionna's.
 
-Statistical bounds are multiples of the standard error over independent slots, and `agrees` is never vague: it
-fails where the standard error is so large that an error of 0.1 would pass.
+Statistical bounds are multiples of the standard error over independent slots, and `agrees` is never
+vague: it fails where the standard error is so large that an error of 0.1 would pass.
 """
 
 import json
@@ -37,7 +38,9 @@ GRID_HZ = tuple((np.arange(288) - 144) * 30e3)
 
 
 def agrees(samples, expected, what=""):
-    """The mean over slots of samples [S, ...] is `expected` [...] to 5 standard errors, none above 0.02."""
+    """The mean over slots of samples [S, ...] is `expected` [...] to 5 standard errors, none above
+    0.02.
+    """
     samples = np.asarray(samples)
     for part in (np.real, np.imag):
         error = part(samples).std(axis=0) / np.sqrt(len(samples))
@@ -91,9 +94,12 @@ def test_slots_are_independent(name):
     st.lists(st.floats(-2e7, 2e7), min_size=1, max_size=20),
 )
 def test_any_times_and_frequencies_are_drawn(name, doppler_hz, spread_ns, times_s, frequencies_hz):
-    h = realise(ChannelState(name, 2, 2, spread_ns, doppler_hz), 3, 0, tuple(times_s), tuple(frequencies_hz))
+    h = realise(
+        ChannelState(name, 2, 2, spread_ns, doppler_hz), 3, 0, tuple(times_s), tuple(frequencies_hz)
+    )
     assert h.shape == (3, 2, 2, len(times_s), len(frequencies_hz)) and np.all(np.isfinite(h))
-    for i, j in zip(*np.nonzero(np.equal.outer(times_s, times_s))):  # the same instant, the same channel
+    # the same instant, the same channel
+    for i, j in zip(*np.nonzero(np.equal.outer(times_s, times_s))):
         np.testing.assert_allclose(h[..., i, :], h[..., j, :], atol=1e-3)
 
 
@@ -116,8 +122,25 @@ def test_taps_decorrelate_as_j0_also_between_retransmissions(name):
 
 
 def test_the_line_of_sight_of_tdl_keeps_turning_with_its_own_doppler_shift():
-    """E[h(t + dt) h*(t)] = K / (K + 1) exp(j 2 pi 0.707 fD dt) + J0 / (K + 1), where J0 alone is near 0."""
-    powers_db = [-0.2, -13.5, -18.8, -21, -22.8, -17.9, -20.1, -21.9, -22.9, -27.8, -23.6, -24.8, -30, -27.7]
+    """E[h(t + dt) h*(t)] = K / (K + 1) exp(j 2 pi 0.707 fD dt) + J0 / (K + 1), where J0 alone is
+    near 0.
+    """
+    powers_db = [
+        -0.2,
+        -13.5,
+        -18.8,
+        -21,
+        -22.8,
+        -17.9,
+        -20.1,
+        -21.9,
+        -22.9,
+        -27.8,
+        -23.6,
+        -24.8,
+        -30,
+        -27.7,
+    ]
     los = 10**-0.02 / np.sum(10 ** (np.array(powers_db) / 10))  # TR 38.901 table 7.7.2-4
     times = (0.0, 1e-3, 4e-3, -4e-3)
     h = realise(ChannelState("tdl-d", 1, 2, 100.0, 383.0), 6000, 3, times, (0.0,))
@@ -163,7 +186,9 @@ def test_correlation_is_that_of_the_draws(name):
 
 
 @given(st.sampled_from(FADING), st.floats(0, 2000), st.floats(0, 3000))
-def test_correlation_is_one_at_no_lag_hermitian_and_positive_semidefinite(name, doppler_hz, spread_ns):
+def test_correlation_is_one_at_no_lag_hermitian_and_positive_semidefinite(
+    name, doppler_hz, spread_ns
+):
     state = ChannelState(name, 1, 1, spread_ns, doppler_hz)
     at = np.arange(6)
     lags = np.arange(-5, 6)
@@ -183,7 +208,10 @@ def test_a_ray_of_cdl_has_the_mean_over_the_velocities_directions():
         for x in (0.5, 3.0, 20.0):
             across, up = np.sin(zenith) * np.sin(theta), np.cos(zenith) * np.cos(theta)
             integral = np.mean(j0(x * across) * np.cos(x * up))
-            assert abs(integral - j0(x * np.cos(zenith / 2) ** 2) * j0(x * np.sin(zenith / 2) ** 2)) < 1e-9
+            assert (
+                abs(integral - j0(x * np.cos(zenith / 2) ** 2) * j0(x * np.sin(zenith / 2) ** 2))
+                < 1e-9
+            )
 
 
 times = st.lists(st.floats(-0.02, 0.02), min_size=1, max_size=30)
@@ -197,7 +225,9 @@ def test_the_time_basis_holds_j0(doppler_hz, times_s):
 
 
 @given(
-    st.sampled_from([*TDL, *CDL]), st.floats(0, 5000), st.lists(st.floats(-2e7, 2e7), min_size=1, max_size=40)
+    st.sampled_from([*TDL, *CDL]),
+    st.floats(0, 5000),
+    st.lists(st.floats(-2e7, 2e7), min_size=1, max_size=40),
 )
 def test_the_frequency_basis_holds_the_profile(name, spread_ns, frequencies_hz):
     for diffuse in (True, False):
@@ -215,7 +245,9 @@ def test_the_frequency_basis_holds_the_profile(name, spread_ns, frequencies_hz):
 def test_the_doppler_basis_carries_every_wave(doppler_hz, times_s, along):
     instants, matrix = channel._doppler_basis(doppler_hz, tuple(times_s))
     wave = 2j * np.pi * doppler_hz * along
-    np.testing.assert_allclose(matrix @ np.exp(wave * instants), np.exp(wave * np.array(times_s)), atol=5e-3)
+    np.testing.assert_allclose(
+        matrix @ np.exp(wave * instants), np.exp(wave * np.array(times_s)), atol=5e-3
+    )
 
 
 def test_a_slot_needs_few_components_and_retransmissions_more():
@@ -229,7 +261,9 @@ def test_a_slot_needs_few_components_and_retransmissions_more():
 
 
 def test_antenna_correlation_is_that_of_38_104():
-    """Figures of the tables for high correlation, divided by 1 + a there, a = 0.00012 (four antennas)."""
+    """Figures of the tables for high correlation, divided by 1 + a there, a = 0.00012 (four
+    antennas).
+    """
     np.testing.assert_allclose(correlation_matrix(0.9, 2), [[1, 0.9], [0.9, 1]])
     four = correlation_matrix(0.9, 4)
     off = four - np.eye(4)
@@ -238,7 +272,8 @@ def test_antenna_correlation_is_that_of_38_104():
     np.testing.assert_allclose(correlation_matrix(0.3, 4)[0], [1, 0.8748, 0.5856, 0.3], atol=1e-4)
     high = np.kron(correlation_matrix(0.9, 2), correlation_matrix(0.9, 2))  # R_high of 2x2
     np.testing.assert_allclose(high[0], [1, 0.9, 0.9, 0.81])
-    medium = np.kron(correlation_matrix(0.3, 2), correlation_matrix(0.9, 2))  # R_medium of 2x2, UE first
+    # R_medium of 2x2, UE first
+    medium = np.kron(correlation_matrix(0.3, 2), correlation_matrix(0.9, 2))
     np.testing.assert_allclose(medium[0], [1, 0.9, 0.3, 0.27])
     np.testing.assert_allclose(correlation_matrix(0.9, 3)[0], [1, 0.9**0.25, 0.9])
     np.testing.assert_array_equal(correlation_matrix(0.0, 4), np.eye(4))
@@ -254,11 +289,15 @@ def test_antenna_correlation_is_positive_semidefinite(gain, n):
 
 
 @pytest.mark.parametrize("name", ["rayleigh", "tdl-a"])
-@pytest.mark.parametrize("antennas, gnb, ue", [("low", 0.0, 0.0), ("medium", 0.9, 0.3), ("high", 0.9, 0.9)])
+@pytest.mark.parametrize(
+    "antennas, gnb, ue", [("low", 0.0, 0.0), ("medium", 0.9, 0.3), ("high", 0.9, 0.9)]
+)
 @pytest.mark.parametrize("num_rx, num_tx", [(2, 2), (4, 2), (3, 1), (1, 4)])
 def test_draws_have_the_correlations_kronecker_product(name, antennas, gnb, ue, num_rx, num_tx):
     """The gNB receives."""
-    h = realise(ChannelState(name, num_rx, num_tx, 100.0, 100.0, antennas), 8000, 3, (0.0, 1e-3), (0.0,))
+    h = realise(
+        ChannelState(name, num_rx, num_tx, 100.0, 100.0, antennas), 8000, 3, (0.0, 1e-3), (0.0,)
+    )
     h = h[:, :, :, 1, 0].reshape(8000, -1)
     expected = np.kron(correlation_matrix(gnb, num_rx), correlation_matrix(ue, num_tx))
     agrees(h[:, :, None] * h[:, None, :].conj(), expected)
@@ -266,6 +305,7 @@ def test_draws_have_the_correlations_kronecker_product(name, antennas, gnb, ue, 
 
 def test_awgn_and_the_line_of_sight_of_tdl_have_rank_one(monkeypatch):
     assert np.all(realise(ChannelState("awgn", 4, 3), 2, 0, SLOT_S, GRID_HZ[::32]) == 1)
+
     def no_diffuse_part(state, rng, s, k, r):
         return np.zeros((s, 4, 3, k, r), np.complex64)
 
@@ -278,9 +318,13 @@ def test_awgn_and_the_line_of_sight_of_tdl_have_rank_one(monkeypatch):
         singular = np.linalg.svd(matrices, compute_uv=False)
         assert np.all(singular[:, 1] < 1e-3 * singular[:, 0])
         for at_end in (matrices, matrices.transpose(0, 2, 1)):
-            step = at_end[:, 1:] * at_end[:, :-1].conj() / los  # the same from one antenna to the next
-            np.testing.assert_allclose(step, np.broadcast_to(step[:, :1, :1], step.shape), atol=1e-3)
-            agrees(np.abs(np.angle(step[:, 0, 0])) / np.pi, 2 / np.pi)  # |sin| of a uniform direction
+            # the same from one antenna to the next
+            step = at_end[:, 1:] * at_end[:, :-1].conj() / los
+            np.testing.assert_allclose(
+                step, np.broadcast_to(step[:, :1, :1], step.shape), atol=1e-3
+            )
+            # |sin| of a uniform direction
+            agrees(np.abs(np.angle(step[:, 0, 0])) / np.pi, 2 / np.pi)
         turned = h[..., 1:, :] * h[..., :-1, :].conj() / los
         steps = 2 * np.pi * 200.0 * np.sqrt(0.5) * np.diff(HARQ_S)
         expected = np.broadcast_to(np.exp(1j * steps)[:, None], turned.shape)
@@ -290,6 +334,7 @@ def test_awgn_and_the_line_of_sight_of_tdl_have_rank_one(monkeypatch):
 @pytest.mark.parametrize("name", ["tdl-d", "tdl-e", "cdl-d", "cdl-e"])
 def test_layers_share_the_direction_of_a_line_of_sight(name):
     """Share of the weaker of two directions: below half of what is diffuse; 1 / 8 of Wishart's."""
+
     def weakest(state):
         h = realise(state, 4000, 0, (0.0,), (0.0,))[..., 0, 0]
         return np.mean(np.linalg.svd(h, compute_uv=False)[:, 1] ** 2) / 4
@@ -340,7 +385,8 @@ def test_interference_is_that_of_jakes_and_of_late_taps():
         found = residual_interference(ChannelState("tdl-a", 1, 1, 0.0, doppler_hz), 30)
         assert abs(found / (a**2 / 24) - 1) < 0.01
     delays, powers = profile("tdl-a")[:2]
-    found = residual_interference(ChannelState("tdl-a", 1, 1, 1000.0, 0.0), 60)  # a prefix of 1.17 us
+    # a prefix of 1.17 us
+    found = residual_interference(ChannelState("tdl-a", 1, 1, 1000.0, 0.0), 60)
     late = np.maximum(delays * 1e-6 * 60e3 - 144 / 2048, 0)
     assert found > 0.03 and abs(found - np.sum(powers * (2 * late - late**2))) < 1e-5
     assert residual_interference(ChannelState("tdl-a", 1, 1, 100.0, 0.0), 15) < 1e-6
@@ -350,8 +396,12 @@ def test_interference_is_that_of_jakes_and_of_late_taps():
 def test_interference_grows_with_doppler_and_delay(name, doppler_hz, spread_ns):
     state = ChannelState(name, 1, 1, spread_ns, doppler_hz)
     found = residual_interference(state, 30)
-    assert 0 <= found <= residual_interference(replace(state, doppler_hz=doppler_hz + 50), 30) + 1e-12
-    assert found <= residual_interference(replace(state, delay_spread_ns=spread_ns + 50), 30) + 1e-12
+    assert (
+        0 <= found <= residual_interference(replace(state, doppler_hz=doppler_hz + 50), 30) + 1e-12
+    )
+    assert (
+        found <= residual_interference(replace(state, delay_spread_ns=spread_ns + 50), 30) + 1e-12
+    )
 
 
 # processes of their own
@@ -360,8 +410,14 @@ FILE = Path(__file__).with_name("sionna_channel.py")
 
 
 def run(*arguments):
-    env = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(FILE.parents[2])}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=os.environ | env)
+    env = {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(FILE.parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=os.environ | env
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout.splitlines()[-1]
 

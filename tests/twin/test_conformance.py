@@ -1,4 +1,6 @@
-"""The chain against Sionna's phy.nr PUSCH chain (experiments/truth/conformance.py says what was made equal) and TS 38.104."""
+"""The chain against Sionna's phy.nr PUSCH chain (experiments/truth/conformance.py says what was
+made equal) and TS 38.104.
+"""
 
 import json
 import subprocess
@@ -17,7 +19,15 @@ from twin.physical import SPEED_OF_LIGHT_MPS, physical
 def rows(tmp_path_factory):
     """In a process of its own: TensorFlow."""
     out = tmp_path_factory.mktemp("conformance") / "rows.json"
-    command = [sys.executable, "-m", "experiments.truth.conformance", "--slots", "200", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.truth.conformance",
+        "--slots",
+        "200",
+        "--out",
+        str(out),
+    ]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(out.read_text())["links"]
@@ -50,8 +60,9 @@ def test_the_decoder_corrects_what_sionnas_does_after_its_own_detector(rows):
         assert abs(theirs - ours) <= 3 + 0.1 * theirs, row
 
 
-# TS 38.104 8.2.1: Es/N0 in dB at which 70 % of the largest throughput must be had, with 2, 4 and 8 receive antennas. The QPSK
-# rows are of rate 193/1024; ours is the lowest of the toolbox, which asks 0.3 dB more
+# TS 38.104 8.2.1: Es/N0 in dB at which 70 % of the largest throughput must be had, with 2, 4 and 8
+# receive antennas. The QPSK rows are of rate 193/1024; ours is the lowest of the toolbox, which
+# asks 0.3 dB more
 REQUIRED = {
     ("tdl-b", 100, 400, 2, 0.2): (-2.8, -5.8, -8.7),
     ("tdl-c", 300, 100, 4, 658 / 1024): (10.2, 6.5, 3.2),
@@ -61,13 +72,27 @@ REQUIRED = {
 
 @pytest.mark.parametrize("row", REQUIRED, ids=lambda row: row[0])
 def test_the_receiver_meets_38_104_with_the_margin_of_a_sound_one(row, simulate):
-    """At the required SNR, and no longer 4 dB below: the figures carry about 2 dB for the implementation. 25 PRB of 15 kHz, two DM-RS
-    symbols, up to four transmissions of redundancy versions 0, 2, 3, 1."""
+    """At the required SNR, and no longer 4 dB below: the figures carry about 2 dB for the
+    implementation. 25 PRB of 15 kHz, two DM-RS symbols, up to four transmissions of redundancy
+    versions 0, 2, 3, 1.
+    """
     channel, spread_ns, doppler_hz, bits_per_symbol, rate = row
-    scenario = Scenario(channel=channel, delay_spread_ns=spread_ns, carrier_ghz=3.5, num_tx_ant=1,
-                        speed_mps=doppler_hz * SPEED_OF_LIGHT_MPS / 3.5e9)
-    workflow = Workflow(num_prb=25, scs_khz=15, bits_per_symbol=bits_per_symbol, code_rate=rate, num_dmrs=2, estimator="lmmse",
-                        num_transmissions=4)
+    scenario = Scenario(
+        channel=channel,
+        delay_spread_ns=spread_ns,
+        carrier_ghz=3.5,
+        num_tx_ant=1,
+        speed_mps=doppler_hz * SPEED_OF_LIGHT_MPS / 3.5e9,
+    )
+    workflow = Workflow(
+        num_prb=25,
+        scs_khz=15,
+        bits_per_symbol=bits_per_symbol,
+        code_rate=rate,
+        num_dmrs=2,
+        estimator="lmmse",
+        num_transmissions=4,
+    )
     points = []
     for num_rx, required_db in zip((2, 4, 8), REQUIRED[row]):
         for snr_db in (required_db, required_db - 4):

@@ -10,9 +10,25 @@ from strategies import scenarios, workflows
 
 from twin import COMPUTE_TIERS_GFLOPS, TOOLS, Scenario, Workflow, breakdown
 from twin.delay import (
-    _BG1, _BG2, A100_GOPS, CORE_GOPS, N2_SYMBOLS, OPS_PER_EDGE, TERMINAL_GOPS, _estimator_cmacs,
-    _polar_mother_length, decoder_edges, delay_ms, dense_operations, fft_size, harq_round_trip_ms,
-    harq_round_trip_slots, operations, scheduling_slots, separable_operations, throughput_mbps,
+    _BG1,
+    _BG2,
+    A100_GOPS,
+    CORE_GOPS,
+    N2_SYMBOLS,
+    OPS_PER_EDGE,
+    TERMINAL_GOPS,
+    _estimator_cmacs,
+    _polar_mother_length,
+    decoder_edges,
+    delay_ms,
+    dense_operations,
+    fft_size,
+    harq_round_trip_ms,
+    harq_round_trip_slots,
+    operations,
+    scheduling_slots,
+    separable_operations,
+    throughput_mbps,
 )
 from twin.spec import slot_ms
 from twin.toolbox import is_neural
@@ -22,7 +38,9 @@ WITHIN = 0.3  # what a calibrated figure may miss of a published one
 
 
 def test_it_imports_neither_a_simulator_nor_a_stage_of_the_chain():
-    heavy = "[m for m in sys.modules if m.startswith(('tensorflow', 'numba', 'sionna', 'twin.chain'))]"
+    heavy = (
+        "[m for m in sys.modules if m.startswith(('tensorflow', 'numba', 'sionna', 'twin.chain'))]"
+    )
     code = f"import sys, twin.delay; assert not {heavy}, {heavy}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -30,14 +48,19 @@ def test_it_imports_neither_a_simulator_nor_a_stage_of_the_chain():
 # Three published series, each explained by one rate
 
 
-@pytest.mark.parametrize("rate, published_us", [
-    (853, {"sse": 135.52, "avx2": 64.87, "avx512": 37.83}),
-    (948, {"sse": 108.95, "avx2": 58.21, "avx512": 37.81}),
-])
+@pytest.mark.parametrize(
+    "rate, published_us",
+    [
+        (853, {"sse": 135.52, "avx2": 64.87, "avx512": 37.83}),
+        (948, {"sse": 108.95, "avx2": 58.21, "avx512": 37.81}),
+    ],
+)
 def test_a_core_decodes_an_8448_bit_block_in_the_published_time(rate, published_us):
-    """One core of a Xeon Gold 6154, offset min-sum on 8 bits, 10 iterations, no early stopping. README and
-    example/test_simd of github.com/SherlockHsu/5G-SIMD-LDPC (853/1024, about 5/6); README of its predecessor,
-    SherlockHsu/QC-SIMD-LDPC-DECODER (948/1024). One number, 1e9 a second and byte of vector, serves all."""
+    """One core of a Xeon Gold 6154, offset min-sum on 8 bits, 10 iterations, no early stopping.
+    README and example/test_simd of github.com/SherlockHsu/5G-SIMD-LDPC (853/1024, about 5/6);
+    README of its predecessor, SherlockHsu/QC-SIMD-LDPC-DECODER (948/1024). One number, 1e9 a second
+    and byte of vector, serves all.
+    """
     seg = segment(8448 - 24, rate / 1024, 8448 * 1024 // rate, 1)
     assert (seg.base_graph, seg.lifting, seg.num_blocks, seg.filler) == (1, 384, 1, 0)
     for vectors, us in published_us.items():
@@ -45,20 +68,33 @@ def test_a_core_decodes_an_8448_bit_block_in_the_published_time(rate, published_
         assert ours == pytest.approx(us, rel=WITHIN), (vectors, ours, us)
 
 
-@pytest.mark.parametrize("scs_khz, num_prb, layers, bits_per_symbol, n1_symbols", [
-    (15, 270, 4, 8, 8), (30, 273, 4, 8, 10), (60, 135, 4, 8, 17), (120, 264, 2, 6, 20),
-])
-def test_a_terminal_decodes_the_widest_slot_in_n1(scs_khz, num_prb, layers, bits_per_symbol, n1_symbols):
-    """N1 of TS 38.214 table 5.3-1, capability 1, front-loaded DM-RS, read as the time for a whole slot.
+@pytest.mark.parametrize(
+    "scs_khz, num_prb, layers, bits_per_symbol, n1_symbols",
+    [(15, 270, 4, 8, 8), (30, 273, 4, 8, 10), (60, 135, 4, 8, 17), (120, 264, 2, 6, 20)],
+)
+def test_a_terminal_decodes_the_widest_slot_in_n1(
+    scs_khz, num_prb, layers, bits_per_symbol, n1_symbols
+):
+    """N1 of TS 38.214 table 5.3-1, capability 1, front-loaded DM-RS, read as the time for a whole
+    slot.
 
-    The widest carrier of a numerology, 50, 100, 100 and 400 MHz (TS 38.101-1 and -2, table 5.3.2-1), the
-    largest code rate, 948/1024, and what TS 38.306 makes mandatory: in frequency range 1 256QAM, and 4 layers
-    where a band asks for 4 antennas, in range 2 2 layers of 64QAM. One rate, midway between those that the
-    spacings ask for. What it doesn't explain: 60 kHz in range 2 (264 PRB, 2 layers) would take half of N1.
+    The widest carrier of a numerology, 50, 100, 100 and 400 MHz (TS 38.101-1 and -2, table
+    5.3.2-1), the largest code rate, 948/1024, and what TS 38.306 makes mandatory: in frequency
+    range 1 256QAM, and 4 layers where a band asks for 4 antennas, in range 2 2 layers of 64QAM. One
+    rate, midway between those that the spacings ask for. What it doesn't explain: 60 kHz in range 2
+    (264 PRB, 2 layers) would take half of N1.
     """
-    s = Scenario(max_prb=num_prb, num_tx_ant=layers, num_rx_ant=layers, compute_gflops=TERMINAL_GOPS)
-    w = Workflow(num_prb=num_prb, scs_khz=scs_khz, num_layers=layers, bits_per_symbol=bits_per_symbol,
-                 code_rate=948 / 1024, estimator="lmmse")
+    s = Scenario(
+        max_prb=num_prb, num_tx_ant=layers, num_rx_ant=layers, compute_gflops=TERMINAL_GOPS
+    )
+    w = Workflow(
+        num_prb=num_prb,
+        scs_khz=scs_khz,
+        num_layers=layers,
+        bits_per_symbol=bits_per_symbol,
+        code_rate=948 / 1024,
+        estimator="lmmse",
+    )
     parts = breakdown(s, w)
     ours = sum(parts[k] for k in ("fft", "estimate", "detect", "demap", "decode"))
     published = n1_symbols * slot_ms(scs_khz) / 14
@@ -67,25 +103,36 @@ def test_a_terminal_decodes_the_widest_slot_in_n1(scs_khz, num_prb, layers, bits
 
 @pytest.mark.parametrize("iterations", range(1, 9))
 def test_a_neural_receiver_takes_on_an_a100_what_was_published(iterations):
-    """0.25 ms + 0.36 ms an iteration for 132 PRB, 2 users and 4 antennas in half precision: Cammerer et al.,
-    "A Neural Receiver for 5G NR Multi-User MIMO" (2023); misc/nrx_latency.png and, for the layers,
-    config/nrx_rt.cfg of github.com/NVlabs/neural_rx. Weights outside the iterations explain the 0.25 ms."""
+    """0.25 ms + 0.36 ms an iteration for 132 PRB, 2 users and 4 antennas in half precision:
+    Cammerer et al., "A Neural Receiver for 5G NR Multi-User MIMO" (2023); misc/nrx_latency.png and,
+    for the layers, config/nrx_rt.cfg of github.com/NVlabs/neural_rx. Weights outside the iterations
+    explain the 0.25 ms.
+    """
     state, hidden, antennas, users, bits = 56, 128, 4, 2, 4
 
     def three_layers(inputs):
-        return (separable_operations(inputs, hidden) + separable_operations(hidden, hidden)
-                + separable_operations(hidden, state))
+        return (
+            separable_operations(inputs, hidden)
+            + separable_operations(hidden, hidden)
+            + separable_operations(hidden, state)
+        )
 
     first = three_layers(2 * antennas + 2 + 2 * antennas)  # signal, distances to pilots, channel
-    iteration = dense_operations(state, 64) + dense_operations(64, state) + three_layers(2 * state + 2)
-    last = sum(dense_operations(state, hidden) + dense_operations(hidden, n) for n in (bits, 2 * antennas))
+    iteration = (
+        dense_operations(state, 64) + dense_operations(64, state) + three_layers(2 * state + 2)
+    )
+    last = sum(
+        dense_operations(state, hidden) + dense_operations(hidden, n) for n in (bits, 2 * antennas)
+    )
     ops = users * 132 * 12 * 14 * (first + iterations * iteration + last)
     ours, published = ops / A100_GOPS * 1e-6, 0.25 + 0.36 * iterations
     assert ours == pytest.approx(published, rel=WITHIN), (ours, published)
 
 
 def test_the_tiers_span_what_the_budgets_ask():
-    """Light work on the fastest tier takes little more than its slot, heavy work on the slowest some ms."""
+    """Light work on the fastest tier takes little more than its slot, heavy work on the slowest
+    some ms.
+    """
     slow = Scenario(compute_gflops=min(COMPUTE_TIERS_GFLOPS), max_prb=100)
     fast = Scenario(compute_gflops=max(COMPUTE_TIERS_GFLOPS), max_prb=25)
     light = Workflow(num_prb=24, decoder_iterations=5)
@@ -111,7 +158,9 @@ def test_a_decoder_needs_between_the_core_and_the_whole_of_the_base_graph(w):
 
 
 @pytest.mark.parametrize("size, rate, base_graph", [(8424, 1 / 3, 1), (3824, 1 / 5, 2)])
-def test_at_the_lowest_rate_a_decoder_needs_every_row_and_at_a_lower_one_no_more(size, rate, base_graph):
+def test_at_the_lowest_rate_a_decoder_needs_every_row_and_at_a_lower_one_no_more(
+    size, rate, base_graph
+):
     all_edges = {1: 316, 2: 197}[base_graph]
     for coded in (math.ceil(size / rate * 1.1), 4 * math.ceil(size / rate)):
         seg = segment(size, rate, coded, 1)
@@ -127,7 +176,9 @@ def test_a_lower_rate_of_the_same_bits_never_prunes_more(w):
 
 
 def test_polar_codes_have_the_standards_lengths():
-    """TS 38.212 5.3.1: 288 coded bits are 9/8 of 256, and so the length is 256 below rate 9/16, 512 above."""
+    """TS 38.212 5.3.1: 288 coded bits are 9/8 of 256, and so the length is 256 below rate 9/16, 512
+    above.
+    """
     assert [_polar_mother_length(k) for k in (69, 161, 162, 260)] == [256, 256, 512, 512]
 
 
@@ -176,7 +227,9 @@ def test_a_wider_subcarrier_spacing_shortens_the_slot_and_changes_no_operation(s
 
 @given(s=scenarios(), w=workflows(num_layers=st.just(1)))
 def test_a_neural_receiver_costs_more_the_larger_it_is(s, w):
-    small, base, linear = (delay_ms(s, replace(w, detector=d)) for d in ("deeprx-small", "deeprx", "lmmse"))
+    small, base, linear = (
+        delay_ms(s, replace(w, detector=d)) for d in ("deeprx-small", "deeprx", "lmmse")
+    )
     assert linear < small < base
 
 
@@ -203,7 +256,9 @@ def test_access_adds_half_a_slot_and_then_whole_ones(s, w):
 
 
 @pytest.mark.parametrize("scs_khz, k2_slots", [(15, 1), (30, 1), (60, 2), (120, 3)])
-def test_a_grant_comes_a_slot_after_its_request_and_takes_the_standards_default_to_serve(scs_khz, k2_slots):
+def test_a_grant_comes_a_slot_after_its_request_and_takes_the_standards_default_to_serve(
+    scs_khz, k2_slots
+):
     """The default K2 of TS 38.214 table 6.1.2.1.1-2 is the j of table 6.1.2.1.1-4."""
     assert scheduling_slots(scs_khz) == 1 + k2_slots
 

@@ -1,5 +1,6 @@
-"""What counts say of error rates: limits that hold as often as they claim, estimates in the right order, decisions that are rarely
-wrong."""
+"""What counts say of error rates: limits that hold as often as they claim, estimates in the right
+order, decisions that are rarely wrong.
+"""
 
 from dataclasses import replace
 from functools import cache
@@ -14,7 +15,15 @@ from twin import Scenario, Settings, Target, Twin, Workflow, physical
 from twin.chain import link
 from twin.delay import delay_ms, harq_round_trip_ms, throughput_mbps
 from twin.physical import Counts
-from twin.statistics import bit_limits, bit_rate, block_limits, block_rate, error_rates, rate_limits, share_limits
+from twin.statistics import (
+    bit_limits,
+    bit_rate,
+    block_limits,
+    block_rate,
+    error_rates,
+    rate_limits,
+    share_limits,
+)
 from twin.twin import FIRST_LOOK
 
 LINK = Settings(method="link")
@@ -26,7 +35,9 @@ LINK = Settings(method="link")
 @pytest.mark.parametrize("num_blocks", [32, 128, 1000])
 @pytest.mark.parametrize("rate", [1e-3, 0.01, 0.1, 0.5, 0.93])
 def test_block_limits_hold_at_any_rate(rate, num_blocks):
-    """Each side is passed with at most half the risk, and for many blocks with not much less: Clopper and Pearson."""
+    """Each side is passed with at most half the risk, and for many blocks with not much less:
+    Clopper and Pearson.
+    """
     k = np.arange(num_blocks + 1)
     low, high = np.array([block_limits(int(errors), num_blocks, 0.05) for errors in k]).T
     probability = binom.pmf(k, num_blocks, rate)
@@ -34,7 +45,12 @@ def test_block_limits_hold_at_any_rate(rate, num_blocks):
     assert max(above, below) <= 0.025 + 1e-12
     if num_blocks * min(rate, 1 - rate) > 50:
         assert min(above, below) > 0.012  # a wider interval than needed would be of no use
-    assert np.all(np.diff(low) >= 0) and np.all(np.diff(high) >= 0) and np.all(low <= k / num_blocks) and np.all(k / num_blocks <= high)
+    assert (
+        np.all(np.diff(low) >= 0)
+        and np.all(np.diff(high) >= 0)
+        and np.all(low <= k / num_blocks)
+        and np.all(k / num_blocks <= high)
+    )
 
 
 def test_no_error_in_n_blocks_is_less_than_about_four_in_n():
@@ -50,12 +66,28 @@ LINKS = [  # SNRs for block error rates from 1e-3 to 1/2
     ("rayleigh", dict(num_rx_ant=1, snr_db=13), dict(num_prb=2)),
     ("rayleigh", dict(num_rx_ant=2, snr_db=14), dict(num_prb=2)),
     ("rayleigh", dict(num_rx_ant=2, snr_db=7), dict(num_prb=2, code="none")),
-    ("rayleigh", dict(num_rx_ant=2, num_tx_ant=2, snr_db=11), dict(num_prb=2, num_layers=2, detector="lmmse")),
+    (
+        "rayleigh",
+        dict(num_rx_ant=2, num_tx_ant=2, snr_db=11),
+        dict(num_prb=2, num_layers=2, detector="lmmse"),
+    ),
     ("tdl-a", dict(num_rx_ant=1, snr_db=9, delay_spread_ns=300), dict(num_prb=4, estimator="ls")),
-    ("tdl-a", dict(num_rx_ant=2, snr_db=9.3, delay_spread_ns=30), dict(num_prb=4, bits_per_symbol=4)),
-    ("tdl-b", dict(num_rx_ant=1, snr_db=12, speed_mps=30), dict(num_prb=2, bits_per_symbol=4, num_dmrs=2, estimator="lmmse")),
+    (
+        "tdl-a",
+        dict(num_rx_ant=2, snr_db=9.3, delay_spread_ns=30),
+        dict(num_prb=4, bits_per_symbol=4),
+    ),
+    (
+        "tdl-b",
+        dict(num_rx_ant=1, snr_db=12, speed_mps=30),
+        dict(num_prb=2, bits_per_symbol=4, num_dmrs=2, estimator="lmmse"),
+    ),
     ("tdl-c", dict(num_rx_ant=2, snr_db=3, speed_mps=3), dict(num_prb=2, num_transmissions=2)),
-    ("tdl-a", dict(num_rx_ant=1, snr_db=4, speed_mps=1), dict(num_prb=2, num_transmissions=3, combining="chase")),
+    (
+        "tdl-a",
+        dict(num_rx_ant=1, snr_db=4, speed_mps=1),
+        dict(num_prb=2, num_transmissions=3, combining="chase"),
+    ),
     ("tdl-d", dict(num_rx_ant=1, snr_db=4), dict(num_prb=2, estimator="ls")),
     ("awgn", dict(num_rx_ant=1, snr_db=1.4), dict(num_prb=3)),
 ]
@@ -64,7 +96,10 @@ LONG, SHORT = 256, 4  # rounds of a long run, and of a sample of it
 
 def points(links, rounds):
     for channel, scenario, workflow in links:
-        point = physical(Scenario(channel=channel, **dict(num_tx_ant=1) | scenario), Workflow(**dict(estimator="perfect") | workflow))
+        point = physical(
+            Scenario(channel=channel, **dict(num_tx_ant=1) | scenario),
+            Workflow(**dict(estimator="perfect") | workflow),
+        )
         yield [replace(point, rounds=(r, r + 1)) for r in range(rounds)]
 
 
@@ -87,23 +122,34 @@ def share_of_wrong_bits(counts):
 
 def test_the_links_span_the_rates_that_matter(rounds):
     rates = sorted(total(run).block_errors / total(run).num_blocks for run in rounds)
-    assert rates[0] < 4e-3 and rates[-1] > 0.3 and sum(0.005 < rate < 0.3 for rate in rates) >= 5, rates
+    assert rates[0] < 4e-3 and rates[-1] > 0.3 and sum(0.005 < rate < 0.3 for rate in rates) >= 5, (
+        rates
+    )
 
 
 def covered(rounds, samples):
-    """Share of the samples whose intervals contain the long run's rates, by link: [links, (block, bit)]."""
+    """Share of the samples whose intervals contain the long run's rates, by link: [links, (block,
+    bit)].
+    """
     out = []
     for run in rounds:
         long = total(run)
         truth = long.block_errors / long.num_blocks, share_of_wrong_bits(long)
-        inside = [[low <= rate <= high for rate, (low, high) in zip(truth, (rate_limits(c, -1, 0.05), bit_limits(c, 0.05)))]
-                  for c in samples(run)]
+        inside = [
+            [
+                low <= rate <= high
+                for rate, (low, high) in zip(truth, (rate_limits(c, -1, 0.05), bit_limits(c, 0.05)))
+            ]
+            for c in samples(run)
+        ]
         out.append(np.mean(inside, axis=0))
     return np.array(out)
 
 
 def test_intervals_contain_what_a_long_run_finds(rounds):
-    """128 blocks each, 64 samples a link. 93 % is demanded of all, and no link may stand out: 54 of 64 is 3 deviations from 95 %."""
+    """128 blocks each, 64 samples a link. 93 % is demanded of all, and no link may stand out: 54 of
+    64 is 3 deviations from 95 %.
+    """
     inside = covered(rounds, lambda run: [total(run[r : r + SHORT]) for r in range(0, LONG, SHORT)])
     assert np.all(inside.mean(axis=0) >= 0.93) and np.all(inside >= 54 / 64), inside
 
@@ -129,12 +175,16 @@ def test_intervals_hold_where_simulation_stops_at_enough_errors(rounds):
 
 
 def test_intervals_are_no_wider_than_they_must_be(rounds):
-    """Of 8192 blocks with some hundred errors: within 40 % of the block error rate, within 60 % of the bit error rate."""
+    """Of 8192 blocks with some hundred errors: within 40 % of the block error rate, within 60 % of
+    the bit error rate.
+    """
     for run in rounds:
         counts = total(run)
         if counts.block_errors >= 200:
-            for (low, high), rate, width in ((rate_limits(counts, -1, 0.05), counts.block_errors / counts.num_blocks, 0.4),
-                                             (bit_limits(counts, 0.05), share_of_wrong_bits(counts), 0.6)):
+            for (low, high), rate, width in (
+                (rate_limits(counts, -1, 0.05), counts.block_errors / counts.num_blocks, 0.4),
+                (bit_limits(counts, 0.05), share_of_wrong_bits(counts), 0.6),
+            ):
                 assert high - low < width * rate, (counts, low, high)
 
 
@@ -150,7 +200,9 @@ def test_estimates_are_a_long_runs_rates_in_the_mean(rounds):
 
 
 def test_a_slot_is_the_sample_not_the_bit(rounds):
-    """Where a slot fades as a whole, bits are far from independent: their binomial interval would miss most of the time."""
+    """Where a slot fades as a whole, bits are far from independent: their binomial interval would
+    miss most of the time.
+    """
     run = rounds[3]  # uncoded, Rayleigh
     truth, missed = share_of_wrong_bits(total(run)), 0
     for r in range(0, LONG, SHORT):
@@ -161,9 +213,14 @@ def test_a_slot_is_the_sample_not_the_bit(rounds):
 
 
 def test_intervals_of_expected_rates_hold_too():
-    """method="esm", whose slots say probabilities: the mean over 128 of them against the mean over 8192."""
+    """method="esm", whose slots say probabilities: the mean over 128 of them against the mean over
+    8192.
+    """
     chosen = [LINKS[i] for i in (0, 1, 2, 4, 6, 8)]
-    runs = [[link.simulate(point, 0, Settings(method="esm")) for point in run] for run in points(chosen, LONG)]
+    runs = [
+        [link.simulate(point, 0, Settings(method="esm")) for point in run]
+        for run in points(chosen, LONG)
+    ]
     inside = covered(runs, lambda run: [total(run[r : r + SHORT]) for r in range(0, LONG, SHORT)])
     assert np.all(inside.mean(axis=0) >= 0.93) and np.all(inside >= 54 / 64), inside
 
@@ -187,12 +244,26 @@ def test_an_error_never_lowers_and_a_good_block_never_raises_the_estimate(counte
     assert low <= rate <= high
 
 
-@given(shares=st.lists(st.floats(1e-4, 0.6), max_size=12), good=st.integers(1, 500), share=st.floats(1e-4, 0.6))
+@given(
+    shares=st.lists(st.floats(1e-4, 0.6), max_size=12),
+    good=st.integers(1, 500),
+    share=st.floats(1e-4, 0.6),
+)
 def test_the_bit_error_rate_moves_with_the_blocks_too(shares, good, share):
-    """One more good block lowers it, a good one that turns wrong raises it, whatever its share of wrong bits."""
+    """One more good block lowers it, a good one that turns wrong raises it, whatever its share of
+    wrong bits.
+    """
+
     def counts(shares, good):
         n = len(shares) + good
-        return Counts(n, 1000 * n, round(1000 * sum(shares)), (len(shares),), sum(shares), sum(s * s for s in shares))
+        return Counts(
+            n,
+            1000 * n,
+            round(1000 * sum(shares)),
+            (len(shares),),
+            sum(shares),
+            sum(s * s for s in shares),
+        )
 
     now = counts(shares, good)
     rate = bit_rate(now)
@@ -203,22 +274,37 @@ def test_the_bit_error_rate_moves_with_the_blocks_too(shares, good, share):
     assert 0 <= low <= high <= 1 and low <= rate and (rate <= high or len(shares) < 4)
 
 
-@given(shares=st.lists(st.floats(1e-4, 0.6), min_size=4, max_size=50), risk=st.sampled_from((0.001, 0.05, 0.3)))
+@given(
+    shares=st.lists(st.floats(1e-4, 0.6), min_size=4, max_size=50),
+    risk=st.sampled_from((0.001, 0.05, 0.3)),
+)
 def test_limits_of_the_share_are_students(shares, risk):
     from scipy.stats import t
 
     counts = Counts(100, 10**5, 1, (len(shares),), sum(shares), sum(s * s for s in shares))
     low, high = share_limits(counts, risk)
-    expected = t.interval(1 - risk, len(shares) - 1, np.mean(shares), np.std(shares, ddof=1) / np.sqrt(len(shares)) + 1e-12)
-    assert low == pytest.approx(max(0, expected[0]), abs=1e-6) and high == pytest.approx(min(1, expected[1]), abs=1e-6)
+    expected = t.interval(
+        1 - risk,
+        len(shares) - 1,
+        np.mean(shares),
+        np.std(shares, ddof=1) / np.sqrt(len(shares)) + 1e-12,
+    )
+    assert low == pytest.approx(max(0, expected[0]), abs=1e-6) and high == pytest.approx(
+        min(1, expected[1]), abs=1e-6
+    )
 
 
 @given(counts=st.lists(st.tuples(st.integers(1, 50), st.floats(0, 0.5)), min_size=1, max_size=6))
 def test_counts_add_up_in_any_order(counts):
     parts = [Counts(64, 6400, k, (2 * k, k), k * share, k * share**2) for k, share in counts]
     whole = total(parts)
-    assert whole.failed == (2 * sum(k for k, _ in counts), sum(k for k, _ in counts)) and whole.num_blocks == 64 * len(parts)
-    assert total(parts[::-1]).failed == whole.failed and total(parts[::-1]).error_share == pytest.approx(whole.error_share)
+    assert whole.failed == (
+        2 * sum(k for k, _ in counts),
+        sum(k for k, _ in counts),
+    ) and whole.num_blocks == 64 * len(parts)
+    assert total(parts[::-1]).failed == whole.failed and total(
+        parts[::-1]
+    ).error_share == pytest.approx(whole.error_share)
     assert Counts() + whole == whole
 
 
@@ -226,7 +312,9 @@ def test_counts_add_up_in_any_order(counts):
 
 
 class Bernoulli:
-    """A pool whose slots fail with a given probability by SNR, and then have a tenth of their bits wrong."""
+    """A pool whose slots fail with a given probability by SNR, and then have a tenth of their bits
+    wrong.
+    """
 
     def __init__(self, rates, seed):
         self.rates, self.seed = rates, seed
@@ -243,7 +331,13 @@ class Bernoulli:
 
     def run(self, points):
         for point in points:
-            yield point, counted(self.rates[point.snr_db], point.num_transmissions, self.seed, *point.rounds), 0.0
+            yield (
+                point,
+                counted(
+                    self.rates[point.snr_db], point.num_transmissions, self.seed, *point.rounds
+                ),
+                0.0,
+            )
 
 
 @cache
@@ -253,7 +347,9 @@ def draws(rate, num_transmissions, seed):
 
 
 def counted(rate, num_transmissions, seed, first, last):
-    failed = np.logical_and.accumulate(draws(rate, num_transmissions, seed)[32 * first : 32 * last], axis=1).sum(axis=0)
+    failed = np.logical_and.accumulate(
+        draws(rate, num_transmissions, seed)[32 * first : 32 * last], axis=1
+    ).sum(axis=0)
     n, k = 32 * (last - first), int(failed[-1])
     return Counts(n, 1000 * n, 100 * k, tuple(map(int, failed)), 0.1 * k, 0.01 * k)
 
@@ -269,7 +365,9 @@ def verdicts(rate, target, seeds, workflow=Workflow(), **asked):
 @pytest.mark.parametrize("target", [0.01, 0.1, 0.3])
 @pytest.mark.parametrize("ratio", [1 / 3, 1 / 1.5, 1.5, 3])
 def test_few_decisions_are_wrong_and_most_are_made(target, ratio):
-    """At a risk of 5 %. 1.5 times off a target of 1 % is the hardest: 4096 blocks hold 27 or 61 errors for 41."""
+    """At a risk of 5 %. 1.5 times off a target of 1 % is the hardest: 4096 blocks hold 27 or 61
+    errors for 41.
+    """
     found = verdicts(ratio * target, Target(bler=target), 200)
     right = ratio < 1
     wrong = sum(d.met is (not right) for d in found)
@@ -289,14 +387,22 @@ def test_at_the_target_nothing_is_decided():
 
 
 def test_a_smaller_risk_takes_more_blocks():
-    careful, bold = (np.mean([d.qos.num_blocks for d in verdicts(0.2, Target(bler=0.1), 60, risk=risk)]) for risk in (0.001, 0.3))
+    careful, bold = (
+        np.mean([d.qos.num_blocks for d in verdicts(0.2, Target(bler=0.1), 60, risk=risk)])
+        for risk in (0.001, 0.3)
+    )
     assert careful > 1.5 * bold
 
 
-@pytest.mark.parametrize("met, target", [
-    (True, Target(ber=0.03)), (False, Target(ber=0.015)),  # the bit error rate is 0.2 x 0.1
-    (True, Target(bler=0.06)), (False, Target(bler=0.025)),  # 0.2 x 0.2
-])
+@pytest.mark.parametrize(
+    "met, target",
+    [
+        (True, Target(ber=0.03)),
+        (False, Target(ber=0.015)),  # the bit error rate is 0.2 x 0.1
+        (True, Target(bler=0.06)),
+        (False, Target(bler=0.025)),  # 0.2 x 0.2
+    ],
+)
 def test_every_rate_is_tested(met, target):
     """Two transmissions that fail one in five times: 0.04 are lost."""
     harq = Workflow(num_transmissions=2)
@@ -306,16 +412,23 @@ def test_every_rate_is_tested(met, target):
 
 
 def test_delay_and_throughput_targets_follow_from_the_failures():
-    """A fifth of the blocks takes a second transmission, so 99 % of those delivered need its time, and 75 % do not."""
+    """A fifth of the blocks takes a second transmission, so 99 % of those delivered need its time,
+    and 75 % do not.
+    """
     harq = Workflow(num_transmissions=2)
     with Twin(pool=Bernoulli({0.0: 0.2}, 1)) as twin:
         pair = (Scenario(snr_db=0.0), harq)
         once = delay_ms(*pair)
         twice = once + harq_round_trip_ms(*pair)
         between, rate = (once + twice) / 2, throughput_mbps(harq, 0.04) / 1.2
-        asked = [Target(delay_ms=twice, reliability=0.99), Target(delay_ms=between, reliability=0.99),
-                 Target(delay_ms=between, reliability=0.75), Target(delay_ms=0.99 * once, reliability=0.1),
-                 Target(throughput_mbps=0.9 * rate), Target(throughput_mbps=1.1 * rate)]
+        asked = [
+            Target(delay_ms=twice, reliability=0.99),
+            Target(delay_ms=between, reliability=0.99),
+            Target(delay_ms=between, reliability=0.75),
+            Target(delay_ms=0.99 * once, reliability=0.1),
+            Target(throughput_mbps=0.9 * rate),
+            Target(throughput_mbps=1.1 * rate),
+        ]
         found = twin.decide([pair] * len(asked), asked)
     assert [d.met for d in found] == [True, False, True, False, True, False]
 
@@ -323,9 +436,15 @@ def test_delay_and_throughput_targets_follow_from_the_failures():
 def test_pairs_are_decided_each_by_itself_and_easy_ones_cost_little():
     rates = {0.0: 0.9, 1.0: 0.11, 2.0: 0.001}
     with Twin(pool=Bernoulli(rates, 3)) as twin:
-        hopeless, close, easy = twin.decide([(Scenario(snr_db=snr), Workflow()) for snr in rates], [Target(bler=0.1)] * 3)
+        hopeless, close, easy = twin.decide(
+            [(Scenario(snr_db=snr), Workflow()) for snr in rates], [Target(bler=0.1)] * 3
+        )
         assert (hopeless.met, easy.met) == (False, True)
-        assert hopeless.qos.num_blocks == FIRST_LOOK and easy.qos.num_blocks <= 2 * FIRST_LOOK and close.qos.num_blocks >= 1024
+        assert (
+            hopeless.qos.num_blocks == FIRST_LOOK
+            and easy.qos.num_blocks <= 2 * FIRST_LOOK
+            and close.qos.num_blocks >= 1024
+        )
         again = twin.decide([(Scenario(snr_db=2.0), Workflow())], [Target(bler=0.1)])[0]
         assert again == easy and twin.stats.memory_hits > 0  # its looks are kept
 
@@ -339,19 +458,29 @@ def test_links_are_decided_on_the_side_that_a_long_run_finds(rounds):
         for ratio in (1 / 1.5, 1.5):
             for start in range(0, LONG, 32):
                 pool.run = lambda points, run=run, start=start: (
-                    (p, total(run[start + p.rounds[0] : start + p.rounds[1]]), 0.0) for p in points)
+                    (p, total(run[start + p.rounds[0] : start + p.rounds[1]]), 0.0) for p in points
+                )
                 with Twin(pool=pool) as twin:
-                    met = twin.decide([(Scenario(channel="awgn"), Workflow())], [Target(bler=truth * ratio)], max_blocks=1024)[0].met
+                    met = twin.decide(
+                        [(Scenario(channel="awgn"), Workflow())],
+                        [Target(bler=truth * ratio)],
+                        max_blocks=1024,
+                    )[0].met
                 made += met is not None
                 wrong += met is not None and met != (ratio > 1)
     assert made > 60 and wrong <= 0.05 * 2 * len(rounds) * LONG / 32, (made, wrong)
 
 
-@pytest.mark.parametrize("asked, words", [
-    (dict(targets=[]), "a target for each"),
-    (dict(risk=0.0), "risk"), (dict(risk=1.0), "risk"), (dict(max_blocks=FIRST_LOOK - 1), "max_blocks"),
-    (dict(pairs=[(Scenario(num_rx_ant=1), Workflow(num_layers=2))]), "pair 0: num_layers"),
-])
+@pytest.mark.parametrize(
+    "asked, words",
+    [
+        (dict(targets=[]), "a target for each"),
+        (dict(risk=0.0), "risk"),
+        (dict(risk=1.0), "risk"),
+        (dict(max_blocks=FIRST_LOOK - 1), "max_blocks"),
+        (dict(pairs=[(Scenario(num_rx_ant=1), Workflow(num_layers=2))]), "pair 0: num_layers"),
+    ],
+)
 def test_what_cannot_be_decided_is_refused(asked, words):
     asked = dict(pairs=[(Scenario(), Workflow())], targets=[Target()]) | asked
     with Twin(pool=Bernoulli({}, 0)) as twin, pytest.raises(ValueError, match=words):

@@ -1,4 +1,6 @@
-"""The LDPC code against clauses 5.3.2, 5.4.2.1 and 5.4.2.2 of TS 38.212, written here as they stand there, bit by bit."""
+"""The LDPC code against clauses 5.3.2, 5.4.2.1 and 5.4.2.2 of TS 38.212, written here as they stand
+there, bit by bit.
+"""
 
 import numpy as np
 import pytest
@@ -9,17 +11,31 @@ from twin.chain import ldpc
 from twin.transport import REDUNDANCY_VERSIONS, segment
 
 RNG = np.random.default_rng(0)
-# Both base graphs, one and several code blocks, with and without fillers, high and low rates, repetition
-CODES = [segment(size, rate, coded, step) for size, rate, coded, step in (
-    (24, 0.5, 120, 2), (288, 0.33, 900, 4), (640, 0.5, 1296, 6), (1864, 0.67, 2784, 8), (3824, 0.67, 5712, 2),
-    (3904, 0.89, 4392, 6), (8448, 0.5, 16_896, 8), (10_504, 0.2, 52_520, 2), (20_496, 0.83, 24_696, 4),
-    (528, 0.2, 4000, 2), (96, 0.2, 1200, 4),
-)]
+# Both base graphs, one and several code blocks, with and without fillers, high and low rates,
+# repetition
+CODES = [
+    segment(size, rate, coded, step)
+    for size, rate, coded, step in (
+        (24, 0.5, 120, 2),
+        (288, 0.33, 900, 4),
+        (640, 0.5, 1296, 6),
+        (1864, 0.67, 2784, 8),
+        (3824, 0.67, 5712, 2),
+        (3904, 0.89, 4392, 6),
+        (8448, 0.5, 16_896, 8),
+        (10_504, 0.2, 52_520, 2),
+        (20_496, 0.83, 24_696, 4),
+        (528, 0.2, 4000, 2),
+        (96, 0.2, 1200, 4),
+    )
+]
 IDS = [f"bg{c.base_graph}-z{c.lifting}-{c.num_blocks}x{c.info}" for c in CODES]
 
 
 def codewords(code, number):
-    """Bits [number, K'] and the whole codewords [number, columns, Z], the 2 Z bits that are never sent in front."""
+    """Bits [number, K'] and the whole codewords [number, columns, Z], the 2 Z bits that are never
+    sent in front.
+    """
     bits = RNG.integers(0, 2, (number, code.info), dtype=np.uint8)
     buffers = ldpc.encode(code, bits)
     known = np.zeros((number, code.columns * code.lifting), np.uint8)
@@ -54,7 +70,9 @@ def test_codewords_meet_all_checks(code):
 
 
 def sent_by_the_clause(code, coded, bits_per_symbol, version):
-    """The bits [G] that are sent of codewords [C, columns, Z]: steps of 5.4.2.1 and 5.4.2.2 in the clause's variables."""
+    """The bits [G] that are sent of codewords [C, columns, Z]: steps of 5.4.2.1 and 5.4.2.2 in the
+    clause's variables.
+    """
     sent = []
     for r, e_r in enumerate(code.sent):
         d = coded[r].ravel()[2 * code.lifting :].astype(int)
@@ -87,7 +105,9 @@ def test_every_redundancy_version_sends_the_clauses_bits(code, version):
 
 
 def noisy(code, words, sigma, versions=(0,)):
-    """Buffers [B, N] int16 of BPSK in noise, as after transmissions of these versions of every word by itself."""
+    """Buffers [B, N] int16 of BPSK in noise, as after transmissions of these versions of every word
+    by itself.
+    """
     buffer = np.zeros((len(words), code.mother_length), np.int16)
     flat = words.reshape(len(words), -1)[:, 2 * code.lifting :]
     single = segment(code.size, 0.5, code.sent[0], 2) if code.num_blocks == 1 else None
@@ -105,7 +125,9 @@ def test_little_noise_is_decoded_and_much_is_not(code):
     rows = ldpc.rows_needed(code, 1)
     rate = code.info / code.sent[0]
     capacity_sigma = 1 / np.sqrt(2 ** (2 * rate) - 1)  # Gaussian inputs, a real channel
-    assert np.array_equal(ldpc.decode(code, noisy(code, words, 0.4 * capacity_sigma), 20, rows), bits)
+    assert np.array_equal(
+        ldpc.decode(code, noisy(code, words, 0.4 * capacity_sigma), 20, rows), bits
+    )
     hopeless = ldpc.decode(code, noisy(code, words, 1.5 * capacity_sigma), 20, rows)
     assert np.all(np.any(hopeless != bits, axis=1)) or code.info < 64
 
@@ -131,10 +153,15 @@ def test_rows_that_are_left_out_tell_nothing(code, versions):
     bits, words = codewords(code, 60)
     rate = code.info / min(len(versions) * code.sent[0], code.mother_length)
     sigma = 0.72 / np.sqrt(2 ** (2 * rate) - 1)
-    buffer, all_rows = noisy(code, words, sigma, versions), len(ldpc.base_graph(code.base_graph, code.lifting)[0]) - 1
+    buffer, all_rows = (
+        noisy(code, words, sigma, versions),
+        len(ldpc.base_graph(code.base_graph, code.lifting)[0]) - 1,
+    )
     needed = ldpc.rows_needed(code, len(versions))
     assert needed < all_rows or len(versions) > 1
-    wrong = [np.any(ldpc.decode(code, buffer, 12, rows) != bits, axis=1) for rows in (needed, all_rows)]
+    wrong = [
+        np.any(ldpc.decode(code, buffer, 12, rows) != bits, axis=1) for rows in (needed, all_rows)
+    ]
     assert np.count_nonzero(wrong[0] != wrong[1]) <= 1
     if needed > 6:  # one row too few costs blocks, or at least is another decoder
         fewer = ldpc.decode(code, buffer, 12, max(4, needed - 3))
@@ -149,7 +176,8 @@ def test_what_is_received_is_scaled_rounded_and_limited():
 
 
 def test_transmissions_add_up_and_saturate():
-    buffer, place = np.zeros((2, 4), np.int16), np.array([2, 0, 2], np.int32)  # bit 2 twice in a transmission
+    # bit 2 twice in a transmission
+    buffer, place = np.zeros((2, 4), np.int16), np.array([2, 0, 2], np.int32)
     llr = np.array([[1.0, -2.0, 0.5], [200.0, -200.0, 200.0]], np.float32)
     ldpc.recover(llr, place, buffer)
     assert buffer.tolist() == [[-16, 0, 12, 0], [-ldpc.MAX_LLR, 0, 2 * ldpc.MAX_LLR, 0]]
@@ -176,7 +204,9 @@ def test_a_saturated_buffer_is_decoded():
 def test_the_code_is_linear(seed):
     code, rng = CODES[3], np.random.default_rng(seed)
     a, b = rng.integers(0, 2, (2, 1, code.info), dtype=np.uint8)
-    np.testing.assert_array_equal(ldpc.encode(code, a) ^ ldpc.encode(code, b), ldpc.encode(code, a ^ b))
+    np.testing.assert_array_equal(
+        ldpc.encode(code, a) ^ ldpc.encode(code, b), ldpc.encode(code, a ^ b)
+    )
 
 
 @pytest.mark.parametrize("code", CODES, ids=IDS)

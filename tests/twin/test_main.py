@@ -31,7 +31,9 @@ def test_run_prints_the_qos_and_the_delay_by_module(files, capsys):
 
 
 def test_run_prints_the_transport_block_and_what_each_transmission_delivers(tmp_path, capsys):
-    """QPSK 1/2 in AWGN 2 dB below its threshold: the first transmission fails, the second one never."""
+    """QPSK 1/2 in AWGN 2 dB below its threshold: the first transmission fails, the second one
+    never.
+    """
     scenario, workflow = tmp_path / "scenario.yaml", tmp_path / "workflow.txt"
     scenario.write_text("channel: awgn\nnum_rx_ant: 1\nsnr_db: -1.5\n")
     w = Workflow(num_prb=100, num_transmissions=2, estimator="perfect")
@@ -39,15 +41,31 @@ def test_run_prints_the_transport_block_and_what_each_transmission_delivers(tmp_
     assert main(["run", str(scenario), str(workflow)]) == 0
     text, code = capsys.readouterr().out, segmentation(w)
     assert f"{information_bits(w)} bits" in text and code.num_blocks > 1
-    assert f"in {code.num_blocks} code block(s) of {code.info}, {coded_bits(w)} coded, base graph {code.base_graph}" in text
+    assert (
+        f"in {code.num_blocks} code block(s) of {code.info}, {coded_bits(w)} coded, base graph"
+        f" {code.base_graph}" in text
+    )
     assert number(r"after 1 +(\S+) %", text) == 0 and number(r"after 2 +(\S+) %", text) == 100
     assert number(r"sent +(\S+) times", text) == 2
-    assert number(r"delivered within (\S+) ms", text) == pytest.approx(number(r"delay +(\S+) ms", text), abs=1e-4)
+    assert number(r"delivered within (\S+) ms", text) == pytest.approx(
+        number(r"delay +(\S+) ms", text), abs=1e-4
+    )
 
 
 def test_sweep_prints_a_table_and_draws_it_beside_the_closed_form(files, capsys, tmp_path):
     figure = tmp_path / "sweep.svg"
-    command = ["sweep", *files, "--snr", "0:30:15", "--max-blocks", "32", "--workers", "1", "--out", str(figure)]
+    command = [
+        "sweep",
+        *files,
+        "--snr",
+        "0:30:15",
+        "--max-blocks",
+        "32",
+        "--workers",
+        "1",
+        "--out",
+        str(figure),
+    ]
     assert main(command) == 0
     assert capsys.readouterr().out.count("[") == 6 and b"<svg" in figure.read_bytes()
 
@@ -64,7 +82,9 @@ def test_the_sweep_of_a_code_lies_beside_sionnas_table(num_prb, blocks):
 
 
 def test_toolbox_prints_what_a_prompt_shows():
-    out = subprocess.run([sys.executable, "-m", "twin", "toolbox"], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-m", "twin", "toolbox"], capture_output=True, text=True, check=True
+    ).stdout
     assert out.strip() == describe()
 
 

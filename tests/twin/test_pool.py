@@ -29,7 +29,11 @@ def test_results_come_in_order_and_each_simulation_runs_once(toy_twin):
     snrs = [3, 1, 2, 1, 3, 3]
     assert [q.bit_errors for q in toy_twin.evaluate(pairs(*snrs))] == [100 + s for s in snrs]
     toy_twin.evaluate([(Scenario(snr_db=1, compute_gflops=n), Workflow()) for n in range(1, 200)])
-    assert (toy_twin.stats.requests, toy_twin.stats.distinct, toy_twin.stats.simulated) == (205, 4, 3)
+    assert (toy_twin.stats.requests, toy_twin.stats.distinct, toy_twin.stats.simulated) == (
+        205,
+        4,
+        3,
+    )
     assert toy_twin.stats.memory_hits == 1
 
 
@@ -86,7 +90,9 @@ def test_workers_stopped_from_outside_are_replaced():
         stopped = [worker.process for worker in twin._pool.workers.values()]
         for process in stopped:
             process.send_signal(signal.SIGSTOP)
-        assert [q.bit_errors for q in twin.evaluate(pairs(*range(3, 12)))] == [100 + s for s in range(3, 12)]
+        assert [q.bit_errors for q in twin.evaluate(pairs(*range(3, 12)))] == [
+            100 + s for s in range(3, 12)
+        ]
         assert all(process.poll() == -signal.SIGKILL for process in stopped)
 
 
@@ -103,7 +109,9 @@ def test_neither_an_idle_worker_nor_a_busy_caller_is_a_hang():
         twin.evaluate(pairs(1))
         before = {worker.process.pid for worker in twin._pool.workers.values()}
         time.sleep(1.5)
-        twin.evaluate(pairs(*range(2, 12)), progress=lambda done, total: time.sleep(1.5 * (done == 1)))
+        twin.evaluate(
+            pairs(*range(2, 12)), progress=lambda done, total: time.sleep(1.5 * (done == 1))
+        )
         twin.evaluate(pairs(*SLOW[:5], 20))  # one of two workers waits for longer than the limit
         assert {worker.process.pid for worker in twin._pool.workers.values()} == before
 
@@ -114,8 +122,12 @@ def test_the_limit_grows_with_what_a_point_may_cost():
     assert limit_share(point, Settings(max_blocks=1024)) == 8
     assert limit_share(replace(point, num_transmissions=4, num_prb=240), Settings()) == 40
     assert limit_share(replace(point, rounds=(0, 1)), Settings(max_blocks=1 << 20)) == 1
-    assert limit_share(replace(point, rounds=(64, 128)), Settings()) == 64 * point.slots_per_round / 128
-    with Twin(workers=1, pool=partial(toy_pool, point_limit_s=0.2), max_blocks=1024) as twin:  # 1.6 s
+    assert (
+        limit_share(replace(point, rounds=(64, 128)), Settings())
+        == 64 * point.slots_per_round / 128
+    )
+    # 1.6 s
+    with Twin(workers=1, pool=partial(toy_pool, point_limit_s=0.2), max_blocks=1024) as twin:
         twin.evaluate(pairs(1))
         before = twin._pool.workers[0].process.pid
         assert len(twin.evaluate(pairs(*SLOW[:3]))) == 3
@@ -271,6 +283,11 @@ def test_a_start_may_take_longer_than_a_point():
 
 
 def test_a_start_that_hangs_is_an_error_too():
-    hung = partial(Pool, command=(sys.executable, "-c", "import time; time.sleep(600)"), start_limit_s=0.5)
-    with Twin(workers=2, pool=hung) as twin, pytest.raises(TwinError, match="do not start in 0.5 s"):
+    hung = partial(
+        Pool, command=(sys.executable, "-c", "import time; time.sleep(600)"), start_limit_s=0.5
+    )
+    with (
+        Twin(workers=2, pool=hung) as twin,
+        pytest.raises(TwinError, match="do not start in 0.5 s"),
+    ):
         twin.evaluate(pairs(1))

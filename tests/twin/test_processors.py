@@ -1,4 +1,6 @@
-"""What a processor without AVX-512, and one without AVX2, makes of the same points: code for another processor, in other processes."""
+"""What a processor without AVX-512, and one without AVX2, makes of the same points: code for
+another processor, in other processes.
+"""
 
 import json
 import os
@@ -33,14 +35,24 @@ def counts(tmp_path, **environment):
 
 @pytest.mark.slow
 def test_another_processors_instructions_change_no_more_than_a_rare_decision(tmp_path):
-    """Sums in other orders change last bits of channels and LLRs, so that a block on the edge may fall to the other side; of
-    64 slots a point at most one, and expectations by a part in a thousand."""
+    """Sums in other orders change last bits of channels and LLRs, so that a block on the edge may
+    fall to the other side; of 64 slots a point at most one, and expectations by a part in a
+    thousand.
+    """
     here = counts(tmp_path / "here")
-    other = counts(tmp_path / "other", NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx2,+fma", OPENBLAS_CORETYPE="Haswell",
-                   NPY_DISABLE_CPU_FEATURES=AVX512)
+    other = counts(
+        tmp_path / "other",
+        NUMBA_CPU_NAME="haswell",
+        NUMBA_CPU_FEATURES="+avx2,+fma",
+        OPENBLAS_CORETYPE="Haswell",
+        NPY_DISABLE_CPU_FEATURES=AVX512,
+    )
     assert [one["num_blocks"] for one in here] == [one["num_blocks"] for one in other]
     half = len(here) // 2
     for one, two in zip(here[:half], other[:half]):
-        assert 0 < one["failed"][-1] < one["num_blocks"] and abs(one["failed"][-1] - two["failed"][-1]) <= 1, (one, two)
+        assert (
+            0 < one["failed"][-1] < one["num_blocks"]
+            and abs(one["failed"][-1] - two["failed"][-1]) <= 1
+        ), (one, two)
     for one, two in zip(here[half:], other[half:]):
         assert two["failed"][-1] == pytest.approx(one["failed"][-1], rel=1e-3), (one, two)

@@ -75,26 +75,75 @@ def test_the_line_is_the_one_with_the_fault():
 
 
 HOSTILE = [
-    "__import__('os').system('true')", "().__class__.__bases__[0].__subclasses__()", "grid.__globals__",
+    "__import__('os').system('true')",
+    "().__class__.__bases__[0].__subclasses__()",
+    "grid.__globals__",
     "eval('1')",
-    "grid(num_prb=__import__('os'))", "(" * 1_000_000, "[" * 1_000_000, "{" * 100_000, "(" * 4000,
-    "(\n" * 2000, "-" * 4000,
-    "not " * 1000, "~" * 4000, "+" * 4000, "a." * 2000, "a|" * 2000, "a=" * 2000, "lambda:" * 500,
+    "grid(num_prb=__import__('os'))",
+    "(" * 1_000_000,
+    "[" * 1_000_000,
+    "{" * 100_000,
+    "(" * 4000,
+    "(\n" * 2000,
+    "-" * 4000,
+    "not " * 1000,
+    "~" * 4000,
+    "+" * 4000,
+    "a." * 2000,
+    "a|" * 2000,
+    "a=" * 2000,
+    "lambda:" * 500,
     "grid()" * 600,
-    "grid(num_prb=" + "-" * 15 + "1)", "9" * 4000, "1e" + "9" * 19, "0x" + "f" * 4000, "1_" * 2000, "\0",
-    GOOD + "\0", "ｇrid(num_prb=1)",
-    "grid(num_prb=２４, scs_khz=30)", "grіd(num_prb=24, scs_khz=30)", "\ud800", "\ufeff" + GOOD,
-    "'" * 4000, '"""' * 1000, "'a' " * 1000, "\\\n" * 2000, "\t\n" * 2000, "\r" * 4000, "\f" * 4000,
-    "if 1:\n grid()", " grid()",
-    "grid(num_prb=24,\nscs_khz=30", "@grid\nclass a: pass", "import os", "x = grid(num_prb=24, scs_khz=30)",
-    "f'{grid}'", "...",
-    "encode(code='" + "a" * 4000 + "', code_rate=0.5)", GOOD.replace("ldpc", "a" * 3000), 
+    "grid(num_prb=" + "-" * 15 + "1)",
+    "9" * 4000,
+    "1e" + "9" * 19,
+    "0x" + "f" * 4000,
+    "1_" * 2000,
+    "\0",
+    GOOD + "\0",
+    "ｇrid(num_prb=1)",
+    "grid(num_prb=２４, scs_khz=30)",
+    "grіd(num_prb=24, scs_khz=30)",
+    "\ud800",
+    "\ufeff" + GOOD,
+    "'" * 4000,
+    '"""' * 1000,
+    "'a' " * 1000,
+    "\\\n" * 2000,
+    "\t\n" * 2000,
+    "\r" * 4000,
+    "\f" * 4000,
+    "if 1:\n grid()",
+    " grid()",
+    "grid(num_prb=24,\nscs_khz=30",
+    "@grid\nclass a: pass",
+    "import os",
+    "x = grid(num_prb=24, scs_khz=30)",
+    "f'{grid}'",
+    "...",
+    "encode(code='" + "a" * 4000 + "', code_rate=0.5)",
+    GOOD.replace("ldpc", "a" * 3000),
     GOOD.replace("24", "0x" + "f" * 3900),
-    GOOD.replace('"ldpc"', "\"\"\"\n\t'\"\"\""), "grid(" + "a" * 4000 + "=1)", "a" * 100_000, "b\0" * 50_000,
-    "f(" * 50_000, "9" * 100_000,
-    "grid(*a)", "grid(**{})", "await grid()", "yield", "grid(a:=1)", "grid(x for x in y)", "print('x')",
-    "None", "True()", "a" * 4096,
-    "%s" * 100, "{0.__class__}", "../../etc/passwd", "encode(code='../../etc/passwd', code_rate=0.5)",
+    GOOD.replace('"ldpc"', '"""\n\t\'"""'),
+    "grid(" + "a" * 4000 + "=1)",
+    "a" * 100_000,
+    "b\0" * 50_000,
+    "f(" * 50_000,
+    "9" * 100_000,
+    "grid(*a)",
+    "grid(**{})",
+    "await grid()",
+    "yield",
+    "grid(a:=1)",
+    "grid(x for x in y)",
+    "print('x')",
+    "None",
+    "True()",
+    "a" * 4096,
+    "%s" * 100,
+    "{0.__class__}",
+    "../../etc/passwd",
+    "encode(code='../../etc/passwd', code_rate=0.5)",
     "encode(code='', code_rate=.5)",
 ]
 
@@ -111,7 +160,14 @@ def test_hostile_text_is_an_error_and_nothing_more(text):
 
 
 ODD_NAMES = ["a" * 100_000, "\n\x1b[31m", "\u202e" * 300, "é" * 201]  # of types
-NO_TEXTS = [None, 3, b"grid()", ["grid()"], ast.parse(""), *(type(name, (), {})() for name in ODD_NAMES)]
+NO_TEXTS = [
+    None,
+    3,
+    b"grid()",
+    ["grid()"],
+    ast.parse(""),
+    *(type(name, (), {})() for name in ODD_NAMES),
+]
 
 
 @pytest.mark.parametrize("thing", NO_TEXTS)
@@ -141,9 +197,40 @@ def test_numbers_are_refused_whatever_limit_python_has():
 
 
 FRAGMENTS = st.sampled_from(
-    [*GOOD.split("\n"), *(t.name for t in TOOLS), *(a.name for t in TOOLS for a in t.arguments),
-     "(", ")", "=", ",", "\n", " ", "-", ".", "'", '"', "#", "1", "0.5", "2e9", "0x", "f", "_", "__class__",
-     "True", "None", "not ", "lambda", "in ", "if ", "\0", "é", "\\", "[", "{"]
+    [
+        *GOOD.split("\n"),
+        *(t.name for t in TOOLS),
+        *(a.name for t in TOOLS for a in t.arguments),
+        "(",
+        ")",
+        "=",
+        ",",
+        "\n",
+        " ",
+        "-",
+        ".",
+        "'",
+        '"',
+        "#",
+        "1",
+        "0.5",
+        "2e9",
+        "0x",
+        "f",
+        "_",
+        "__class__",
+        "True",
+        "None",
+        "not ",
+        "lambda",
+        "in ",
+        "if ",
+        "\0",
+        "é",
+        "\\",
+        "[",
+        "{",
+    ]
 )
 
 
@@ -152,9 +239,9 @@ TEXTS = st.one_of(
     st.text(st.characters(), max_size=200),  # lone surrogates too
     st.lists(FRAGMENTS, max_size=60).map("".join),
     st.binary(max_size=200).map(lambda b: b.decode("latin1")),
-    st.tuples(st.sampled_from(GOOD.replace("\n", "(").split("(")), FRAGMENTS, st.integers(1, 100_000)).map(
-        lambda parts: GOOD.replace(parts[0], parts[1] * parts[2], 1)
-    ),
+    st.tuples(
+        st.sampled_from(GOOD.replace("\n", "(").split("(")), FRAGMENTS, st.integers(1, 100_000)
+    ).map(lambda parts: GOOD.replace(parts[0], parts[1] * parts[2], 1)),
 )
 
 
@@ -166,10 +253,13 @@ def test_only_a_workflow_or_a_workflow_error_comes_out(text):
         assert isinstance(parse(text), Workflow)
     except WorkflowError as error:
         assert is_short_and_printable(error)
-    assert time.process_time() - start < 0.5  # a bound on the algorithm, fifty times above what is measured
+    # a bound on the algorithm, fifty times above what is measured
+    assert time.process_time() - start < 0.5
 
 
-def test_a_hundred_thousand_inputs_are_read_or_refused_within_ten_milliseconds_of_processor_time(capsys):
+def test_a_hundred_thousand_inputs_are_read_or_refused_within_ten_milliseconds_of_processor_time(
+    capsys,
+):
     fuzz_program.main(100_000)
     assert capsys.readouterr().out.startswith("100000 inputs")
 
@@ -183,5 +273,8 @@ def test_the_prompt_shows_every_tool_and_argument_but_nothing_for_validation():
 def test_optional_tools_may_be_left_out_and_mean_the_defaults():
     assert {t.name for t in TOOLS if t.optional} == {"precode", "harq"}
     assert "harq" not in GOOD
-    assert parse(GOOD + "\nharq(transmissions=1, combining='ir')\nprecode(method='none')") == Workflow()
+    assert (
+        parse(GOOD + "\nharq(transmissions=1, combining='ir')\nprecode(method='none')")
+        == Workflow()
+    )
     assert parse(GOOD + "\nharq(transmissions=3, combining='chase')").num_transmissions == 3

@@ -1,4 +1,6 @@
-"""Mapper and demapper against the formulas of TS 38.211 5.1.3 to 5.1.6 and sums over all points in float64."""
+"""Mapper and demapper against the formulas of TS 38.211 5.1.3 to 5.1.6 and sums over all points in
+float64.
+"""
 
 import numpy as np
 import pytest
@@ -21,9 +23,14 @@ def test_the_points_are_those_of_the_clause(m):
 @pytest.mark.parametrize("m", ORDERS)
 def test_the_mapper_takes_bits_from_their_places(m):
     rng = np.random.default_rng(m)
-    coded, place = rng.integers(0, 2, (3, 50 * m), dtype=np.uint8), rng.permutation(50 * m)[: 40 * m].astype(np.int32)
+    coded, place = (
+        rng.integers(0, 2, (3, 50 * m), dtype=np.uint8),
+        rng.permutation(50 * m)[: 40 * m].astype(np.int32),
+    )
     x = qam.map_symbols(coded, place, m)
-    expected = [[qam_point(coded[s, place[i * m : (i + 1) * m]]) for i in range(40)] for s in range(3)]
+    expected = [
+        [qam_point(coded[s, place[i * m : (i + 1) * m]]) for i in range(40)] for s in range(3)
+    ]
     np.testing.assert_allclose(x, expected, atol=1e-6)
 
 
@@ -48,14 +55,18 @@ LIMIT = 30.0  # nats: nothing that a decoder tells from certainty. Likelihoods e
 
 
 @pytest.mark.parametrize("m", ORDERS)
-@given(seed=st.integers(0, 2**31), noise_db=st.floats(-40, 15), scale=st.sampled_from((0.5, 1.0, 3.0)))
+@given(
+    seed=st.integers(0, 2**31), noise_db=st.floats(-40, 15), scale=st.sampled_from((0.5, 1.0, 3.0))
+)
 def test_the_demapper_is_exact(m, seed, noise_db, scale):
     """Up to LIMIT; beyond it LLRs keep their sign and are no smaller."""
     rng = np.random.default_rng(seed)
     y = (scale * (rng.standard_normal(64) + 1j * rng.standard_normal(64))).astype(np.complex64)
     noise = (10 ** (noise_db / 10) * rng.uniform(0.5, 2, 64)).astype(np.float32)
     ours, reference = demap(y, noise, m), exact_llr(y.astype(complex), noise.astype(float), m)
-    np.testing.assert_allclose(np.clip(ours, -LIMIT, LIMIT), np.clip(reference, -LIMIT, LIMIT), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        np.clip(ours, -LIMIT, LIMIT), np.clip(reference, -LIMIT, LIMIT), rtol=2e-3, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("m", ORDERS)

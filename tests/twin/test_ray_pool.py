@@ -16,7 +16,9 @@ toy_pool = partial(RayPool, command=TOY_WORKER)
 
 @pytest.fixture(scope="module")
 def cluster():
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
@@ -56,7 +58,9 @@ def test_a_point_that_hangs_fails_alone(cluster):
 
 
 def test_real_simulations_give_what_one_machine_gives(cluster, twin):
-    scenarios = [Scenario(channel=c, snr_db=snr) for c in ("awgn", "rayleigh", "tdl-b") for snr in (2, 5)]
+    scenarios = [
+        Scenario(channel=c, snr_db=snr) for c in ("awgn", "rayleigh", "tdl-b") for snr in (2, 5)
+    ]
     some = [(s, Workflow(code="none", num_layers=n)) for s in scenarios for n in (1, 2)]
     with Twin(workers=2, pool=RayPool) as other:
         assert other.evaluate(some) == twin.evaluate(some)

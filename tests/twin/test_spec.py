@@ -16,7 +16,9 @@ from twin.spec import SCENARIO_RULES, WORKFLOW_RULES
 
 
 def test_importing_twin_imports_neither_tensorflow_nor_jax():
-    code = "import sys, twin; assert not {'tensorflow', 'sionna', 'jax', 'numba'} & set(sys.modules)"
+    code = (
+        "import sys, twin; assert not {'tensorflow', 'sionna', 'jax', 'numba'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -25,10 +27,21 @@ def test_every_field_has_a_default():
 
 
 @pytest.mark.parametrize("cls, rules", [(Scenario, SCENARIO_RULES), (Workflow, WORKFLOW_RULES)])
-@given(value=st.one_of(st.none(), st.booleans(), st.text(max_size=4), st.just(float("nan")), st.just(float("inf")), st.just(-7)))
+@given(
+    value=st.one_of(
+        st.none(),
+        st.booleans(),
+        st.text(max_size=4),
+        st.just(float("nan")),
+        st.just(float("inf")),
+        st.just(-7),
+    )
+)
 def test_a_bad_value_is_refused_by_field_and_value(cls, rules, value):
     for name, (rule, *limits) in rules.items():
-        if type(value) in (int, float, str) and (value in limits[0] if len(limits) == 1 else -7 >= limits[0]):
+        if type(value) in (int, float, str) and (
+            value in limits[0] if len(limits) == 1 else -7 >= limits[0]
+        ):
             continue
         with pytest.raises(ValueError, match=rf"{cls.__name__}\.{name}.*got"):
             cls(**{name: value})
@@ -37,7 +50,10 @@ def test_a_bad_value_is_refused_by_field_and_value(cls, rules, value):
 @given(s=scenarios(), w=workflows())
 def test_specs_survive_pickling_and_numpy_scalars(s, w):
     assert pickle.loads(pickle.dumps((s, w))) == (s, w) == copy.deepcopy((s, w))
-    assert Workflow(num_prb=np.int64(w.num_prb), code_rate=np.float64(w.code_rate)).num_prb == w.num_prb
+    assert (
+        Workflow(num_prb=np.int64(w.num_prb), code_rate=np.float64(w.code_rate)).num_prb
+        == w.num_prb
+    )
     assert hash(Scenario(snr_db=np.float64(3))) == hash(Scenario(snr_db=3))
 
 
@@ -67,7 +83,9 @@ def test_absent_modules_are_those_of_the_toolbox(absent):
 
 
 def test_an_absent_choice_takes_no_number_of_another_argument_with_it():
-    """grid.120 is a subcarrier spacing, not a number of resource blocks; modulate.4 is 16QAM, not four layers."""
+    """grid.120 is a subcarrier spacing, not a number of resource blocks; modulate.4 is 16QAM, not
+    four layers.
+    """
     link = Scenario(num_tx_ant=4, num_rx_ant=4, absent=("grid.120", "modulate.4"))
     check(link, Workflow(num_prb=120, num_layers=4))
     for workflow in (Workflow(scs_khz=120), Workflow(bits_per_symbol=4)):
@@ -95,7 +113,9 @@ def test_a_slow_platform_meets_another_channel_when_it_sends_again():
 @given(s=scenarios(), w=workflows())
 def test_one_transmission_has_nothing_to_combine(s, w):
     once = replace(w, num_transmissions=1)
-    assert physical(s, replace(once, combining="ir")) == physical(s, replace(once, combining="chase"))
+    assert physical(s, replace(once, combining="ir")) == physical(
+        s, replace(once, combining="chase")
+    )
 
 
 @pytest.mark.parametrize("detector", ["mrc", "zf", "lmmse", "ep", "kbest"])
@@ -105,10 +125,14 @@ def test_one_layer_has_nothing_to_separate(detector):
 
 def test_a_channel_without_memory_does_not_depend_on_speed_spread_or_numerology():
     for channel in ("awgn", "rayleigh"):
-        still = physical(Scenario(channel=channel, speed_mps=0, delay_spread_ns=10), Workflow(scs_khz=15))
+        still = physical(
+            Scenario(channel=channel, speed_mps=0, delay_spread_ns=10), Workflow(scs_khz=15)
+        )
         moving = Scenario(channel=channel, speed_mps=90, carrier_ghz=28)
         assert still == physical(moving, Workflow(scs_khz=120))
-    assert physical(Scenario(speed_mps=0), Workflow()) != physical(Scenario(speed_mps=9), Workflow())
+    assert physical(Scenario(speed_mps=0), Workflow()) != physical(
+        Scenario(speed_mps=9), Workflow()
+    )
 
 
 def test_a_grant_wider_than_the_power_reaches_shares_it():
@@ -118,12 +142,19 @@ def test_a_grant_wider_than_the_power_reaches_shares_it():
     assert limited.snr_db == pytest.approx(10 - 10 * math.log10(4))
     assert limited == physical(Scenario(snr_db=limited.snr_db), wide)
     narrow = Workflow(num_prb=25, scs_khz=15)
-    assert physical(Scenario(snr_db=10, full_power_mhz=4.5), narrow) == physical(Scenario(snr_db=10), narrow)
+    assert physical(Scenario(snr_db=10, full_power_mhz=4.5), narrow) == physical(
+        Scenario(snr_db=10), narrow
+    )
 
 
 def test_a_delay_quantile_is_that_of_the_delivered_blocks():
-    """50 % after one transmission, 80 % after two, 90 % at all: 8 of 9 delivered blocks took two or fewer."""
+    """50 % after one transmission, 80 % after two, 90 % at all: 8 of 9 delivered blocks took two or
+    fewer.
+    """
     qos = QoS(1, 1, 0.1, 0.1, 100, delays_ms=(1.0, 3.0, 5.0), delivered=(0.5, 0.8, 0.9))
     asked = {0.5: 1.0, 0.55: 1.0, 0.56: 3.0, 0.88: 3.0, 0.89: 5.0, 1.0: 5.0}
     assert {share: qos.delay_quantile_ms(share) for share in asked} == asked
-    assert QoS(1, 0, 1, 1, 9, delays_ms=(2.0, 4.0), delivered=(0.0, 0.0)).delay_quantile_ms(0.99) == 2.0
+    assert (
+        QoS(1, 0, 1, 1, 9, delays_ms=(2.0, 4.0), delivered=(0.0, 0.0)).delay_quantile_ms(0.99)
+        == 2.0
+    )

@@ -11,10 +11,19 @@ from twin import Workflow
 from twin.theory import MCS_TABLE_1
 from twin.toolbox import refusal
 from twin.transport import (
-    LIFTING_SIZES, MAX_POLAR_BLOCKS, POLAR_LENGTH, _SMALL_SIZES, coded_bits, data_elements, information_bits,
-    num_polar_blocks, polar_info_bits, segment, segmentation, transport_block_bits,
+    LIFTING_SIZES,
+    MAX_POLAR_BLOCKS,
+    POLAR_LENGTH,
+    _SMALL_SIZES,
+    coded_bits,
+    data_elements,
+    information_bits,
+    num_polar_blocks,
+    polar_info_bits,
+    segment,
+    segmentation,
+    transport_block_bits,
 )
-
 
 RATES = [r / 1024 for _, r in MCS_TABLE_1 if 0.2 <= r / 1024 <= 0.93]
 
@@ -26,7 +35,9 @@ def test_the_largest_transport_block_is_the_published_one():
 
 @pytest.mark.parametrize("steps, expected", [(34.5, 35), (35.5, 36), (34.49, 34), (34.51, 35)])
 def test_a_tie_is_broken_towards_the_next_larger_size(steps, expected):
-    """38.214 5.1.3.2: ties go "towards the next largest integer", of steps of 128 bits here. To even, 34.5 would be 34."""
+    """38.214 5.1.3.2: ties go "towards the next largest integer", of steps of 128 bits here. To
+    even, 34.5 would be 34.
+    """
     information = 24 + 128 * steps
     assert transport_block_bits(1, 1, 1, 1, information) == 128 * expected
 
@@ -37,7 +48,15 @@ def test_there_are_51_lifting_sizes():
 
 @pytest.mark.parametrize(
     "size, rate, graph",
-    [(292, 0.9, 2), (293, 0.68, 1), (3824, 0.67, 2), (3824, 0.68, 1), (3848, 0.67, 1), (3848, 0.25, 2), (60_000, 0.2, 2)],
+    [
+        (292, 0.9, 2),
+        (293, 0.68, 1),
+        (3824, 0.67, 2),
+        (3824, 0.68, 1),
+        (3848, 0.67, 1),
+        (3848, 0.25, 2),
+        (60_000, 0.2, 2),
+    ],
 )
 def test_the_base_graph_is_that_of_clause_7_2_2(size, rate, graph):
     assert segment(size, rate, math.ceil(size / rate / 8) * 8, 8).base_graph == graph
@@ -45,20 +64,30 @@ def test_the_base_graph_is_that_of_clause_7_2_2(size, rate, graph):
 
 def test_redundancy_versions_start_where_the_table_says():
     """Table 5.4.2.1-2 with N_cb = N: floor(17 N / 66 Z) Z and so on."""
-    for size, rate, steps, columns in ((5000, 0.5, (0, 17, 33, 56), 66), (1000, 0.5, (0, 13, 25, 43), 50)):
+    for size, rate, steps, columns in (
+        (5000, 0.5, (0, 17, 33, 56), 66),
+        (1000, 0.5, (0, 13, 25, 43), 50),
+    ):
         code = segment(size, rate, 10_080, 2)
         for version, step in enumerate(steps):
-            assert code.start(version) == step * code.mother_length // (columns * code.lifting) * code.lifting
+            assert (
+                code.start(version)
+                == step * code.mother_length // (columns * code.lifting) * code.lifting
+            )
 
 
 @given(w=workflows(code=st.just("ldpc")))
 def test_a_grants_blocks_are_cut_as_the_clauses_say(w):
-    """38.212 5.2.2 and 5.4.2.1, and what they imply: all information and all coded bits are there, once."""
+    """38.212 5.2.2 and 5.4.2.1, and what they imply: all information and all coded bits are there,
+    once.
+    """
     code, total = segmentation(w), coded_bits(w)
     size = information_bits(w)
     assert size % 8 == 0 and code.size == size and code.crc == (16 if size <= 3824 else 24)
     # whole bits: no block is padded
-    assert code.num_blocks * code.info == size + code.crc + 24 * code.num_blocks * (code.num_blocks > 1)
+    assert code.num_blocks * code.info == size + code.crc + 24 * code.num_blocks * (
+        code.num_blocks > 1
+    )
     largest = 8448 if code.base_graph == 1 else 3840
     assert code.info <= largest and (code.num_blocks == 1) == (size + code.crc <= largest)
     if code.num_blocks > 1:
@@ -67,7 +96,9 @@ def test_a_grants_blocks_are_cut_as_the_clauses_say(w):
     assert code.lifting in LIFTING_SIZES and 0 <= code.filler < code.columns * code.lifting
     smaller = [z for z in LIFTING_SIZES if z < code.lifting]
     b = size + code.crc
-    columns = 22 if code.base_graph == 1 else 10 if b > 640 else 9 if b > 560 else 8 if b > 192 else 6
+    columns = (
+        22 if code.base_graph == 1 else 10 if b > 640 else 9 if b > 560 else 8 if b > 192 else 6
+    )
     assert not smaller or columns * smaller[-1] < code.info <= columns * code.lifting
     # rate matching: whole symbols on all layers, the longer blocks last
     step = w.bits_per_symbol * w.num_layers
@@ -78,7 +109,9 @@ def test_a_grants_blocks_are_cut_as_the_clauses_say(w):
 
 @given(w=workflows(code=st.just("ldpc"), code_rate=st.sampled_from(RATES)))
 def test_the_code_rate_of_a_block_is_the_nominal_one(w):
-    """The TBS quantises it by at most a 64th of N_info for large blocks, 8 + 24 bits and 5 % for small ones."""
+    """The TBS quantises it by at most a 64th of N_info for large blocks, 8 + 24 bits and 5 % for
+    small ones.
+    """
     rate, total = information_bits(w) / coded_bits(w), coded_bits(w)
     assert abs(rate - w.code_rate) * total <= 8 + 24 + 0.05 * w.code_rate * total
 

@@ -12,7 +12,8 @@ from twin import WorkflowError, Scenario, Twin, Workflow, check
 from twin.statistics import block_limits
 from twin.toolbox import BY_FIELD
 
-COMMON_CHANNELS = ("awgn", "rayleigh", *(f"tdl-{letter}" for letter in "abcde"), "cdl-c")  # a cdl takes ten times as long
+# a cdl takes ten times as long
+COMMON_CHANNELS = ("awgn", "rayleigh", *(f"tdl-{letter}" for letter in "abcde"), "cdl-c")
 DETECTORS = ("mrc", "zf", "lmmse")
 
 
@@ -20,12 +21,18 @@ def random_pairs(number, seed, detectors=DETECTORS):
     """Feasible pairs of the toolbox, all distinct; by default of what has native stages."""
     rng = random.Random(seed)
     offered = {field: a.choices or range(a.low, a.high + 1) for field, a in BY_FIELD.items()}
-    offered |= dict(code=("ldpc",), detector=detectors, num_transmissions=(1, 1, 1, 2), num_prb=range(1, 9))
+    offered |= dict(
+        code=("ldpc",), detector=detectors, num_transmissions=(1, 1, 1, 2), num_prb=range(1, 9)
+    )
     pairs = {}
     while len(pairs) < number:
         s = Scenario(
-            channel=rng.choice(COMMON_CHANNELS), snr_db=rng.randint(-5, 30), num_tx_ant=rng.choice((1, 2, 4)),
-            num_rx_ant=rng.choice((1, 2, 4)), delay_spread_ns=rng.choice((30, 100, 300)), speed_mps=rng.choice((1, 10, 30)),
+            channel=rng.choice(COMMON_CHANNELS),
+            snr_db=rng.randint(-5, 30),
+            num_tx_ant=rng.choice((1, 2, 4)),
+            num_rx_ant=rng.choice((1, 2, 4)),
+            delay_spread_ns=rng.choice((30, 100, 300)),
+            speed_mps=rng.choice((1, 10, 30)),
         )
         w = Workflow(**{field: rng.choice(values) for field, values in offered.items()})
         try:
@@ -81,15 +88,27 @@ def test_another_seed_gives_other_blocks_of_the_same_statistics(pairs, answers):
 
 
 def test_once_warm_a_thousand_pairs_trace_nothing():
-    """What Sionna runs is warmed by a pair that uses it; grants of other widths are other batches of the same program."""
-    nonlinear = [(Scenario(), Workflow(num_prb=2, num_layers=2, bits_per_symbol=4, detector=d)) for d in ("kbest", "ep")]
+    """What Sionna runs is warmed by a pair that uses it; grants of other widths are other batches
+    of the same program.
+    """
+    nonlinear = [
+        (Scenario(), Workflow(num_prb=2, num_layers=2, bits_per_symbol=4, detector=d))
+        for d in ("kbest", "ep")
+    ]
     with Twin(workers=2, max_blocks=32) as twin:
         twin.warm()
         assert twin.traces == 0
         twin.warm(nonlinear)
         traces = twin.traces
         assert traces > 0
-        twin.evaluate(random_pairs(960, seed=8) + [(replace(s, snr_db=snr), replace(w, num_prb=1 + snr % 3)) for s, w in nonlinear for snr in range(20)])
+        twin.evaluate(
+            random_pairs(960, seed=8)
+            + [
+                (replace(s, snr_db=snr), replace(w, num_prb=1 + snr % 3))
+                for s, w in nonlinear
+                for snr in range(20)
+            ]
+        )
         assert twin.traces == traces
 
 
@@ -99,7 +118,13 @@ def test_a_native_worker_is_small_and_knows_no_tensorflow(pairs):
         (worker,) = twin._pool.workers.values()
         proc = Path(f"/proc/{worker.process.pid}")
         assert "tensorflow" not in (proc / "maps").read_text()
-        resident_kib = int(next(line for line in (proc / "status").read_text().splitlines() if line.startswith("VmRSS")).split()[1])
+        resident_kib = int(
+            next(
+                line
+                for line in (proc / "status").read_text().splitlines()
+                if line.startswith("VmRSS")
+            ).split()[1]
+        )
     assert resident_kib < 500 * 1024
 
 
@@ -112,12 +137,28 @@ def test_the_effective_sinr_method_answers_the_same_in_any_batch(pairs):
 
 @pytest.mark.slow
 def test_both_backends_agree_on_a_fading_link():
-    """Sionna's channel, code, mapper, equaliser, demapper and decoder in the place of ours: joint 99.9 % interval of each point."""
-    links = [(Scenario(channel="tdl-a", num_tx_ant=1, num_rx_ant=2, snr_db=5), Workflow(num_prb=6, estimator="ls")),
-             (Scenario(channel="tdl-c", num_tx_ant=2, num_rx_ant=2, delay_spread_ns=300, snr_db=13),
-              Workflow(num_prb=4, bits_per_symbol=4, num_layers=2, code_rate=0.33, estimator="perfect"))]
+    """Sionna's channel, code, mapper, equaliser, demapper and decoder in the place of ours: joint
+    99.9 % interval of each point.
+    """
+    links = [
+        (
+            Scenario(channel="tdl-a", num_tx_ant=1, num_rx_ant=2, snr_db=5),
+            Workflow(num_prb=6, estimator="ls"),
+        ),
+        (
+            Scenario(channel="tdl-c", num_tx_ant=2, num_rx_ant=2, delay_spread_ns=300, snr_db=13),
+            Workflow(
+                num_prb=4, bits_per_symbol=4, num_layers=2, code_rate=0.33, estimator="perfect"
+            ),
+        ),
+    ]
     settings = dict(max_blocks=1024, enough_block_errors=1 << 30)
-    with Twin(workers=2, **settings) as native, Twin(workers=2, backend="sionna", **settings) as sionna:
+    with (
+        Twin(workers=2, **settings) as native,
+        Twin(workers=2, backend="sionna", **settings) as sionna,
+    ):
         for a, b in zip(native.evaluate(links), sionna.evaluate(links)):
             p, q = (x.block_errors / x.num_blocks for x in (a, b))
-            assert 0.02 < p < 0.6 and abs(p - q) < 3.3 * math.sqrt((p * (1 - p) + q * (1 - q)) / 1024), (p, q)
+            assert 0.02 < p < 0.6 and abs(p - q) < 3.3 * math.sqrt(
+                (p * (1 - p) + q * (1 - q)) / 1024
+            ), (p, q)

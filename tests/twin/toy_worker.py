@@ -1,8 +1,9 @@
-"""Speaks the worker's protocol without TensorFlow. A formula of the point is the answer, but at some SNRs:
+"""Speaks the worker's protocol without TensorFlow. A formula of the point is the answer, but at
+some SNRs:
 
 13 dB: the process dies; 14: it dies once; 15: an exception
-70: an endless loop; 71: once; 72: the process stops itself (SIGSTOP); 73: a stop in the middle of a message
-60 .. 61: an answer after 0.4 s
+70: an endless loop; 71: once; 72: the process stops itself (SIGSTOP); 73: a stop in the middle of a
+message 60 .. 61: an answer after 0.4 s
 """
 
 import hashlib

@@ -1,1 +1,3 @@
-"""The simulated chain: transport block -> channel -> estimation -> detection -> decoding, native in numpy and numba."""
+"""The simulated chain: transport block -> channel -> estimation -> detection -> decoding, native in
+numpy and numba.
+"""

@@ -1,7 +1,8 @@
 """What is sent through the channel, and the separation of the layers at the other end.
 
-Letters: S slots, R receive antennas, L layers, T data symbols of a slot, F subcarriers, m bits per symbol. A modulation symbol of
-layer l on subcarrier f of data symbol t is number (t F + f) L + l of its slot (TS 38.211 6.3.1.3, 6.3.1.6).
+Letters: S slots, R receive antennas, L layers, T data symbols of a slot, F subcarriers, m bits per
+symbol. A modulation symbol of layer l on subcarrier f of data symbol t is number (t F + f) L + l of
+its slot (TS 38.211 6.3.1.3, 6.3.1.6).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from numba.extending import intrinsic
 
 from .qam import demap_row, ladder
 
-_jit = numba.njit(cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "contract", "reassoc", "arcp"})
+_jit = numba.njit(
+    cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "contract", "reassoc", "arcp"}
+)
 # Without fastmath, the compiler has no choice of roundings
 _exact = numba.njit(cache=True, error_model="numpy")
 _inline = numba.njit(cache=True, error_model="numpy", forceinline=True)
@@ -34,12 +37,20 @@ def _transmit(h, x, noise, sigma, symbols, out):
                     out[s, r, t, f] = sigma * noise[s, r, at, f]
                 for layer in range(num_layers):
                     for f in range(num_sc):
-                        out[s, r, t, f] += h[s, r, layer, at, f] * x[s, (t * num_sc + f) * num_layers + layer] * share
+                        out[s, r, t, f] += (
+                            h[s, r, layer, at, f]
+                            * x[s, (t * num_sc + f) * num_layers + layer]
+                            * share
+                        )
 
 
-def transmit(h: np.ndarray, x: np.ndarray, noise: np.ndarray, sigma: float, symbols: np.ndarray) -> np.ndarray:
-    """What is received in the data symbols, [S, R, T, F]: channels h [S, R, L, 14, F], symbols x [S, T F L] of unit energy, which
-    share the power, and noise of unit variance [S, R, 14, F] times sigma."""
+def transmit(
+    h: np.ndarray, x: np.ndarray, noise: np.ndarray, sigma: float, symbols: np.ndarray
+) -> np.ndarray:
+    """What is received in the data symbols, [S, R, T, F]: channels h [S, R, L, 14, F], symbols x
+    [S, T F L] of unit energy, which share the power, and noise of unit variance [S, R, 14, F] times
+    sigma.
+    """
     out = np.empty((h.shape[0], h.shape[1], len(symbols), h.shape[4]), np.complex64)
     _transmit(h, x, noise, np.float32(sigma), symbols, out)
     return out
@@ -65,7 +76,9 @@ def _combine(g, y, real, imaginary, spread, noise):
 
 @_jit
 def invert(gram, inverse):
-    """The inverse of a Hermitian positive definite matrix [L, L], which is used up: Gauss and Jordan without pivoting."""
+    """The inverse of a Hermitian positive definite matrix [L, L], which is used up: Gauss and
+    Jordan without pivoting.
+    """
     size = gram.shape[0]
     for i in range(size):
         for j in range(size):
@@ -85,7 +98,9 @@ def invert(gram, inverse):
 
 @_jit
 def alone(gram, i, noise):
-    """Power of a layer and error variance of its matched filter, which takes the other layers for noise; from the Gram matrix."""
+    """Power of a layer and error variance of its matched filter, which takes the other layers for
+    noise; from the Gram matrix.
+    """
     power, others = max(gram[i, i].real, LEAST_POWER), np.float32(0)
     for j in range(gram.shape[0]):
         if j != i:
@@ -103,8 +118,9 @@ def _fma(typing_context, a, b, c):
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-# Inner loops over lanes, each a resource element, of real and imaginary parts apart. Which products are rounded before
-# they are added, by the number of antennas and layers, is what a compiler once chose: kept, so that results stay the same.
+# Inner loops over lanes, each a resource element, of real and imaginary parts apart. Which products
+# are rounded before they are added, by the number of antennas and layers, is what a compiler once
+# chose: kept, so that results stay the same.
 
 
 @_inline
@@ -227,7 +243,9 @@ def _add_product(a, b, real, imaginary):
 
 @_exact
 def _alone(gram, i, matched, noise, estimate):
-    """As `alone`, of a row of the Gram matrix [L, 2, lanes]: estimate and error variance [3, lanes] of layer i."""
+    """As `alone`, of a row of the Gram matrix [L, 2, lanes]: estimate and error variance [3, lanes]
+    of layer i.
+    """
     real, imaginary, others, power = estimate[0], estimate[1], estimate[2], gram[i, 0]
     others[:] = 0
     for j in range(gram.shape[0]):
@@ -244,8 +262,9 @@ def _alone(gram, i, matched, noise, estimate):
 
 @_exact
 def _separate(g, y, noise, method, estimate):
-    """Channels g [L, R, 2, lanes] and what is received y [R, 2, lanes], real and imaginary parts apart, to unbiased
-    estimates of the layers and their error variances, estimate [L, 3, lanes]."""
+    """Channels g [L, R, 2, lanes] and what is received y [R, 2, lanes], real and imaginary parts
+    apart, to unbiased estimates of the layers and their error variances, estimate [L, 3, lanes].
+    """
     num_layers, num_lanes = g.shape[0], g.shape[3]
     gram = np.empty((num_layers, num_layers, 2, num_lanes), np.float32)
     matched = np.empty((num_layers, 2, num_lanes), np.float32)
@@ -267,7 +286,12 @@ def _separate(g, y, noise, method, estimate):
     _invert_lanes(gram, inverse, spare)
     estimate[:] = 0
     for i in range(num_layers):
-        real, imaginary, spread, power = estimate[i, 0], estimate[i, 1], estimate[i, 2], inverse[i, i, 0]
+        real, imaginary, spread, power = (
+            estimate[i, 0],
+            estimate[i, 1],
+            estimate[i, 2],
+            inverse[i, i, 0],
+        )
         for j in range(num_layers):
             _add_product(inverse[i, j], matched[j], real, imaginary)
         for f in range(num_lanes):
@@ -288,8 +312,12 @@ def _apart(z, real, imaginary):
 
 
 @_exact
-def _separate_slot(y, g, variance, symbols, method, runs, width, g_lanes, y_lanes, noise, estimate, out):
-    """y [R, T, F], g [R, L, 14, F], variance [14] to `out` [L, 3, T F]: runs of `width` subcarriers side by side."""
+def _separate_slot(
+    y, g, variance, symbols, method, runs, width, g_lanes, y_lanes, noise, estimate, out
+):
+    """y [R, T, F], g [R, L, 14, F], variance [14] to `out` [L, 3, T F]: runs of `width` subcarriers
+    side by side.
+    """
     num_rx, num_layers, num_sc = g.shape[0], g.shape[1], g.shape[3]
     for first in range(0, symbols.shape[0], runs):
         for low in range(0, num_sc, width):
@@ -317,31 +345,81 @@ def _receive(y, g, variance, symbols, method, amplitude, labels, half, llr):
     parts = -(-num_symbols * num_sc // LANES)  # about evenly
     runs, width = max(-(-num_symbols // parts), 1), -(-num_sc // -(-num_sc // LANES))
     g_lanes = np.ones((num_layers, num_rx, 2, runs * width), np.float32)
-    y_lanes, noise = np.ones((num_rx, 2, runs * width), np.float32), np.ones(runs * width, np.float32)
+    y_lanes, noise = (
+        np.ones((num_rx, 2, runs * width), np.float32),
+        np.ones(runs * width, np.float32),
+    )
     some = np.empty((num_layers, 3, runs * width), np.float32)
-    estimate = np.empty((num_layers, 3, num_symbols * num_sc), np.float32)  # real, imaginary part, error variance
+    # real, imaginary part, error variance
+    estimate = np.empty((num_layers, 3, num_symbols * num_sc), np.float32)
     for s in range(y.shape[0]):
         if num_layers == 1:
             for t in range(num_symbols):
                 at, here = symbols[t], slice(t * num_sc, (t + 1) * num_sc)
-                _combine(g[s, :, 0, at], y[s, :, t], estimate[0, 0, here], estimate[0, 1, here], estimate[0, 2, here],
-                         max(variance[s, at], LEAST_NOISE))
+                _combine(
+                    g[s, :, 0, at],
+                    y[s, :, t],
+                    estimate[0, 0, here],
+                    estimate[0, 1, here],
+                    estimate[0, 2, here],
+                    max(variance[s, at], LEAST_NOISE),
+                )
         else:
             _separate_slot(
-                y[s], g[s], variance[s], symbols, method, runs, width, g_lanes, y_lanes, noise, some, estimate)
+                y[s],
+                g[s],
+                variance[s],
+                symbols,
+                method,
+                runs,
+                width,
+                g_lanes,
+                y_lanes,
+                noise,
+                some,
+                estimate,
+            )
         for i in range(num_layers):
             for part in range(2):
                 first, stride = 2 * half * i + part, 2 * half * num_layers
-                demap_row(estimate[i, part], estimate[i, 2], amplitude, labels, half, llr[s], first, stride)
+                demap_row(
+                    estimate[i, part],
+                    estimate[i, 2],
+                    amplitude,
+                    labels,
+                    half,
+                    llr[s],
+                    first,
+                    stride,
+                )
 
 
-def receive(y: np.ndarray, g: np.ndarray, variance: np.ndarray, symbols: np.ndarray, method: str, bits_per_symbol: int) -> np.ndarray:
-    """LLRs log(P(bit = 0) / P(bit = 1)) of the coded bits, [S, T F L m] float32, in the order of transmission.
+def receive(
+    y: np.ndarray,
+    g: np.ndarray,
+    variance: np.ndarray,
+    symbols: np.ndarray,
+    method: str,
+    bits_per_symbol: int,
+) -> np.ndarray:
+    """LLRs log(P(bit = 0) / P(bit = 1)) of the coded bits, [S, T F L m] float32, in the order of
+    transmission.
 
-    y [S, R, T, F] as of `transmit`, what is known of the channels g [S, R, L, 14, F], noise variance [S, 14].
-    mrc: every layer by itself, the others taken for noise; zf, lmmse: unbiased, as sionna.phy.mimo's equalizers.
+    y [S, R, T, F] as of `transmit`, what is known of the channels g [S, R, L, 14, F], noise
+    variance [S, 14].
+    mrc: every layer by itself, the others taken for noise; zf, lmmse: unbiased, as
+      sionna.phy.mimo's equalizers.
     """
     num_slots, _, num_symbols, num_sc = y.shape
     llr = np.empty((num_slots, num_symbols * num_sc * g.shape[2] * bits_per_symbol), np.float32)
-    _receive(y, g, variance.astype(np.float32), symbols, METHODS[method], *ladder(bits_per_symbol), bits_per_symbol // 2, llr)
+    _receive(
+        y,
+        g,
+        variance.astype(np.float32),
+        symbols,
+        METHODS[method],
+        *ladder(bits_per_symbol),
+        bits_per_symbol // 2,
+        llr,
+    )
     return llr

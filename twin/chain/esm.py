@@ -1,18 +1,22 @@
-"""The link without its code: every slot's channel and its estimate, the symbols' quality after detection, and from their mutual information
-the probability that each code block fails (an effective-SINR mapping by mutual information, MIESM).
+"""The link without its code: every slot's channel and its estimate, the symbols' quality after
+detection, and from their mutual information the probability that each code block fails (an
+effective-SINR mapping by mutual information, MIESM).
 
-What is drawn is what decides: the channel, and the noise on the pilots. The noise on the data and the code are averaged over, by tables of the
-twin's own code in Gaussian noise (twin/tables/bler.csv, made by experiments.truth.bler_tables). So a slot costs a fraction of the link's and says more:
-a probability, not a yes or no. Only for linear detection, and for codes that have a table: LDPC, and polar blocks, of which every code rate
-has one (twin/tables/polar.csv).
+What is drawn is what decides: the channel, and the noise on the pilots. The noise on the data and
+the code are averaged over, by tables of the twin's own code in Gaussian noise
+(twin/tables/bler.csv, made by experiments.truth.bler_tables). So a slot costs a fraction of the
+link's and says more: a probability, not a yes or no. Only for linear detection, and for codes that
+have a table: LDPC, and polar blocks, of which every code rate has one (twin/tables/polar.csv).
 
-The detector works with an estimate: a symbol comes out with a gain of its own, with interference, and with a noise variance that the demapper
-takes for another. What its LLRs are then worth is the generalised mutual information of twin.chain.information. A gain's imaginary part
-counts as noise. A min-sum decoder hardly sees a scale that all LLRs of a block have in common. So a
-block's information is that at the best such scale (Martinez et al., 2009, define it so): where the
-estimate is worse than the detector knows, as by least squares under mobility, LLRs are too large.
+The detector works with an estimate: a symbol comes out with a gain of its own, with interference,
+and with a noise variance that the demapper takes for another. What its LLRs are then worth is the
+generalised mutual information of twin.chain.information. A gain's imaginary part counts as noise. A
+min-sum decoder hardly sees a scale that all LLRs of a block have in common. So a block's
+information is that at the best such scale (Martinez et al., 2009, define it so): where the estimate
+is worse than the detector knows, as by least squares under mobility, LLRs are too large.
 
-Letters: S slots, T data symbols, F subcarriers looked at (at most MAX_CARRIERS, evenly spaced), L layers, C code blocks.
+Letters: S slots, T data symbols, F subcarriers looked at (at most MAX_CARRIERS, evenly spaced), L
+  layers, C code blocks.
 """
 
 from __future__ import annotations
@@ -34,20 +38,38 @@ from .grid import data_symbols
 from .information import information, snr_for, stored
 
 MAX_CARRIERS = 48
-# What the tables, which are of antipodal signals, leave out: the interleaver sends a higher order's information bits in its more reliable places.
-# dB by bits per symbol at code rates CALIBRATED_RATES, measured in AWGN at a BLER of 10 % (experiments.truth.twin_truth)
+# What the tables, which are of antipodal signals, leave out: the interleaver sends a higher order's
+# information bits in its more reliable places. dB by bits per symbol at code rates
+# CALIBRATED_RATES, measured in AWGN at a BLER of 10 % (experiments.truth.twin_truth)
 CALIBRATED_RATES = (0.33, 0.5, 0.67, 0.83)
-CALIBRATION_DB = {2: (0.0, 0.0, 0.05, 0.0), 4: (0.18, 0.22, 0.12, 0.05), 6: (0.53, 0.47, 0.26, 0.08), 8: (0.75, 0.69, 0.57, 0.16)}
-POLAR_CALIBRATION_DB = {2: (0.0, 0.0, 0.0, 0.0), 4: (0.0, 0.06, 0.14, 0.09), 6: (0.14, 0.11, 0.2, 0.19), 8: (0.45, 0.45, 0.55, 0.28)}
+CALIBRATION_DB = {
+    2: (0.0, 0.0, 0.05, 0.0),
+    4: (0.18, 0.22, 0.12, 0.05),
+    6: (0.53, 0.47, 0.26, 0.08),
+    8: (0.75, 0.69, 0.57, 0.16),
+}
+POLAR_CALIBRATION_DB = {
+    2: (0.0, 0.0, 0.0, 0.0),
+    4: (0.0, 0.06, 0.14, 0.09),
+    6: (0.14, 0.11, 0.2, 0.19),
+    8: (0.45, 0.45, 0.55, 0.28),
+}
 # What LLRs, added bit by bit, lose against symbols combined: dB for 1 to 4 equal copies by bits per
 # symbol, up to LOSS_FADES[0] of information per bit; then less, down to none at LOSS_FADES[1]
-CHASE_LOSS_DB = {2: (0.0, 0.0, 0.0, 0.0), 4: (0.0, 0.4, 0.7, 0.95),
-                 6: (0.0, 0.6, 1.1, 1.4), 8: (0.0, 0.7, 1.15, 1.55)}
+CHASE_LOSS_DB = {
+    2: (0.0, 0.0, 0.0, 0.0),
+    4: (0.0, 0.4, 0.7, 0.95),
+    6: (0.0, 0.6, 1.1, 1.4),
+    8: (0.0, 0.7, 1.15, 1.55),
+}
 LOSS_FADES = (0.6, 0.95)
-DEEP, DEEP_WIDTH = 1.2, 0.8  # widths beyond the threshold at which a decoder's errors become the channel's
+# widths beyond the threshold at which a decoder's errors become the channel's
+DEEP, DEEP_WIDTH = 1.2, 0.8
 # Scales of the LLRs to try, in steps of MISMATCH_DB; mostly smaller: not all errors are known
 LEAST_SCALE, NUM_SCALES = -7, 9
-_jit = numba.njit(cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "contract", "reassoc", "arcp"})
+_jit = numba.njit(
+    cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "contract", "reassoc", "arcp"}
+)
 
 
 def covers(point: Point) -> bool:
@@ -56,7 +78,9 @@ def covers(point: Point) -> bool:
 
 
 class Blocks(NamedTuple):
-    """The code blocks of a slot: sent coded bits of each, in order; info bits of each, CRC and all; coded bits of the slot."""
+    """The code blocks of a slot: sent coded bits of each, in order; info bits of each, CRC and all;
+    coded bits of the slot.
+    """
 
     sent: tuple[int, ...]
     info: int
@@ -74,10 +98,17 @@ def blocks(point: Point) -> Blocks:
 
 @cache
 def _table() -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Axes (rates, log info bits, log iterations) and thresholds, log widths and shares on their grid [R, K, N, 3]."""
+    """Axes (rates, log info bits, log iterations) and thresholds, log widths and shares on their
+    grid [R, K, N, 3].
+    """
     with open(BLER, newline="") as file:
-        rows = [[float(row[name]) for name in ("rate", "info_bits", "iterations", "threshold", "width", "share")]
-                for row in csv.DictReader(file)]
+        rows = [
+            [
+                float(row[name])
+                for name in ("rate", "info_bits", "iterations", "threshold", "width", "share")
+            ]
+            for row in csv.DictReader(file)
+        ]
     rows = np.array(rows)
     axes = tuple(np.unique(rows[:, i]) for i in range(3))
     grid = np.full((*map(len, axes), 3), np.nan)
@@ -96,8 +127,10 @@ def polar_threshold(info_bits: int) -> tuple[float, float, float]:
 
 @lru_cache(maxsize=4096)
 def threshold(rate: float, info_bits: int, iterations: int) -> tuple[float, float, float]:
-    """(threshold, width, share): BLER = Q((I - threshold) / width) of a code block at mutual information I per coded bit, and
-    the share of wrong bits in a wrong block; linear between the table's rates and the logarithms of its lengths and iterations."""
+    """(threshold, width, share): BLER = Q((I - threshold) / width) of a code block at mutual
+    information I per coded bit, and the share of wrong bits in a wrong block; linear between the
+    table's rates and the logarithms of its lengths and iterations.
+    """
     axes, value = _table()
     for axis, at in zip(axes, (rate, np.log(info_bits), np.log(iterations))):
         low = int(np.clip(np.searchsorted(axis, at, side="right") - 1, 0, len(axis) - 2))
@@ -108,8 +141,10 @@ def threshold(rate: float, info_bits: int, iterations: int) -> tuple[float, floa
 
 @_jit
 def _detected(h, g, variance, known, symbols, first, step, method, out):
-    """What detection makes of every symbol, out [3, S, T, F, L]: its gain, the variance of noise and interference, and what the demapper
-    takes that for. Channels h and what is known of them g [S, R, L, 14, all subcarriers]; noise variance, and what it is taken for [S, 14]."""
+    """What detection makes of every symbol, out [3, S, T, F, L]: its gain, the variance of noise
+    and interference, and what the demapper takes that for. Channels h and what is known of them g
+    [S, R, L, 14, all subcarriers]; noise variance, and what it is taken for [S, 14].
+    """
     num_rx, num_layers = h.shape[1], h.shape[2]
     gram = np.empty((num_layers, num_layers), np.complex64)
     inverse = np.empty((num_layers, num_layers), np.complex64)
@@ -158,9 +193,9 @@ def _detected(h, g, variance, known, symbols, first, step, method, out):
                         total *= share
                         if j == i:
                             out[0, s, t, k, i] = total.real
-                            interference += total.imag ** 2
+                            interference += total.imag**2
                         else:
-                            interference += total.real ** 2 + total.imag ** 2
+                            interference += total.real**2 + total.imag**2
                     out[1, s, t, k, i] = max(interference, LEAST_NOISE)
                     out[2, s, t, k, i] = max(out[2, s, t, k, i], LEAST_NOISE)
 
@@ -222,7 +257,8 @@ def _greatest(value: np.ndarray) -> np.ndarray:
 
 
 def _carriers(num_sc: int) -> tuple[int, int, int]:
-    """First, step, number of subcarriers looked at; number k of symbol t is (k + t) % step further on.
+    """First, step, number of subcarriers looked at; number k of symbol t is (k + t) % step further
+    on.
 
     So a symbol looks at pilots' subcarriers and at those between, where estimates are better, in
     equal parts; even steps alone would see one kind only. And all symbols together look at every
@@ -234,22 +270,38 @@ def _carriers(num_sc: int) -> tuple[int, int, int]:
 
 
 def detected(point: Point, h: np.ndarray, gains, noise: np.ndarray) -> np.ndarray:
-    """Gain, noise variance and assumed noise variance [3, S, T, F, L] of a transmission's symbols after detection, over channels h
-    [S, R, L, 14, all subcarriers], with noise [S, R, D, all] on the DM-RS symbols."""
+    """Gain, noise variance and assumed noise variance [3, S, T, F, L] of a transmission's symbols
+    after detection, over channels h [S, R, L, 14, all subcarriers], with noise [S, R, D, all] on
+    the DM-RS symbols.
+    """
     symbols = data_symbols(point.num_dmrs)
     g, known = knowledge(point, h, gains, noise)
     first, step, number = _carriers(h.shape[-1])
     out = np.empty((3, len(h), len(symbols), number, point.num_layers), np.float32)
-    _detected(h, g, np.float32(noise_variance(point, gains)), known.astype(np.float32), symbols, first, step, METHODS[point.detector], out)
+    _detected(
+        h,
+        g,
+        np.float32(noise_variance(point, gains)),
+        known.astype(np.float32),
+        symbols,
+        first,
+        step,
+        METHODS[point.detector],
+        out,
+    )
     return out
 
 
 @lru_cache(maxsize=1024)
 def _shares(code: Blocks, num_symbols: int, number: int) -> np.ndarray:
-    """How the code blocks' bits lie on the looked-at elements: weights [C, T F] of the mean over each block."""
+    """How the code blocks' bits lie on the looked-at elements: weights [C, T F] of the mean over
+    each block.
+    """
     edges = np.concatenate([[0], np.cumsum(code.sent)]) / code.total * num_symbols * number
     cells = np.arange(num_symbols * number)
-    inside = np.clip(np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells), 0, 1)
+    inside = np.clip(
+        np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells), 0, 1
+    )
     return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
@@ -279,14 +331,18 @@ def _best(point: Point, info: np.ndarray, copies: int = 1) -> np.ndarray:
     """Information [S, C] at the best scale, as tables take it, from that at all [S, C, scales]; of
     so many copies, Chase combined."""
     mean, m = np.clip(_greatest(info), 0, 1), point.bits_per_symbol
-    better_db = np.interp(point.code_rate, CALIBRATED_RATES, CALIBRATION_DB[m] if point.code == "ldpc" else POLAR_CALIBRATION_DB[m])
+    better_db = np.interp(
+        point.code_rate,
+        CALIBRATED_RATES,
+        CALIBRATION_DB[m] if point.code == "ldpc" else POLAR_CALIBRATION_DB[m],
+    )
     better_db = better_db - CHASE_LOSS_DB[m][copies - 1] * np.interp(mean, LOSS_FADES, (1, 0))
     return information(snr_for(mean, m) * 10 ** (better_db / 10), m) if np.any(better_db) else mean
 
 
 def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Probability that the transport block fails after 1, 2, ... transmissions with these symbols, [transmissions, S]; and the expected
-    share of wrong bits after the last one [S].
+    """Probability that the transport block fails after 1, 2, ... transmissions with these symbols,
+    [transmissions, S]; and the expected share of wrong bits after the last one [S].
 
     Chase: LLRs add, which is to combine symbols, less CHASE_LOSS_DB. Incremental redundancy: mutual
     information adds over new coded bits; once the circular buffer is sent, bits are repeated, and
@@ -306,14 +362,30 @@ def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.nd
             mean, length = _best(point, collected / k), sent * k
         repeats = np.maximum(length / room, 1.0)
         mean = np.where(repeats > 1, information(snr_for(mean, 1) * repeats, 1), mean)
-        limit, width, typical = np.array([
-            polar_threshold(code.info) if polar else threshold(code.info / min(e, room), code.info, point.decoder_iterations) for e in length]).T
+        limit, width, typical = np.array(
+            [
+                (
+                    polar_threshold(code.info)
+                    if polar
+                    else threshold(code.info / min(e, room), code.info, point.decoder_iterations)
+                )
+                for e in length
+            ]
+        ).T
         beyond = (limit - mean) / width
         each = ndtr(beyond)
-        block = np.minimum(-np.expm1(np.sum(np.log1p(-np.minimum(each, 1 - 1e-16)), axis=1)), before)
-        # Just below the threshold a few bits are wrong; far below it a decoder leaves about the channel's own errors
-        hard, deep = ndtr(-np.sqrt(2 * snr_for(mean, 1))), (0.0 if polar else ndtr((beyond - DEEP) / DEEP_WIDTH))
-        share = np.minimum(np.mean(each * (typical + deep * np.maximum(hard - typical, 0)), axis=1), block)
+        block = np.minimum(
+            -np.expm1(np.sum(np.log1p(-np.minimum(each, 1 - 1e-16)), axis=1)), before
+        )
+        # Just below the threshold a few bits are wrong; far below it a decoder leaves about the
+        # channel's own errors
+        hard, deep = (
+            ndtr(-np.sqrt(2 * snr_for(mean, 1))),
+            (0.0 if polar else ndtr((beyond - DEEP) / DEEP_WIDTH)),
+        )
+        share = np.minimum(
+            np.mean(each * (typical + deep * np.maximum(hard - typical, 0)), axis=1), block
+        )
         out.append(block)
         before = block
     return np.array(out), share
@@ -321,8 +393,17 @@ def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.nd
 
 def simulate_round(point: Point, channels, gains, noises) -> Counts:
     """Expected counts of a round whose transmissions meet these channels and noises."""
-    failed, share = failures(point, [detected(point, h, gains, noise) for h, noise in zip(channels, noises)])
+    failed, share = failures(
+        point, [detected(point, h, gains, noise) for h, noise in zip(channels, noises)]
+    )
     num_slots, code = failed.shape[1], blocks(point)
     num_bits = len(code.sent) * code.info
-    return Counts(num_slots, num_slots * num_bits, float(share.sum()) * num_bits,
-                  tuple(failed.sum(1).tolist()), float(share.sum()), float(np.sum(share**2)), tuple(np.sum(failed**2, axis=1).tolist()))
+    return Counts(
+        num_slots,
+        num_slots * num_bits,
+        float(share.sum()) * num_bits,
+        tuple(failed.sum(1).tolist()),
+        float(share.sum()),
+        float(np.sum(share**2)),
+        tuple(np.sum(failed**2, axis=1).tolist()),
+    )

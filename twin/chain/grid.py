@@ -1,11 +1,13 @@
 """The OFDM grid of a grant: where pilots and data are.
 
-A slot of 14 symbols, all subcarriers of the granted resource blocks. DM-RS: layer l of L sends pilots on every comb-th
-subcarrier from l on, in symbol 2, or in symbols 2 and 11; nothing else is sent in these symbols. A pilot has comb / L of
-the symbol power against 1 / L for a layer's data symbol: the boost of TS 38.214 table 4.1-1. For one and two layers this is DM-RS
-type 1 with a port in each CDM group; NR's codes over frequency for more layers are combs here.
+A slot of 14 symbols, all subcarriers of the granted resource blocks. DM-RS: layer l of L sends
+pilots on every comb-th subcarrier from l on, in symbol 2, or in symbols 2 and 11; nothing else is
+sent in these symbols. A pilot has comb / L of the symbol power against 1 / L for a layer's data
+symbol: the boost of TS 38.214 table 4.1-1. For one and two layers this is DM-RS type 1 with a port
+in each CDM group; NR's codes over frequency for more layers are combs here.
 
-Data: modulation symbols fill layers first, then subcarriers, then symbols (TS 38.211 6.3.1.3, 6.3.1.6).
+Data: modulation symbols fill layers first, then subcarriers, then symbols (TS 38.211 6.3.1.3,
+  6.3.1.6).
 """
 
 from __future__ import annotations

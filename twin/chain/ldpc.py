@@ -1,12 +1,14 @@
-"""The LDPC code of TS 38.212 5.3.2 and 5.4.2, natively: encoder, rate matching, layered offset min-sum decoder.
+"""The LDPC code of TS 38.212 5.3.2 and 5.4.2, natively: encoder, rate matching, layered offset
+min-sum decoder.
 
-The decoder works in 16-bit integers, so that its decisions are the same on every processor. A layer is a row of the base graph: its
-Z checks share no bit, and those of several code blocks lie side by side (lane = z B + b), so that a cyclic shift is two
-contiguous runs whatever Z is, and every inner loop is a few vector instructions. A column of posteriors is left turned
-as the check that wrote it last had it: only reading turns. Sionna's tables hold the base graphs.
+The decoder works in 16-bit integers, so that its decisions are the same on every processor. A layer
+is a row of the base graph: its Z checks share no bit, and those of several code blocks lie side by
+side (lane = z B + b), so that a cyclic shift is two contiguous runs whatever Z is, and every inner
+loop is a few vector instructions. A column of posteriors is left turned as the check that wrote it
+last had it: only reading turns. Sionna's tables hold the base graphs.
 
-Letters: S slots, C code blocks of a transport block, N bits of a code block's circular buffer, G coded bits of a slot,
-Z lifting size, B code blocks decoded side by side.
+Letters: S slots, C code blocks of a transport block, N bits of a code block's circular buffer, G
+coded bits of a slot, Z lifting size, B code blocks decoded side by side.
 """
 
 from __future__ import annotations
@@ -38,9 +40,22 @@ _inline = numba.njit(cache=True, error_model="numpy", forceinline=True)
 
 @lru_cache(maxsize=512)
 def base_graph(number: int, lifting: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows as (start of a row's entries, their columns, their shifts mod Z), int32 (tables 5.3.2-2 and 5.3.2-3)."""
-    family = next(i for i, a in enumerate((2, 3, 5, 7, 9, 11, 13, 15)) if lifting % a == 0 and ((lifting // a) & (lifting // a - 1)) == 0)
-    path = Path(find_spec("sionna").submodule_search_locations[0], "phy", "fec", "ldpc", "codes", f"5G_bg{number}.csv")
+    """Rows as (start of a row's entries, their columns, their shifts mod Z), int32 (tables 5.3.2-2
+    and 5.3.2-3).
+    """
+    family = next(
+        i
+        for i, a in enumerate((2, 3, 5, 7, 9, 11, 13, 15))
+        if lifting % a == 0 and ((lifting // a) & (lifting // a - 1)) == 0
+    )
+    path = Path(
+        find_spec("sionna").submodule_search_locations[0],
+        "phy",
+        "fec",
+        "ldpc",
+        "codes",
+        f"5G_bg{number}.csv",
+    )
     with open(path, newline="") as file:
         rows = list(csv.reader(file, delimiter=";"))[2:]
     row, entries = 0, []
@@ -68,10 +83,12 @@ def _add_turned(column, turn, out):
 
 @_jit
 def _encode(starts, columns, shifts, num_rows, num_side, num_info, lifting, bits, coded):
-    """Fill the buffers coded [B, N] uint8, but for parity bits of rows from num_rows on, with bits [B, K'] and parity.
+    """Fill the buffers coded [B, N] uint8, but for parity bits of rows from num_rows on, with bits
+    [B, K'] and parity.
 
-    The first parity column stands three times in the first four rows, twice with one shift: their sum leaves it alone, turned by the
-    third shift. Each of the next three follows from the row before; every other one has a row of its own.
+    The first parity column stands three times in the first four rows, twice with one shift: their
+    sum leaves it alone, turned by the third shift. Each of the next three follows from the row
+    before; every other one has a row of its own.
     """
     info, n, z2 = bits.shape[1], num_side * lifting, 2 * lifting
     turn = 0  # shift that is left of the first parity column
@@ -113,23 +130,36 @@ def _encode(starts, columns, shifts, num_rows, num_side, num_info, lifting, bits
 
 
 def encode(code: Segmentation, bits: np.ndarray, num_rows: int | None = None) -> np.ndarray:
-    """Circular buffers [B, N] uint8 of code blocks' bits [B, K'] with CRCs: all but the first 2 Z bits of the codeword.
+    """Circular buffers [B, N] uint8 of code blocks' bits [B, K'] with CRCs: all but the first 2 Z
+    bits of the codeword.
 
     num_rows: of the base graph, at least four; the parity bits of later rows are left 0. None: all.
     """
     starts, columns, shifts = base_graph(code.base_graph, code.lifting)
     coded = np.zeros((len(bits), code.mother_length), np.uint8)
     side = max(1, min(BIT_LANES // code.lifting, len(bits)))
-    _encode(starts, columns, shifts, num_rows or len(starts) - 1, side, code.columns, code.lifting, bits, coded)
+    _encode(
+        starts,
+        columns,
+        shifts,
+        num_rows or len(starts) - 1,
+        side,
+        code.columns,
+        code.lifting,
+        bits,
+        coded,
+    )
     return coded
 
 
 @lru_cache(maxsize=256)
 def places(code: Segmentation, bits_per_symbol: int, redundancy_version: int = 0) -> np.ndarray:
-    """Where in the slot's buffers [C N] every transmitted bit comes from, [G] int32, in the order of transmission.
+    """Where in the slot's buffers [C N] every transmitted bit comes from, [G] int32, in the order
+    of transmission.
 
-    Bit selection from the redundancy version's start around the buffer without the filler bits (5.4.2.1), then the interleaver: bit
-    i E / Q + j of a code block goes to place i + j Q (5.4.2.2), code block after code block (5.5).
+    Bit selection from the redundancy version's start around the buffer without the filler bits
+    (5.4.2.1), then the interleaver: bit i E / Q + j of a code block goes to place i + j Q
+    (5.4.2.2), code block after code block (5.5).
     """
     length, z = code.mother_length, code.lifting
     known = np.arange(code.info - 2 * z, code.columns * z - 2 * z)
@@ -144,7 +174,8 @@ def places(code: Segmentation, bits_per_symbol: int, redundancy_version: int = 0
 
 @lru_cache(maxsize=1024)
 def rows_needed(code: Segmentation, num_transmissions: int) -> int:
-    """Rows of the base graph that a decoder needs after so many transmissions: those of the parity columns that were sent.
+    """Rows of the base graph that a decoder needs after so many transmissions: those of the parity
+    columns that were sent.
 
     An extension row whose own bit was never sent tells nothing.
     """
@@ -168,13 +199,17 @@ def recover(llr, place, buffer):
 
 
 def _int16_instruction(name):
-    """An LLVM instruction of two 16-bit integers. Numba widens int16 to int64, which the vectoriser cannot undo for comparisons."""
+    """An LLVM instruction of two 16-bit integers. Numba widens int16 to int64, which the vectoriser
+    cannot undo for comparisons.
+    """
 
     @intrinsic
     def instruction(typing_context, a, b):
         def generate(context, builder, signature, arguments):
             kind = ir.IntType(16)
-            function = builder.module.declare_intrinsic(f"llvm.{name}", [kind], fnty=ir.FunctionType(kind, [kind, kind]))
+            function = builder.module.declare_intrinsic(
+                f"llvm.{name}", [kind], fnty=ir.FunctionType(kind, [kind, kind])
+            )
             return builder.call(function, arguments)
 
         return types.int16(types.int16, types.int16), generate
@@ -185,8 +220,8 @@ def _int16_instruction(name):
 _lesser, _greater = _int16_instruction("smin"), _int16_instruction("smax")
 
 
-# Inner loops over lanes, of slices with one index: numba does not vectorise them with two. Inlined, as a call costs as
-# much as a loop.
+# Inner loops over lanes, of slices with one index: numba does not vectorise them with two. Inlined,
+# as a call costs as much as a loop.
 
 
 @_inline
@@ -202,8 +237,9 @@ def _turn(column, turn, out):
 
 @_inline
 def _two_least(x, message, least, second, parity):
-    """Take the check's own message from a bit's posterior: what the bit says, x. Running least and second least magnitude
-    of these; the sign bits of `parity` are the parity of the signs."""
+    """Take the check's own message from a bit's posterior: what the bit says, x. Running least and
+    second least magnitude of these; the sign bits of `parity` are the parity of the signs.
+    """
     for i in range(x.shape[0]):
         said = np.int16(x[i] - message[i])
         a = _greater(said, np.int16(-said))
@@ -215,14 +251,20 @@ def _two_least(x, message, least, second, parity):
 
 @_inline
 def _reply(x, least, second, parity, message, posterior):
-    """The check's message to the bit that said x: the least of the others' magnitudes less the offset, with their parity."""
+    """The check's message to the bit that said x: the least of the others' magnitudes less the
+    offset, with their parity.
+    """
     for i in range(x.shape[0]):
         magnitude = second[i] if _greater(x[i], np.int16(-x[i])) == least[i] else least[i]
-        magnitude = _lesser(_greater(np.int16(magnitude - np.int16(OFFSET)), np.int16(0)), np.int16(MAX_MESSAGE))
+        magnitude = _lesser(
+            _greater(np.int16(magnitude - np.int16(OFFSET)), np.int16(0)), np.int16(MAX_MESSAGE)
+        )
         sign = np.int16(parity[i] ^ x[i]) >> 15
         answer = np.int16((magnitude ^ sign) - sign)
         message[i] = answer
-        posterior[i] = _greater(_lesser(np.int16(x[i] + answer), np.int16(MAX_POSTERIOR)), np.int16(-MAX_POSTERIOR))
+        posterior[i] = _greater(
+            _lesser(np.int16(x[i] + answer), np.int16(MAX_POSTERIOR)), np.int16(-MAX_POSTERIOR)
+        )
 
 
 @_jit
@@ -240,20 +282,40 @@ def _satisfied(starts, columns, shifts, num_rows, num_side, lifting, turned, pos
 
 
 @_jit
-def _decode(starts, columns, shifts, num_rows, iterations, num_side, num_info, info, lifting, buffer, decided):
-    """Hard decisions [B, K'] of buffers [B, N] int16, num_side blocks at a time; returns the iterations spent by all groups."""
+def _decode(
+    starts,
+    columns,
+    shifts,
+    num_rows,
+    iterations,
+    num_side,
+    num_info,
+    info,
+    lifting,
+    buffer,
+    decided,
+):
+    """Hard decisions [B, K'] of buffers [B, N] int16, num_side blocks at a time; returns the
+    iterations spent by all groups.
+    """
     num_blocks, num_columns, n = buffer.shape[0], num_info + num_rows, num_side * lifting
     whole = -(-n // VECTOR) * VECTOR
     posterior = np.empty((num_columns, whole), np.int16)
-    turned = np.empty(num_columns, np.int64)  # by how much a column lies turned: the shift of the check that wrote it
+    # by how much a column lies turned: the shift of the check that wrote it
+    turned = np.empty(num_columns, np.int64)
     message = np.empty((starts[num_rows], whole), np.int16)
     x = np.zeros((19, whole), np.int16)  # a row has at most 19 entries
-    least, second, parity = np.empty(whole, np.int16), np.empty(whole, np.int16), np.empty(whole, np.int16)
+    least, second, parity = (
+        np.empty(whole, np.int16),
+        np.empty(whole, np.int16),
+        np.empty(whole, np.int16),
+    )
     spent = 0
     for first in range(0, num_blocks, num_side):
         here = min(num_side, num_blocks - first)
         posterior[:2] = 0  # the first two columns are never sent
-        posterior[2:] = MAX_MESSAGE  # lanes without a block are a codeword of zeros, filler bits are zeros
+        # lanes without a block are a codeword of zeros, filler bits are zeros
+        posterior[2:] = MAX_MESSAGE
         for column in range(2, num_columns):
             known = min(max(info - column * lifting, 0), lifting) if column < num_info else lifting
             for b in range(here):
@@ -274,7 +336,9 @@ def _decode(starts, columns, shifts, num_rows, iterations, num_side, num_info, i
                 for e in range(start, starts[row + 1]):
                     _reply(x[e - start], least, second, parity, message[e], posterior[columns[e]])
                     turned[columns[e]] = shifts[e]
-            if _satisfied(starts, columns, shifts, num_rows, num_side, lifting, turned, posterior, parity):
+            if _satisfied(
+                starts, columns, shifts, num_rows, num_side, lifting, turned, posterior, parity
+            ):
                 break
         for b in range(here):
             for column in range(-(-info // lifting)):
@@ -282,13 +346,28 @@ def _decode(starts, columns, shifts, num_rows, iterations, num_side, num_info, i
                 lane, out = posterior[column, b:], decided[first + b, start:end]
                 ahead = lifting - turned[column]
                 for z in range(out.shape[0]):
-                    out[z] = lane[(z + ahead if z < turned[column] else z - turned[column]) * num_side] < 0
+                    out[z] = (
+                        lane[(z + ahead if z < turned[column] else z - turned[column]) * num_side]
+                        < 0
+                    )
     return spent
 
 
 def decode(code: Segmentation, buffer: np.ndarray, iterations: int, num_rows: int) -> np.ndarray:
-    """Decided bits [B, K'] uint8 of code blocks' buffers [B, N] int16 (see `recover`); stops where all checks are met."""
+    """Decided bits [B, K'] uint8 of code blocks' buffers [B, N] int16 (see `recover`); stops where
+    all checks are met.
+    """
     decided = np.empty((len(buffer), code.info), np.uint8)
     side = max(1, min(-(-LANES // code.lifting), len(buffer)))
-    _decode(*base_graph(code.base_graph, code.lifting), num_rows, iterations, side, code.columns, code.info, code.lifting, buffer, decided)
+    _decode(
+        *base_graph(code.base_graph, code.lifting),
+        num_rows,
+        iterations,
+        side,
+        code.columns,
+        code.info,
+        code.lifting,
+        buffer,
+        decided,
+    )
     return decided

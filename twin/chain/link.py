@@ -1,12 +1,15 @@
-"""The link: transport block -> code blocks -> symbols -> channel -> estimation -> detection -> decoding, round by round.
+"""The link: transport block -> code blocks -> symbols -> channel -> estimation -> detection ->
+decoding, round by round.
 
-A round is a few independent slots. Each has its own channel and carries one transport block, mapped frequency first over the whole
-grant; retransmissions meet the same channel a round trip later. CRC bits are counted, segmented and sent, but their values are random
-and a receiver is taken to know which blocks failed: what 24 bits miss is one block in 2^24.
+A round is a few independent slots. Each has its own channel and carries one transport block, mapped
+frequency first over the whole grant; retransmissions meet the same channel a round trip later. CRC
+bits are counted, segmented and sent, but their values are random and a receiver is taken to know
+which blocks failed: what 24 bits miss is one block in 2^24.
 
-Everything random comes from a hash of (seed, what it is, round): bits from the transport block, channel and noise from the
-channel's state and grant. Workflows that share those meet the same channels and noise (common random numbers), and a result
-depends on nothing but its Point, the seed and the Settings.
+Everything random comes from a hash of (seed, what it is, round): bits from the transport block,
+channel and noise from the channel's state and grant. Workflows that share those meet the same
+channels and noise (common random numbers), and a result depends on nothing but its Point, the seed
+and the Settings.
 
 Letters: S slots, R receive antennas, L layers, F subcarriers, G coded bits, C code blocks.
 """
@@ -39,7 +42,9 @@ def seed_of(*what) -> int:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Transport blocks of a round: bits [S, K] that are counted, coded bits [S, N], and where a transmission takes its own from, [G]."""
+    """Transport blocks of a round: bits [S, K] that are counted, coded bits [S, N], and where a
+    transmission takes its own from, [G].
+    """
 
     bits: np.ndarray
     coded: np.ndarray
@@ -47,7 +52,9 @@ class Blocks:
 
 
 def random_bits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """What rng.integers(0, 2, shape, np.uint8) draws, several times as fast: the top bits of the generator's bytes."""
+    """What rng.integers(0, 2, shape, np.uint8) draws, several times as fast: the top bits of the
+    generator's bytes.
+    """
     count = int(np.prod(shape))
     numbers = rng.bit_generator.random_raw(-(-count // 8)).astype("<u8", copy=False)
     return (numbers.view(np.uint8)[:count] >> 7).reshape(shape)
@@ -68,7 +75,9 @@ def transport_blocks(point: Point, seed: int, num_slots: int, backend: str) -> B
         rows = ldpc.rows_needed(code, point.num_transmissions if point.combining == "ir" else 1)
         coded = ldpc.encode(code, bits, rows)
         versions = REDUNDANCY_VERSIONS if point.combining == "ir" else (0,) * 4
-        places = tuple(ldpc.places(code, point.bits_per_symbol, v) for v in versions[: point.num_transmissions])
+        places = tuple(
+            ldpc.places(code, point.bits_per_symbol, v) for v in versions[: point.num_transmissions]
+        )
         return Blocks(bits.reshape(num_slots, -1), coded.reshape(num_slots, -1), places)
     coded = rng.integers(0, 2, (num_slots, num_coded), dtype=np.uint8)
     bits = coded
@@ -81,7 +90,15 @@ def transport_blocks(point: Point, seed: int, num_slots: int, backend: str) -> B
 
 
 @remember(max_bytes=384 << 20)
-def surroundings(state: ChannelState, num_slots: int, times_s: tuple[float, ...], num_prb: int, scs_khz: int, seed: int, backend: str):
+def surroundings(
+    state: ChannelState,
+    num_slots: int,
+    times_s: tuple[float, ...],
+    num_prb: int,
+    scs_khz: int,
+    seed: int,
+    backend: str,
+):
     """Channels [S, R, Tx, times, F] complex64."""
     if backend == "sionna":
         from .sionna_stages import realise as draw
@@ -94,13 +111,19 @@ def surroundings(state: ChannelState, num_slots: int, times_s: tuple[float, ...]
 def unit_noise(num_slots: int, num_rx: int, num_symbols: int, num_sc: int, seed: int):
     """Noise of unit variance [S, R, symbols, F], complex64."""
     shape = (num_slots, num_rx, num_symbols, num_sc)
-    noise = np.random.default_rng(seed).standard_normal((*shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
+    noise = (
+        np.random.default_rng(seed)
+        .standard_normal((*shape, 2), dtype=np.float32)
+        .view(np.complex64)[..., 0]
+    )
     return (noise * np.float32(np.sqrt(0.5)),)
 
 
 @dataclass(frozen=True)
 class Air:
-    """What a round's transmissions meet: the layers' channels [S, R, L, 14, F] of each, and their mean powers."""
+    """What a round's transmissions meet: the layers' channels [S, R, L, 14, F] of each, and their
+    mean powers.
+    """
 
     channels: tuple[np.ndarray, ...]
     gains: tuple[float, ...]
@@ -110,18 +133,33 @@ def air(point: Point, seed: int, num_slots: int, backend: str) -> Air:
     """The channels of a round, precoded if the workflow says so."""
     slot_s = slot_ms(point.scs_khz) * 1e-3
     past = () if point.precoder == "none" else tuple(-slot_s * slot for slot in PAST_SLOTS)
-    symbols = tuple(k * point.round_trip_s + t for k in range(point.num_transmissions) for t in symbol_times_s(point.scs_khz))
-    (h,) = surroundings(point.state, num_slots, (*past, *symbols), point.num_prb, point.scs_khz, seed, backend)
+    symbols = tuple(
+        k * point.round_trip_s + t
+        for k in range(point.num_transmissions)
+        for t in symbol_times_s(point.scs_khz)
+    )
+    (h,) = surroundings(
+        point.state, num_slots, (*past, *symbols), point.num_prb, point.scs_khz, seed, backend
+    )
     each = np.split(h[:, :, :, len(past) :], point.num_transmissions, axis=3)
     if not past:
         return Air(tuple(map(np.ascontiguousarray, each)), (1.0,) * point.num_layers)
-    beams = directions(sounded(h[:, :, :, : len(past)], point.snr_db, seed), point.num_layers, point.precoder)
-    each = tuple(np.ascontiguousarray(np.einsum("srtaf,stl->srlaf", part, beams, optimize=True)) for part in each)
-    gains = tuple(float(f"{max(g, 1e-6):.1e}") for g in np.mean(np.abs(each[0]) ** 2, axis=(0, 1, 3, 4)))
+    beams = directions(
+        sounded(h[:, :, :, : len(past)], point.snr_db, seed), point.num_layers, point.precoder
+    )
+    each = tuple(
+        np.ascontiguousarray(np.einsum("srtaf,stl->srlaf", part, beams, optimize=True))
+        for part in each
+    )
+    gains = tuple(
+        float(f"{max(g, 1e-6):.1e}") for g in np.mean(np.abs(each[0]) ** 2, axis=(0, 1, 3, 4))
+    )
     return Air(each, gains)
 
 
-def modulate(coded: np.ndarray, place: np.ndarray, bits_per_symbol: int, backend: str) -> np.ndarray:
+def modulate(
+    coded: np.ndarray, place: np.ndarray, bits_per_symbol: int, backend: str
+) -> np.ndarray:
     """Symbols [S, G / m] of the coded bits [S, N] at `place`."""
     if backend == "sionna":
         from . import sionna_stages
@@ -130,15 +168,21 @@ def modulate(coded: np.ndarray, place: np.ndarray, bits_per_symbol: int, backend
     return map_symbols(coded, place, bits_per_symbol)
 
 
-def front_end(point: Point, h: np.ndarray, gains, x: np.ndarray, noise: np.ndarray, backend: str) -> np.ndarray:
-    """LLRs [S, G] of a transmission: symbols x [S, G / m] over channels h [S, R, L, 14, F] and noise [S, R, 14, F]."""
+def front_end(
+    point: Point, h: np.ndarray, gains, x: np.ndarray, noise: np.ndarray, backend: str
+) -> np.ndarray:
+    """LLRs [S, G] of a transmission: symbols x [S, G / m] over channels h [S, R, L, 14, F] and
+    noise [S, R, 14, F].
+    """
     symbols, variance = data_symbols(point.num_dmrs), noise_variance(point, gains)
     y = transmit(h, x, noise, np.sqrt(variance), symbols)
     pilot_noise = noise[:, :, list(DMRS_SYMBOLS[point.num_dmrs])]
     if is_neural(point.detector):
         from . import deeprx
 
-        return deeprx.llr(point, y, pilots_received(h, pilot_noise, np.sqrt(variance), point.num_dmrs), variance)
+        return deeprx.llr(
+            point, y, pilots_received(h, pilot_noise, np.sqrt(variance), point.num_dmrs), variance
+        )
     g, known = knowledge(point, h, gains, pilot_noise)
     if point.detector in LINEAR and backend == "native":
         return receive(y, g, known, symbols, point.detector, point.bits_per_symbol)
@@ -148,14 +192,21 @@ def front_end(point: Point, h: np.ndarray, gains, x: np.ndarray, noise: np.ndarr
 
 
 def simulate_round(point: Point, seed: int, round_: int, settings: Settings) -> Counts:
-    """One transport block in each of the round's slots. Blocks in error are sent again, up to point.num_transmissions."""
+    """One transport block in each of the round's slots. Blocks in error are sent again, up to
+    point.num_transmissions.
+    """
     num_slots, backend = point.slots_per_round, settings.backend
     if backend == "sionna" and point.code == "ldpc" and point.num_transmissions > 1:
-        raise ValueError("backend='sionna': Sionna's LDPC encoder has one redundancy version, so one transmission")
+        raise ValueError(
+            "backend='sionna': Sionna's LDPC encoder has one redundancy version, so one"
+            " transmission"
+        )
     channel_seed = seed_of(seed, "channel", point.state, point.num_prb, point.scs_khz, round_)
     if settings.method == "esm" and esm.covers(point):
         return expected_round(point, channel_seed)
-    blocks = transport_blocks(point, seed_of(seed, "bits", point.workflow, round_), num_slots, backend)
+    blocks = transport_blocks(
+        point, seed_of(seed, "bits", point.workflow, round_), num_slots, backend
+    )
     around = air(point, channel_seed, num_slots, backend)
     num_sc = point.num_prb * SUBCARRIERS_PER_PRB
     wrong, failed = np.ones(num_slots, np.int64), []
@@ -163,7 +214,13 @@ def simulate_round(point: Point, seed: int, round_: int, settings: Settings) -> 
     for k in range(point.num_transmissions):
         open_ = np.flatnonzero(wrong)  # slots whose block is not delivered yet
         if len(open_):
-            (noise,) = unit_noise(num_slots, point.state.num_rx, SYMBOLS_PER_SLOT, num_sc, seed_of(channel_seed, "noise", k))
+            (noise,) = unit_noise(
+                num_slots,
+                point.state.num_rx,
+                SYMBOLS_PER_SLOT,
+                num_sc,
+                seed_of(channel_seed, "noise", k),
+            )
             h = around.channels[k]
             if len(open_) < num_slots:
                 h, noise = np.ascontiguousarray(h[open_]), noise[open_]
@@ -175,19 +232,43 @@ def simulate_round(point: Point, seed: int, round_: int, settings: Settings) -> 
             wrong[open_] = np.count_nonzero(decided != blocks.bits[open_], axis=1)
         failed.append(int(np.count_nonzero(wrong)))
     share = wrong / blocks.bits.shape[1]
-    return Counts(num_slots, blocks.bits.size, int(wrong.sum()), tuple(failed), float(share.sum()), float(np.sum(share**2)))
+    return Counts(
+        num_slots,
+        blocks.bits.size,
+        int(wrong.sum()),
+        tuple(failed),
+        float(share.sum()),
+        float(np.sum(share**2)),
+    )
 
 
 def expected_round(point: Point, channel_seed: int) -> Counts:
     """The same channels as the link's, and what the tables expect of them (twin.chain.esm)."""
     around = air(point, channel_seed, point.slots_per_round, "native")
-    shape = point.slots_per_round, point.state.num_rx, point.num_dmrs, point.num_prb * SUBCARRIERS_PER_PRB
-    noises = [unit_noise(*shape, seed_of(channel_seed, "pilots", k))[0] for k in range(point.num_transmissions)]
+    shape = (
+        point.slots_per_round,
+        point.state.num_rx,
+        point.num_dmrs,
+        point.num_prb * SUBCARRIERS_PER_PRB,
+    )
+    noises = [
+        unit_noise(*shape, seed_of(channel_seed, "pilots", k))[0]
+        for k in range(point.num_transmissions)
+    ]
     return esm.simulate_round(point, around.channels, around.gains, noises)
 
 
-def decode(point: Point, llr: np.ndarray, soft: np.ndarray, place: np.ndarray, num_transmissions: int, backend: str) -> np.ndarray:
-    """Decided bits [S, K] after another transmission's LLRs [S, G], which are added to what earlier ones left in soft [S, N]."""
+def decode(
+    point: Point,
+    llr: np.ndarray,
+    soft: np.ndarray,
+    place: np.ndarray,
+    num_transmissions: int,
+    backend: str,
+) -> np.ndarray:
+    """Decided bits [S, K] after another transmission's LLRs [S, G], which are added to what earlier
+    ones left in soft [S, N].
+    """
     if point.code == "none":
         soft += llr
         return soft < 0
@@ -203,7 +284,9 @@ def decode(point: Point, llr: np.ndarray, soft: np.ndarray, place: np.ndarray, n
         return sionna_stages.decode_ldpc(point, llr)
     ldpc.recover(llr, place, soft)
     rows = ldpc.rows_needed(code, num_transmissions if point.combining == "ir" else 1)
-    return ldpc.decode(code, soft.reshape(-1, code.mother_length), point.decoder_iterations, rows).reshape(len(llr), -1)
+    return ldpc.decode(
+        code, soft.reshape(-1, code.mother_length), point.decoder_iterations, rows
+    ).reshape(len(llr), -1)
 
 
 def simulate(point: Point, seed: int, settings: Settings) -> Counts:

@@ -19,8 +19,10 @@ from .link import air, modulate, seed_of, transport_blocks, unit_noise
 class Look(NamedTuple):
     """A slot's first transmission.
 
-    gain_db: [14, F], mean power of the first layer's channel over the receive antennas, by OFDM symbol and subcarrier
-    sent, received: [n], modulation symbols of unit energy of all layers, before the channel and after equalisation
+    gain_db: [14, F], mean power of the first layer's channel over the receive antennas, by OFDM
+      symbol and subcarrier
+    sent, received: [n], modulation symbols of unit energy of all layers, before the channel and
+      after equalisation
     """
 
     gain_db: np.ndarray
@@ -31,8 +33,9 @@ class Look(NamedTuple):
 def look(scenario: Scenario, workflow: Workflow, seed: int = 0) -> Look:
     """The first slot that `Twin.evaluate` simulates for this pair and seed.
 
-    Layers are separated by linear MMSE with the channel as the workflow's estimator takes it, whatever detects them: a detector
-    that weighs points, or a network, has no equalised symbols. A neural receiver's channel is as `ls` estimates it.
+    Layers are separated by linear MMSE with the channel as the workflow's estimator takes it,
+    whatever detects them: a detector that weighs points, or a network, has no equalised symbols. A
+    neural receiver's channel is as `ls` estimates it.
 
     Raises:
       WorkflowError: the scenario cannot run the workflow.
@@ -43,20 +46,25 @@ def look(scenario: Scenario, workflow: Workflow, seed: int = 0) -> Look:
     blocks = transport_blocks(point, seed_of(seed, "bits", point.workflow, 0), num_slots, backend)
     around = air(point, channel_seed, num_slots, backend)
     num_sc = point.num_prb * SUBCARRIERS_PER_PRB
-    (noise,) = unit_noise(num_slots, point.state.num_rx, SYMBOLS_PER_SLOT, num_sc, seed_of(channel_seed, "noise", 0))
+    (noise,) = unit_noise(
+        num_slots, point.state.num_rx, SYMBOLS_PER_SLOT, num_sc, seed_of(channel_seed, "noise", 0)
+    )
     h, noise, symbols = around.channels[0][:1], noise[:1], data_symbols(point.num_dmrs)
     x = modulate(blocks.coded[:1], blocks.places[0], point.bits_per_symbol, backend)
     y = transmit(h, x, noise, np.sqrt(noise_variance(point, around.gains)), symbols)
     estimated = replace(point, estimator="ls") if is_neural(point.detector) else point
-    g, known = knowledge(estimated, h, around.gains, noise[:, :, list(DMRS_SYMBOLS[point.num_dmrs])])
+    g, known = knowledge(
+        estimated, h, around.gains, noise[:, :, list(DMRS_SYMBOLS[point.num_dmrs])]
+    )
     received = equalise(y[0], g[0][:, :, symbols], known[0][symbols])
     gain_db = 10 * np.log10(np.mean(np.abs(h[0, :, 0]) ** 2, axis=0) + 1e-12)
     return Look(gain_db, x[0], received)
 
 
 def equalise(y: np.ndarray, g: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """Unbiased linear MMSE: received y [R, T, F] over channels g [R, L, T, F] of layers that share the power, noise of `variance` [T], to
-    symbols [T F L] of unit energy."""
+    """Unbiased linear MMSE: received y [R, T, F] over channels g [R, L, T, F] of layers that share
+    the power, noise of `variance` [T], to symbols [T F L] of unit energy.
+    """
     num_layers = g.shape[1]
     G = np.moveaxis(g, (2, 3), (0, 1)).astype(np.complex128) / np.sqrt(num_layers)  # [T, F, R, L]
     H = np.conj(np.swapaxes(G, -1, -2))

@@ -1,4 +1,6 @@
-"""Gray-mapped QAM of TS 38.211 5.1: points, mapper, exact demapper. Real and imaginary part are two PAM with alternating bits."""
+"""Gray-mapped QAM of TS 38.211 5.1: points, mapper, exact demapper. Real and imaginary part are two
+PAM with alternating bits.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ import numpy as np
 
 LEAST_EXPONENT = -60.0
 TINY = np.float32(1e-17)
-INVERSE_LN2, LN2_HIGH, LN2_LOW = 1 / math.log(2), float.fromhex("0x1.62e42feep-1"), 1.9082149292705877e-10
+INVERSE_LN2, LN2_HIGH, LN2_LOW = (
+    1 / math.log(2),
+    float.fromhex("0x1.62e42feep-1"),
+    1.9082149292705877e-10,
+)
 ROUNDER = 1.5 * 2**52  # added and taken away: the nearest integer
 SERIES = tuple(1 / math.factorial(n) for n in range(14))
 CHUNK = 256  # symbols demapped at a time
@@ -20,7 +26,9 @@ _jit = numba.njit(cache=True, error_model="numpy", fastmath={"contract"})
 
 @cache
 def pam(bits_per_symbol: int) -> tuple[np.ndarray, np.ndarray]:
-    """Amplitudes of a dimension by label, most significant bit first [2^(m/2)] float32, and its bits [m/2, 2^(m/2)] uint8."""
+    """Amplitudes of a dimension by label, most significant bit first [2^(m/2)] float32, and its
+    bits [m/2, 2^(m/2)] uint8.
+    """
     half = bits_per_symbol // 2
     labels = np.arange(2**half)
     bits = (labels >> np.arange(half)[::-1, None]) & 1
@@ -38,7 +46,9 @@ def constellation(bits_per_symbol: int) -> np.ndarray:
     labels = np.arange(2**bits_per_symbol)
     bits = (labels[:, None] >> np.arange(bits_per_symbol)[::-1]) & 1
     weights = 1 << np.arange(half)[::-1]
-    return (amplitude[bits[:, ::2] @ weights] + 1j * amplitude[bits[:, 1::2] @ weights]).astype(np.complex64)
+    return (amplitude[bits[:, ::2] @ weights] + 1j * amplitude[bits[:, 1::2] @ weights]).astype(
+        np.complex64
+    )
 
 
 @_jit
@@ -53,7 +63,9 @@ def _map(coded, place, amplitude, half, out):
 
 
 def map_symbols(coded: np.ndarray, place: np.ndarray, bits_per_symbol: int) -> np.ndarray:
-    """Symbols of unit energy [S, G / m] complex64 of the coded bits at `place` [G] of the slots' buffers [S, ...]."""
+    """Symbols of unit energy [S, G / m] complex64 of the coded bits at `place` [G] of the slots'
+    buffers [S, ...].
+    """
     out = np.empty((len(coded), len(place) // bits_per_symbol), np.complex64)
     _map(coded, place, pam(bits_per_symbol)[0], bits_per_symbol // 2, out)
     return out
@@ -69,8 +81,9 @@ def ladder(bits_per_symbol: int) -> tuple[np.ndarray, np.ndarray]:
 
 @_inline
 def _exp(x):
-    """exp(x), |x| < 700, to two units of the last place, in operations that vectorise: 2^k exp(r), |r| <= ln 2 / 2, the
-    latter by its power series."""
+    """exp(x), |x| < 700, to two units of the last place, in operations that vectorise: 2^k exp(r),
+    |r| <= ln 2 / 2, the latter by its power series.
+    """
     k = x * INVERSE_LN2 + ROUNDER - ROUNDER
     r = (x - k * LN2_HIGH) - k * LN2_LOW
     value = ((SERIES[13] * r + SERIES[12]) * r + SERIES[11]) * r + SERIES[10]
@@ -83,8 +96,14 @@ def _exp(x):
 
 @_jit
 def _nearest(y, noise, amplitude, step, best, twice, scale):
-    """The level nearest to every symbol, twice how far the symbol is above it, and a step over the noise variance."""
-    least, top, per_step = amplitude[0], np.float32(amplitude.shape[0] - 1), np.float32(1) / np.float32(step)
+    """The level nearest to every symbol, twice how far the symbol is above it, and a step over the
+    noise variance.
+    """
+    least, top, per_step = (
+        amplitude[0],
+        np.float32(amplitude.shape[0] - 1),
+        np.float32(1) / np.float32(step),
+    )
     for f in range(y.shape[0]):
         nearest = np.rint((y[f] - least) * per_step)
         nearest = nearest if nearest > 0 else np.float32(0)
@@ -96,8 +115,9 @@ def _nearest(y, noise, amplitude, step, best, twice, scale):
 
 @_jit
 def _likelihood(level, step, best, twice, scale, weight):
-    """Of a level k steps above the nearest one, relative to that one's: exp(k (2 d - k step) step / noise) of a symbol
-    that is d above the nearest level."""
+    """Of a level k steps above the nearest one, relative to that one's: exp(k (2 d - k step) step /
+    noise) of a symbol that is d above the nearest level.
+    """
     for f in range(best.shape[0]):
         above = level - best[f]
         exponent = above * (twice[f] - above * step) * scale[f]
@@ -121,20 +141,27 @@ def _odds(zero, one, out):
 
 @_jit
 def demap_row(y, noise, amplitude, labels, half, out, first, stride):
-    """LLRs log(P(bit = 0) / P(bit = 1)) of one dimension of a row of symbols, exact: those of symbol f go to out[first + f stride],
-    two further, .... noise: variances of the complex symbols; amplitude, labels: the ladder.
+    """LLRs log(P(bit = 0) / P(bit = 1)) of one dimension of a row of symbols, exact: those of
+    symbol f go to out[first + f stride], two further, .... noise: variances of the complex symbols;
+    amplitude, labels: the ladder.
     """
     if half == 1:
         for f in range(y.shape[0]):
             out[first + f * stride] = -4 * amplitude[0] * y[f] * (np.float32(1) / noise[f])
         return
     levels, some, step = 1 << half, min(CHUNK, y.shape[0]), np.float64(amplitude[1] - amplitude[0])
-    best, twice, scale = np.empty(some, np.float64), np.empty(some, np.float64), np.empty(some, np.float64)
+    best, twice, scale = (
+        np.empty(some, np.float64),
+        np.empty(some, np.float64),
+        np.empty(some, np.float64),
+    )
     weight, sums = np.empty((levels, some), np.float32), np.empty((2, 4, some), np.float32)
     odds = np.empty(some, np.float32)
     for start in range(0, y.shape[0], some):
         n = min(some, y.shape[0] - start)
-        _nearest(y[start : start + n], noise[start : start + n], amplitude, step, best, twice, scale)
+        _nearest(
+            y[start : start + n], noise[start : start + n], amplitude, step, best, twice, scale
+        )
         for i in range(levels):
             _likelihood(i, step, best[:n], twice, scale, weight[i])
         for b in range(half):

@@ -1,4 +1,6 @@
-"""How often the stages that TensorFlow compiles were traced in this process. Imports nothing, so that a stage may count without the others."""
+"""How often the stages that TensorFlow compiles were traced in this process. Imports nothing, so
+that a stage may count without the others.
+"""
 
 counts: dict[tuple, int] = {}  # by signature
 

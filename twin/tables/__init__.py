@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
-BLER = Path(__file__).with_name("bler.csv")  # block error rates of the twin's LDPC code in Gaussian noise
+# block error rates of the twin's LDPC code in Gaussian noise
+BLER = Path(__file__).with_name("bler.csv")
 POLAR = Path(__file__).with_name("polar.csv")  # of its polar blocks, by information bits
-INFORMATION = Path(__file__).with_name("information.npz")  # of mismatched demappers, by bits per symbol
+# of mismatched demappers, by bits per symbol
+INFORMATION = Path(__file__).with_name("information.npz")
