@@ -35,11 +35,11 @@ def serve(run_dir: str, directory: str | None, host: str, port: int) -> None:
         from demo.server import LOOPBACK, make_app
     except ImportError as error:
         raise OSError(f"{error}: expected the extra demo (pip install -e '.[demo]')") from None
+    import dataclasses
+
     from demo.engine import Engine
     from experiments.config import of_run
     from experiments.stages.run import opened, say
-
-    import dataclasses
 
     config = dataclasses.replace(of_run(run_dir), run_dir=run_dir)
     with opened(config, shared=True) as run:

@@ -17,6 +17,14 @@ import jax
 import numpy as np
 from flax import nnx
 
+from experiments.stages.evaluate import METHODS, MODELS
+from experiments.stages.orchestrate import TARGETS, held_against, result, to_task
+from experiments.stages.run import Run, reading_model, stage_model
+from experiments.world import baselines, worlds
+from experiments.world.environment import TwinEnvironment
+from experiments.world.orchestration import QAM, read
+from experiments.world.scoring import Judgement, judge_readings
+from experiments.world.tasks import Task
 from rldtf_jax import hf, tokenizer
 from rldtf_jax.config import ConfigError
 from rldtf_jax.judge import Arm, Policy, Prompts, judge
@@ -29,15 +37,6 @@ from twin.delay import breakdown, harq_round_trip_ms
 from twin.program import render
 from twin.spec import SCENARIO_RULES
 from twin.toolbox import TOOLS, is_neural
-
-from experiments.stages.evaluate import METHODS, MODELS
-from experiments.stages.orchestrate import TARGETS, held_against, result, to_task
-from experiments.stages.run import Run, reading_model, stage_model
-from experiments.world import baselines, worlds
-from experiments.world.environment import TwinEnvironment
-from experiments.world.orchestration import QAM, read
-from experiments.world.scoring import Judgement, judge_readings
-from experiments.world.tasks import Task
 
 Event = tuple[str, Any]
 SALT = 7  # of the sampling keys

@@ -22,14 +22,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from demo.engine import MAX_STEP, Asked, Engine, Event
+from demo.turns import Full, Turns
+from experiments.world.reading import TARGET_RANGES
 from rldtf_jax.config import ConfigError
 from twin import Scenario
 from twin.spec import SCENARIO_RULES
 from twin.toolbox import MODULES
-
-from demo.engine import MAX_STEP, Asked, Engine, Event
-from demo.turns import Full, Turns
-from experiments.world.reading import TARGET_RANGES
 
 STATIC = os.path.join(os.path.dirname(__file__), "static")
 LOOPBACK = ["127.0.0.1", "localhost"]

@@ -11,9 +11,8 @@ INCLUDED = {
     "contributing.md": "CONTRIBUTING.md",
     "changes.md": "CHANGELOG.md",
 }
-INTO_REPOSITORY = re.compile(
-    r"(!?)\[([^\]]+)\]\((?:\.\./)*((?:experiments|twin|configs|examples|tests|rldtf_jax|docs|CITATION)\b[^)#]*)[^)]*\)"
-)
+HERE = "experiments|twin|configs|examples|tests|rldtf_jax|docs|CITATION"
+INTO_REPOSITORY = re.compile(rf"(!?)\[([^\]]+)\]\((?:\.\./)*((?:{HERE})\b[^)#]*)[^)]*\)")
 
 
 def on_page_markdown(markdown, page, **_):

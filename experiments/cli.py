@@ -4,7 +4,7 @@ rldtf                       what there is
 rldtf COMMAND [...]         as python -m MODULE [...]
 rldtf COMMAND --help        its arguments; of most a preset and key=value, with all keys and their defaults
 rldtf completion            names of commands, presets and keys for bash: eval "$(rldtf completion)"
-"""
+"""  # noqa: E501
 
 import ast
 import importlib.util

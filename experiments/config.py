@@ -12,9 +12,8 @@ import types
 import typing
 from typing import Literal
 
-from rldtf_jax.config import ConfigError, RLDTFConfig, SFTConfig, build, flat
-
 from experiments.files import whole
+from rldtf_jax.config import ConfigError, RLDTFConfig, SFTConfig, build, flat
 
 # the source tree, or where the packages are installed
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -15,7 +15,9 @@ def reward_minus_value(reward_B, value_BxT, mask_BxT):
 
 @jax.jit  # eagerly, the scan would compile anew at every call
 def gae(reward_B, value_BxT, mask_BxT, gamma, lam):
-    """Generalised advantage estimation with the reward at the last token; R - V at gamma = lam = 1."""
+    """Generalised advantage estimation with the reward at the last token; R - V at gamma =
+    lam = 1.
+    """
     mask = jnp.asarray(mask_BxT).astype(bool)
     value = jnp.where(mask, value_BxT, 0.0)
     next_mask = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
@@ -32,7 +34,9 @@ def gae(reward_B, value_BxT, mask_BxT, gamma, lam):
 
 
 def group_relative(reward_B, value_BxT, mask_BxT, group_size):
-    """(R - mean of the prompt's group) / its standard deviation; rows of one prompt are neighbours."""
+    """(R - mean of the prompt's group) / its standard deviation; rows of one prompt are
+    neighbours.
+    """
     R_GxN = reward_B.reshape(-1, group_size)
     A_GxN = (R_GxN - R_GxN.mean(-1, keepdims=True)) / (R_GxN.std(-1, keepdims=True) + 1e-4)
     return _gradient_free(A_GxN.reshape(-1, 1), reward_B[:, None], mask_BxT)
@@ -45,7 +49,7 @@ def leave_one_out(reward_B, value_BxT, mask_BxT, group_size):
     >>> A, _ = leave_one_out(jnp.array([1.0, 0.0, 0.5, 0.5]), jnp.zeros((4, 1)), jnp.ones((4, 1), bool), group_size=2)
     >>> A[:, 0].tolist()
     [1.0, -1.0, 0.0, 0.0]
-    """
+    """  # noqa: E501
     R_GxN = reward_B.reshape(-1, group_size)
     others_GxN = (R_GxN.sum(-1, keepdims=True) - R_GxN) / (group_size - 1)
     return _gradient_free((R_GxN - others_GxN).reshape(-1, 1), reward_B[:, None], mask_BxT)

@@ -107,7 +107,8 @@ class Checkpoints:
         self._manager.reload()
         warnings.warn(
             f"{self.directory}/{step} is damaged and was moved to {aside}, going back to the one"
-            f" before: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            f" before: {(str(error).splitlines() or [type(error).__name__])[0]}",
+            stacklevel=3,
         )
 
     def close(self) -> None:

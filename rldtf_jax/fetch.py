@@ -2,15 +2,15 @@
 
 python -m rldtf_jax.fetch smollm2 DIR     SmolLM2-135M-Instruct as GGUF (Q4_1), its tokenizer and chat template: a directory for model.hf_dir
 python -m rldtf_jax.fetch qwen2.5 DIR     the tokenizer.json of Qwen2.5
-"""
+"""  # noqa: E501
 
 import argparse
-from pathlib import Path
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from pathlib import Path
 
 from rldtf_jax import tokenizer
 

@@ -5,18 +5,18 @@ memory-mapped file straight to its shards, so that a model needs little more mem
 weights.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
 import json
-from pathlib import Path
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rldtf_jax.mesh import shardings
 from rldtf_jax.qwen2 import ParamSpec, Qwen2, Qwen2Config, param_table

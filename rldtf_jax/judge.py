@@ -65,7 +65,9 @@ class Environment(Protocol):
     eos_id: int
 
     def batch(self, step: int, num_prompts: int) -> tuple[list[Any], np.ndarray, np.ndarray]:
-        """(tasks, prompts_BxP, lengths_B) of a step, a function of the step alone; P never changes."""
+        """(tasks, prompts_BxP, lengths_B) of a step, a function of the step alone; P never
+        changes.
+        """
 
     def judge(
         self, tasks: Sequence[Any], responses: Sequence[np.ndarray], policy: Policy

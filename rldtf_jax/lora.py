@@ -20,7 +20,7 @@ def split(params: Any, rank: int, key: jax.Array) -> tuple[Any, dict[str, tuple[
     for i, (path, W) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
         name = jax.tree_util.keystr(path)
         if W.ndim == 3:
-            L, I, O = W.shape
+            L, I, O = W.shape  # noqa: E741
             a_LxIxR = (
                 jax.random.normal(jax.random.fold_in(key, i), (L, I, rank), jnp.float32) / I**0.5
             )

@@ -26,7 +26,7 @@ def policy_loss(logp, old_logp, advantage, weight, mask, clip, dual_clip=None):
 
     >>> float(policy_loss([[-1.0, -2.0]], [[-1.0, -2.0]], [0.5], [[1.0, 3.0]], [[True, True]], clip=0.2))
     -2.0
-    """
+    """  # noqa: E501
     logp, old_logp, advantage, weight = _where(mask, logp, old_logp, advantage, weight)
     advantage, weight = jax.lax.stop_gradient((advantage, weight))
     ratio = jnp.exp(logp - jax.lax.stop_gradient(old_logp))

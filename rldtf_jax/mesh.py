@@ -5,8 +5,8 @@ ZeRO-3: parameters and their optimiser state are split over it, and so is the ba
 layer's weights when the layer runs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax

@@ -53,7 +53,8 @@ class Tracker:
             position = self._file.read().rfind(b"\n") + 1
             warnings.warn(
                 f"{self._file.name}: {size} bytes long where the checkpoint knows more; going on,"
-                " with the rows that are left"
+                " with the rows that are left",
+                stacklevel=3,
             )
         self._file.truncate(position)
         self._file.seek(position)
@@ -112,7 +113,9 @@ class Tracker:
 
 
 class TensorBoard:
-    """Events beside the JSON lines; those that a killed run wrote from step `start` on are dropped."""
+    """Events beside the JSON lines; those that a killed run wrote from step `start` on are
+    dropped.
+    """
 
     def __init__(self, directory: str, start: int, about: dict[str, Any]):
         # it imports torch for seconds where that is installed
@@ -155,7 +158,9 @@ class WandB:
 
 
 class MLflow:
-    """A run of the experiment "rldtf", where MLFLOW_TRACKING_URI says; a resumed one goes on in it."""
+    """A run of the experiment "rldtf", where MLFLOW_TRACKING_URI says; a resumed one goes on
+    in it.
+    """
 
     def __init__(self, directory: str, start: int, about: dict[str, Any]):
         import mlflow  # no dependency of this package either

@@ -30,7 +30,9 @@ class Applied(NamedTuple):
 
 
 def hyper(config: OptimConfig, step: int, steps: int) -> Hyper:
-    """The scalars at `step`: linear warm-up, then a cosine to final_lr_ratio * lr at the last step."""
+    """The scalars at `step`: linear warm-up, then a cosine to final_lr_ratio * lr at the last
+    step.
+    """
     if step < config.warmup_steps:
         scale = (step + 1) / config.warmup_steps
     else:
@@ -58,7 +60,9 @@ def init(params: Any) -> Any:
 
 
 def apply(h: Hyper, params: Any, opt_state: Any, grads: Any, *watched: jax.Array) -> Applied:
-    """One step; left out where a gradient or one of the watched scalars (the loss) is not finite."""
+    """One step; left out where a gradient or one of the watched scalars (the loss) is not
+    finite.
+    """
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(jnp.stack([norm, *watched])).all()
     updates, new_state = _adamw(h).update(grads, opt_state, params)

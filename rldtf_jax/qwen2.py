@@ -11,10 +11,10 @@ with biases on q, k and v, rotary positions, RMSNorm, SwiGLU.
 import dataclasses
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from rldtf_jax.mesh import constrain
 

@@ -76,7 +76,7 @@ def fulfilled(measured, required) -> Array:
 
     >>> bool(fulfilled([1.0, 6.0, 1e-4], [2.0, 5.0, 1e-3])), bool(fulfilled([1.0, 4.0, 1e-4], [2.0, 5.0, 1e-3]))
     (True, False)
-    """
+    """  # noqa: E501
     _, measured, required = _triples(measured, required)
     return (
         (measured[..., 0] <= required[..., 0])

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from flax import nnx
 import jax
-from jax.custom_batching import custom_vmap
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.custom_batching import custom_vmap
 
 PAD_ID = 0
 CPU_PARTS = 4
@@ -57,7 +57,9 @@ def pad_prompts(
 
 
 def row_keys(key: jax.Array, row_ids: jax.Array) -> jax.Array:
-    """One key per row from its id alone, so that a row's draws do not depend on the batch it is in."""
+    """One key per row from its id alone, so that a row's draws do not depend on the batch it
+    is in.
+    """
     return jax.vmap(lambda row_id: jax.random.fold_in(key, row_id))(row_ids)
 
 
@@ -215,7 +217,9 @@ def _draw(keys_B, logits_BxV, temperature, top_k, top_p):
 
 
 def _first(found_BxV):
-    """Index of the first True of each row. An argmax reduces pairs, which a CPU does not vectorise."""
+    """Index of the first True of each row. An argmax reduces pairs, which a CPU does not
+    vectorise.
+    """
     V = found_BxV.shape[-1]
     return jnp.min(jnp.where(found_BxV, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
 

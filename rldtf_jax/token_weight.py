@@ -149,7 +149,9 @@ def sensitivity(
 def signed_change(
     reward_B, perturbed_reward_M, perturbations: Perturbations, max_length: int
 ) -> np.ndarray:
-    """R(y) minus the mean reward over the perturbations of token t, with its sign: (B, max_length)."""
+    """R(y) minus the mean reward over the perturbations of token t, with its sign: (B,
+    max_length).
+    """
     change_M = _change(reward_B, perturbed_reward_M, perturbations)
     return _mean_by_position(change_M, perturbations, (len(reward_B), max_length))
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import tokenizers
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import SandboxedEnvironment
-import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 # The first special token gets id 0. It pads, and nothing else: the end of a response is a token of

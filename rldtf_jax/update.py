@@ -45,7 +45,9 @@ class Static(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """With LoRA, the weights that no update changes; `Learner` then holds the deltas (see lora.py)."""
+    """With LoRA, the weights that no update changes; `Learner` then holds the deltas (see
+    lora.py).
+    """
 
     policy: Any = None
     critic: Any = None
@@ -98,7 +100,9 @@ def old_states(
 
 
 class Alternatives(NamedTuple):
-    """What the policy might have written at each response position in place of the sampled token."""
+    """What the policy might have written at each response position in place of the sampled
+    token.
+    """
 
     tokens_NxBxT: jax.Array  # int32, drawn from pi(. | s_t) without the sampled token
     other_BxT: jax.Array  # float32, 1 - pi(a_t | s_t)

@@ -4,8 +4,8 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from hypothesis import settings
 import pytest
+from hypothesis import settings
 
 # the first example of a test compiles, which no deadline allows for
 settings.register_profile("rldtf", deadline=None)

@@ -122,7 +122,7 @@ class Cache:
                 "SELECT key, value, checksum FROM results WHERE key IN"
                 f" ({','.join('?' * len(some))})"
             )
-            rows = self._try(lambda database: database.execute(query, some).fetchall(), MEMORY_ONLY)
+            rows = self._try(lambda database: database.execute(query, some).fetchall(), MEMORY_ONLY)  # noqa: B023
             if rows is None:
                 break
             for key, value, checksum in rows:

@@ -58,7 +58,9 @@ def share(jobs: Iterable, num_workers: int, point_of: Callable[..., Point]) -> l
 
 
 def take(queues: list[deque], slot: int) -> list:
-    """The next chunk of a worker: from its own queue's head, or else from the longest queue's tail."""
+    """The next chunk of a worker: from its own queue's head, or else from the longest queue's
+    tail.
+    """
     if own := queues[slot]:
         return [own.popleft() for _ in range(min(CHUNK, len(own)))]
     longest = max(queues, key=len)
@@ -247,7 +249,9 @@ class Pool:
                     yield point, answer, seconds
 
     def _messages(self):
-        """Wait for messages of the workers, by slot; None stands for a worker that died or hangs."""
+        """Wait for messages of the workers, by slot; None stands for a worker that died or
+        hangs.
+        """
         slots = {worker.connection: slot for slot, worker in self.workers.items()}
         due = min((worker.due for worker in self.workers.values() if worker.owes), default=math.inf)
         for connection in wait(list(slots), min(max(0.0, due - time.monotonic()), LONGEST_WAIT_S)):
@@ -271,7 +275,9 @@ class Pool:
         return message
 
     def _lost(self, worker: _Worker) -> None:
-        """Count a worker that did not come to be ready; raises TwinError when none of several did."""
+        """Count a worker that did not come to be ready; raises TwinError when none of several
+        did.
+        """
         self.failed_starts += not worker.ready
         if self.failed_starts == MAX_FAILED_STARTS:
             self.failed_starts = 0

@@ -6,7 +6,6 @@ is set: an error names the field, the value and what was expected.
 
 from __future__ import annotations
 
-import math
 import numbers
 from dataclasses import dataclass
 

@@ -1,4 +1,6 @@
-"""The digital twin: batches of (scenario, workflow) in, QoS out, each distinct simulation run once."""
+"""The digital twin: batches of (scenario, workflow) in, QoS out, each distinct simulation run
+once.
+"""
 
 from __future__ import annotations
 

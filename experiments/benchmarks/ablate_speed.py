@@ -23,14 +23,13 @@ import time
 import numpy as np
 from safetensors.numpy import load_file
 
-from rldtf_jax import metrics
-
 from experiments import config as configs
 from experiments.files import whole
 from experiments.stages.reject import reject
 from experiments.stages.rldtf import train_critic
 from experiments.studies import ablate
 from experiments.studies.grid import SweepConfig, cells
+from rldtf_jax import metrics
 
 AXES = {"alpha": (0.5, 1.0, 2.0, 4.0), "threshold": (0.05, 0.2)}
 OVERRIDES = [

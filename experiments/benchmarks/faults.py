@@ -10,7 +10,7 @@ third kill hits one of the run's own processes, a twin worker say, and not the o
 A run that was killed has to end as the one that was not: the models of all stages, what was
 sampled, the metrics and the evaluation, byte for byte. Exits with 1 where anything differs, or a
 start fails by itself.
-"""
+"""  # noqa: E501
 
 import argparse
 import hashlib

@@ -3,7 +3,7 @@ it, precision.
 
 python -m experiments.benchmarks.gpu                          all parts, the figures in gpu.json
 python -m experiments.benchmarks.gpu --only ceilings update   some
-python -m experiments.benchmarks.gpu --smoke                  the same programs on tiny shapes, on a CPU too
+python -m experiments.benchmarks.gpu --smoke                  tiny shapes, on a CPU too
 
 Random weights and made-up rollouts, on which a run's time does not depend. Parts run in processes
 of their own, which are stopped at their limits, so that the command ends by itself; each figure is
@@ -17,8 +17,6 @@ every weight once, and the keys and values of the tokens that are visible.
 """
 
 import argparse
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 import dataclasses
 import functools
 import json
@@ -29,13 +27,15 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import flax
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from experiments.files import whole
 from rldtf_jax import optim
@@ -77,7 +77,8 @@ class UpdateCase(NamedTuple):
             MATMULS: "attention recomputed",
         }[self.remat]
         loop = ", layers unrolled" if self.unrolled else ""
-        return f"{self.preset}, {self.attention}, {self.microbatches} micro-batches, {remat}{chunk}{loop}"
+        batches = f"{self.microbatches} micro-batches"
+        return f"{self.preset}, {self.attention}, {batches}, {remat}{chunk}{loop}"
 
 
 class Scale(NamedTuple):
@@ -101,25 +102,59 @@ class Scale(NamedTuple):
 
 
 FULL = Scale(
-    8192, 4096, 64, 256, 256,
+    8192,
+    4096,
+    64,
+    256,
+    256,
     updates=(
-        (UpdateCase("qwen2.5-0.5b", "dot", MATMULS, 4), UpdateCase("qwen2.5-0.5b", "cudnn", MATMULS, 4),
-         UpdateCase("qwen2.5-0.5b", "cudnn", MATMULS, 4, None, True),
-         UpdateCase("qwen2.5-0.5b", "cudnn", False, 4, None, True)),
-        (UpdateCase("qwen2.5-1.5b", "cudnn", MATMULS, 4), UpdateCase("qwen2.5-1.5b", "cudnn", MATMULS, 4, None, True),
-         UpdateCase("qwen2.5-1.5b", "dot", MATMULS, 8), UpdateCase("qwen2.5-1.5b", "cudnn", True, 8, 64)),
-        (UpdateCase("smollm2-135m", "cudnn", MATMULS, 4), UpdateCase("smollm2-135m", "dot", MATMULS, 4)),
+        (
+            UpdateCase("qwen2.5-0.5b", "dot", MATMULS, 4),
+            UpdateCase("qwen2.5-0.5b", "cudnn", MATMULS, 4),
+            UpdateCase("qwen2.5-0.5b", "cudnn", MATMULS, 4, None, True),
+            UpdateCase("qwen2.5-0.5b", "cudnn", False, 4, None, True),
+        ),
+        (
+            UpdateCase("qwen2.5-1.5b", "cudnn", MATMULS, 4),
+            UpdateCase("qwen2.5-1.5b", "cudnn", MATMULS, 4, None, True),
+            UpdateCase("qwen2.5-1.5b", "dot", MATMULS, 8),
+            UpdateCase("qwen2.5-1.5b", "cudnn", True, 8, 64),
+        ),
+        (
+            UpdateCase("smollm2-135m", "cudnn", MATMULS, 4),
+            UpdateCase("smollm2-135m", "dot", MATMULS, 4),
+        ),
     ),
-    decodes=((("qwen2.5-0.5b", 64), ("qwen2.5-1.5b", 64), ("qwen2.5-7b", 64)),
-             (("qwen2.5-0.5b", 8), ("qwen2.5-7b", 1))),
-    fused="cudnn", torch_preset="qwen2.5-0.5b", next_token_rows=16, arms=32, arm_rows=64, arm_response=56, rounds=5,
-)  # fmt: skip
+    decodes=(
+        (("qwen2.5-0.5b", 64), ("qwen2.5-1.5b", 64), ("qwen2.5-7b", 64)),
+        (("qwen2.5-0.5b", 8), ("qwen2.5-7b", 1)),
+    ),
+    fused="cudnn",
+    torch_preset="qwen2.5-0.5b",
+    next_token_rows=16,
+    arms=32,
+    arm_rows=64,
+    arm_response=56,
+    rounds=5,
+)
 SMOKE = Scale(
-    64, 1, 4, 8, 8,
-    updates=((UpdateCase("tiny", "dot", MATMULS, 2), UpdateCase("tiny", "xla", False, 1, 4, True)),),
+    64,
+    1,
+    4,
+    8,
+    8,
+    updates=(
+        (UpdateCase("tiny", "dot", MATMULS, 2), UpdateCase("tiny", "xla", False, 1, 4, True)),
+    ),
     decodes=((("tiny", 4),),),
-    fused="xla", torch_preset="tiny", next_token_rows=4, arms=2, arm_rows=4, arm_response=8, rounds=1,
-)  # fmt: skip
+    fused="xla",
+    torch_preset="tiny",
+    next_token_rows=4,
+    arms=2,
+    arm_rows=4,
+    arm_response=8,
+    rounds=1,
+)
 
 
 class Report:
@@ -293,10 +328,14 @@ def with_rate(times: list[float], flops: float, tokens: int, report: Report, pro
     rate = flops / np.median(times) / 1e12
     matmul = report.ceiling("bfloat16 matmul")
     return {
-        "tokens_per_s": tokens / np.median(times), "tflops_per_s": rate, "mfu": rate / SHEET_TFLOPS,
-        "of_measured_matmul": matmul and rate / matmul, "tflop": flops / 1e12, "program_gb": program_gb(program),
+        "tokens_per_s": tokens / np.median(times),
+        "tflops_per_s": rate,
+        "mfu": rate / SHEET_TFLOPS,
+        "of_measured_matmul": matmul and rate / matmul,
+        "tflop": flops / 1e12,
+        "program_gb": program_gb(program),
         "seconds": times,
-    }  # fmt: skip
+    }
 
 
 def measure_update(report: Report, scale: Scale) -> None:
@@ -343,7 +382,6 @@ def update_of_a_size(report: Report, scale: Scale, group: tuple[UpdateCase, ...]
                     remat=case.remat,
                     unroll=layers if case.unrolled else 1,
                 ),
-                # fmt: skip
                 shapes,
                 anchor_shape,
                 of_shape(rows),
@@ -354,20 +392,18 @@ def update_of_a_size(report: Report, scale: Scale, group: tuple[UpdateCase, ...]
         )
     whole_rows = rows.tokens_BxS, rows.prompt_lengths_B, rows.lengths_B
     programs["old states"] = lambda: old_states.lower(
-        # fmt: skip
-        static(attention=fused),
-        shapes.critic,
-        anchor_shape,
-        *of_shape(whole_rows),
-        T,
+        static(attention=fused), shapes.critic, anchor_shape, *of_shape(whole_rows), T
     ).compile()
     few = scale.next_token_rows
     batch = Sequences(rows.tokens_BxS[:few], jnp.ones(few, jnp.int32), rows.lengths_B[:few])
     if next_token := preset == scale.torch_preset:
         programs["next token"] = lambda: sft_update.lower(
-            abstract(made(attention=fused, remat=MATMULS))[0], P + T - 1,
-            SFTState(shapes.policy, shapes.opt_policy, shapes.skipped), of_shape(batch), of_shape(hyper.policy),
-        ).compile()  # fmt: skip
+            abstract(made(attention=fused, remat=MATMULS))[0],
+            P + T - 1,
+            SFTState(shapes.policy, shapes.opt_policy, shapes.skipped),
+            of_shape(batch),
+            of_shape(hyper.policy),
+        ).compile()
     programs = compile_all(programs)
 
     def measure(name: str):
@@ -443,8 +479,15 @@ def measure_decode(report: Report, scale: Scale) -> None:
             def lower(start=start, c=made(preset), B=B):
                 prompts, lengths, keys = inputs(c, B, P)
                 return sample.lower(
-                    abstract(c)[0], jax.eval_shape(start), prompts, lengths, keys, max_new_tokens=T, eos_id=eos,
-                    temperature=jax.ShapeDtypeStruct((), jnp.float32)).compile()  # fmt: skip
+                    abstract(c)[0],
+                    jax.eval_shape(start),
+                    prompts,
+                    lengths,
+                    keys,
+                    max_new_tokens=T,
+                    eos_id=eos,
+                    temperature=jax.ShapeDtypeStruct((), jnp.float32),
+                ).compile()
 
             programs[preset, B, "start"] = lambda start=start: jax.jit(start).lower().compile()
             programs[preset, B] = lower
@@ -554,11 +597,7 @@ def lower_trainer(c: Qwen2Config, start, B: int, P: int, T: int):
         return (
             jax.jit(log_probs)
             .lower(
-                # fmt: skip
-                jax.eval_shape(start),
-                jax.ShapeDtypeStruct((B, P + T), jnp.int32),
-                number,
-                number,
+                jax.eval_shape(start), jax.ShapeDtypeStruct((B, P + T), jnp.int32), number, number
             )
             .compile()
         )
@@ -610,7 +649,7 @@ def measure_numerics(report: Report, scale: Scale) -> None:
     for precision in ("default", "highest"):
 
         def measure():
-            with jax.default_matmul_precision(precision):
+            with jax.default_matmul_precision(precision):  # noqa: B023
                 here = np.asarray(log_probs(params, tokens_BxS))
             return differences(here, on_cpu())
 
@@ -649,8 +688,18 @@ def measure_arms(report: Report, scale: Scale) -> None:
             prompts, lengths, keys, temperature, made, hyper = given
             for i, group in enumerate(groups):
                 learner = state["learners"][i]
-                s = arms.sample_arms(static, frozen, learner, prompts, lengths, keys, temperature, max_new_tokens=T,
-                                     eos_id=NO_EOS, mesh=None)  # fmt: skip
+                s = arms.sample_arms(
+                    static,
+                    frozen,
+                    learner,
+                    prompts,
+                    lengths,
+                    keys,
+                    temperature,
+                    max_new_tokens=T,
+                    eos_id=NO_EOS,
+                    mesh=None,
+                )
                 tokens = jnp.concatenate([prompts, s.tokens_BxR], axis=2)
                 values, hidden = arms.old_states_arms(
                     static,
@@ -659,7 +708,6 @@ def measure_arms(report: Report, scale: Scale) -> None:
                     group.reference,
                     tokens,
                     lengths,
-                    # fmt: skip
                     lengths + T,
                     num_tokens=T,
                     mesh=None,
@@ -718,7 +766,6 @@ def measure_torch(report: Report, scale: Scale) -> None:
         {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            # fmt: skip
             "card": torch.cuda.get_device_name() if cuda else "none",
         },
     )
@@ -729,7 +776,6 @@ def measure_torch(report: Report, scale: Scale) -> None:
         "param_dtype",
         "remat",
         "unroll",
-        # fmt: skip
         "attention",
         "attention_bias",
     }
@@ -793,7 +839,6 @@ def measure_torch(report: Report, scale: Scale) -> None:
             top_k=0,
             top_p=1.0,
             pad_token_id=0,
-            # fmt: skip
             max_new_tokens=T,
             cache_implementation="static",
             disable_compile=not compiled,
@@ -816,8 +861,14 @@ def measure_torch(report: Report, scale: Scale) -> None:
     report.attempt("torch", f"{name}, {sampling}, eager", functools.partial(generate, False))
 
 
-PARTS = {"ceilings": ceilings, "update": measure_update, "decode": measure_decode, "arms": measure_arms,
-         "numerics": measure_numerics, "torch": measure_torch}  # fmt: skip
+PARTS = {
+    "ceilings": ceilings,
+    "update": measure_update,
+    "decode": measure_decode,
+    "arms": measure_arms,
+    "numerics": measure_numerics,
+    "torch": measure_torch,
+}
 
 
 def measure_here(parts: list[str], report: Report, scale: Scale) -> None:
@@ -831,7 +882,6 @@ def measure_here(parts: list[str], report: Report, scale: Scale) -> None:
                 "platform": device.platform,
                 "jax": jax.__version__,
                 "flax": flax.__version__,
-                # fmt: skip
                 "python": platform.python_version(),
                 "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
             },
@@ -879,8 +929,18 @@ def main() -> None:
             continue
         limit, begun = max(1.0, min(limit, end - time.monotonic())), time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.benchmarks.gpu", *sys.argv[1:], "--here", "--only", *parts],
-            env=environment, start_new_session=True)  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "experiments.benchmarks.gpu",
+                *sys.argv[1:],
+                "--here",
+                "--only",
+                *parts,
+            ],
+            env=environment,
+            start_new_session=True,
+        )
         try:
             code = process.wait(limit)
             ended = f"exit status {code}"

@@ -9,25 +9,25 @@ on all of them; compilation and the first run of each turn are left out. A figur
 the rounds with its 95 % interval (bootstrap), a ratio that of the round's times. Sampling:
 temperature 1, no row ends early. Training: one AdamW step of next-token loss over all positions,
 float32. Needs the test extra (torch, transformers).
-"""
+"""  # noqa: E501
 
 import argparse
-from collections.abc import Callable
-from functools import partial
 import json
 import os
 import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
 import transformers
+from flax import nnx
 
 from experiments.files import whole
 from experiments.statistics import mean_interval

@@ -10,7 +10,7 @@ token weights of the grammar. `group` leaves out critic and weights. `trl` is GR
 comes, with a reference (beta = 0.04). Contenders take turns, each turn in a process of its own; the
 first steps of a turn, which compile, are left out. A figure is the mean over the steps of all turns
 with its 95 % interval (bootstrap). Needs the extra `trl`.
-"""
+"""  # noqa: E501
 
 import argparse
 import json

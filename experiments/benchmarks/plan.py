@@ -9,7 +9,7 @@ Nothing is allocated: the programs are compiled for a mesh of CPU devices and XL
 analysis is read. Its figure for activations is that of the CPU compiler, which computes bfloat16 in
 float32 and fuses less than a GPU's; it errs on the large side. Exit status 1 if the plan does not
 fit.
-"""
+"""  # noqa: E501
 
 import dataclasses
 import math
@@ -17,9 +17,9 @@ import os
 import sys
 from typing import Any, Literal, NamedTuple
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from experiments.config import CONFIGS, MeshConfig, command
 from rldtf_jax import mesh, optim, rldtf

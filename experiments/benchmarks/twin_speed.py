@@ -65,7 +65,7 @@ for line in sys.stdin:
     for point in points:
         link.simulate(point, 0, settings)
     print(json.dumps([time.perf_counter() - start, spent]), flush=True)
-"""
+"""  # noqa: E501
 
 
 def random_pairs(

@@ -18,14 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.networks.deeprx_curves import MODE, RECEIVERS, crossing_db, write
+from experiments.world.search import judged, search
+from experiments.world.tasks import Task
 from rldtf_jax.reward import NO_SERVICE, RewardConfig
 from twin import Scenario, Twin, Workflow
 from twin.delay import throughput_mbps
 from twin.toolbox import is_neural
-
-from experiments.networks.deeprx_curves import MODE, RECEIVERS, crossing_db, write
-from experiments.world.search import judged, search
-from experiments.world.tasks import Task
 
 CODE_RATES = (0.2, 0.33, 0.5, 0.67, 0.83)
 PRECODERS = ("none", "svd", "deeptx")

@@ -14,8 +14,6 @@ from typing import Sequence
 
 import numpy as np
 
-from rldtf_jax.config import ConfigError
-
 from experiments.config import ExperimentConfig, command
 from experiments.files import json_lines, whole
 from experiments.stages.reject import all_sampled, reject
@@ -24,6 +22,7 @@ from experiments.world.baselines import rewards
 from experiments.world.emulator import Emulator, fit, ran, verdicts
 from experiments.world.imagine import looked_at
 from experiments.world.orchestration import describe_workflow
+from rldtf_jax.config import ConfigError
 
 # of what a search has looked at, of which the twin is asked about one beside the very best
 BEST = 8

@@ -11,16 +11,15 @@ from typing import Sequence
 import numpy as np
 from flax import nnx
 
-from rldtf_jax.token_weight import token_weights
-from rldtf_jax.judge import Arm, Policy, Prompts, Verdict, judge
-from rldtf_jax.sample import Samples
-
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
 from experiments.stages.run import Run, opened, respond, say, stage_model
 from experiments.statistics import mean_interval, paired_difference, wilson
 from experiments.world import baselines, wording
 from experiments.world.tasks import HELD_OUT, Task
+from rldtf_jax.judge import Arm, Policy, Prompts, Verdict, judge
+from rldtf_jax.sample import Samples
+from rldtf_jax.token_weight import token_weights
 
 METHODS = {
     "instruct": "phase 1 (instruct)",

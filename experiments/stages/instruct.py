@@ -14,10 +14,6 @@ from typing import Sequence
 import jax
 import numpy as np
 
-from rldtf_jax import hf, sft
-from rldtf_jax.config import ConfigError
-from rldtf_jax.qwen2 import Qwen2, Qwen2Config
-
 from experiments.config import ExperimentConfig, command
 from experiments.stages.run import (
     Run,
@@ -34,6 +30,9 @@ from experiments.world.engineer import demonstrations
 from experiments.world.orchestration import describe_link, describe_targets, think
 from experiments.world.search import sized_workflow
 from experiments.world.tasks import Task
+from rldtf_jax import hf, sft
+from rldtf_jax.config import ConfigError
+from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 
 LONGEST = 0.05  # of the practice rows, that are left out
 

@@ -7,7 +7,7 @@ delay_ms, throughput_mbps, ber and errors beside it where the targets are known;
 answer is held against the quality of service that the model infers. RUN is a run directory whose
 newest finished stage answers (runs/quickstart), DIR any stage's model directory with RUN's
 settings. Exit status 0 whether or not the targets are met.
-"""
+"""  # noqa: E501
 
 import argparse
 import dataclasses
@@ -19,13 +19,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rldtf_jax import hf, tokenizer
-from rldtf_jax.config import ConfigError
-from rldtf_jax.reward import margins
-from rldtf_jax.sample import row_keys, stream
-from twin import Twin
-from twin.program import render
-
 from experiments.config import ExperimentConfig, guarded, of_run
 from experiments.stages.evaluate import MODELS
 from experiments.stages.run import reading_model
@@ -34,6 +27,12 @@ from experiments.world.orchestration import read
 from experiments.world.scoring import Judgement, Reading, judge_readings
 from experiments.world.tasks import Task
 from experiments.world.wording import read_intent
+from rldtf_jax import hf, tokenizer
+from rldtf_jax.config import ConfigError
+from rldtf_jax.reward import margins
+from rldtf_jax.sample import row_keys, stream
+from twin import Twin
+from twin.program import render
 
 TARGETS = ("delay_ms", "throughput_mbps", "ber")
 UNKNOWN = dict(zip(TARGETS, (1.0, 1.0, 0.1)))  # stand for targets that the model is to infer

@@ -11,9 +11,6 @@ from typing import Sequence
 
 import numpy as np
 
-from rldtf_jax import sft
-from rldtf_jax.qwen2 import Qwen2
-
 from experiments.config import ExperimentConfig, command
 from experiments.files import json_lines, whole
 from experiments.stages.instruct import instruct
@@ -28,6 +25,8 @@ from experiments.stages.run import (
     stage_model,
 )
 from experiments.world.environment import TwinEnvironment
+from rldtf_jax import sft
+from rldtf_jax.qwen2 import Qwen2
 
 VALIDATION_TRIES = 4  # responses to each validation task
 

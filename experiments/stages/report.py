@@ -19,13 +19,12 @@ from typing import Sequence
 import matplotlib
 import numpy as np
 
-from rldtf_jax import metrics
-from rldtf_jax.config import ConfigError, flat
-
 from experiments.config import PROJECT, ExperimentConfig, command, guarded, saved
 from experiments.files import json_lines, whole
 from experiments.stages.evaluate import COLUMNS, METHODS, cells, evaluate, shaded_responses
 from experiments.stages.run import Run, opened
+from rldtf_jax import metrics
+from rldtf_jax.config import ConfigError, flat
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen

@@ -9,10 +9,6 @@ from typing import Callable
 import numpy as np
 from jax.sharding import Mesh
 
-from rldtf_jax import critic, rldtf
-from rldtf_jax.config import RLDTFConfig
-from rldtf_jax.qwen2 import Qwen2
-
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
 from experiments.stages.emulate import emulated
@@ -27,6 +23,9 @@ from experiments.stages.run import (
     stage_model,
 )
 from experiments.world.environment import TwinEnvironment
+from rldtf_jax import critic, rldtf
+from rldtf_jax.config import RLDTFConfig
+from rldtf_jax.qwen2 import Qwen2
 
 
 def train_rldtf(run: Run) -> Qwen2:

@@ -21,14 +21,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rldtf_jax import hf, mesh, sft, tokenizer
-from rldtf_jax.config import ConfigError, differences, flat
-from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
-from rldtf_jax.judge import Policy, Verdict
-from rldtf_jax.sample import row_keys, sample_on_host
-from rldtf_jax.tokenizer import Tokenizer
-from twin import Twin
-
 from experiments import config as configs
 from experiments.config import ExperimentConfig
 from experiments.files import whole
@@ -39,6 +31,13 @@ from experiments.world.environment import TwinEnvironment
 from experiments.world.search import sized_workflow
 from experiments.world.tasks import Task
 from experiments.world.translator import ModelTranslator, lessons
+from rldtf_jax import hf, mesh, sft, tokenizer
+from rldtf_jax.config import ConfigError, differences, flat
+from rldtf_jax.judge import Policy, Verdict
+from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
+from rldtf_jax.sample import row_keys, sample_on_host
+from rldtf_jax.tokenizer import Tokenizer
+from twin import Twin
 
 BPE_TASKS = 1000  # that a tokenizer is trained on
 
@@ -66,7 +65,9 @@ class Run:
 
     @functools.cached_property
     def practice(self) -> list[Task]:
-        """The tasks that training draws beside those of train, which a search has found feasible."""
+        """The tasks that training draws beside those of train, which a search has found
+        feasible.
+        """
         return list(
             itertools.islice(
                 practice(self.config, self.tasks["train"], "practice"), self.config.tasks.practice
@@ -302,7 +303,9 @@ def practice(config: ExperimentConfig, train: Sequence[Task], stage: str = "") -
 
 
 def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokenizer:
-    """The HF directory's own tokenizer, or the domain BPE trained on prompts and random responses."""
+    """The HF directory's own tokenizer, or the domain BPE trained on prompts and random
+    responses.
+    """
     if config.model.hf_dir:
         with reading_model(config):
             return tokenizer.load_directory(config.model.directory)
@@ -310,7 +313,7 @@ def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokeni
     if not os.path.exists(path):
         rng = random.Random(f"bpe {config.seed}")
         texts = [
-            f"user\n{task.prompt(config.tasks.prompt)}\nassistant\n{task.response(sized_workflow(rng, task))}"
+            f"user\n{task.prompt(config.tasks.prompt)}\nassistant\n{task.response(sized_workflow(rng, task))}"  # noqa: E501
             for task in itertools.islice(practice(config, train), BPE_TASKS)
         ]
         if config.translator == "model":

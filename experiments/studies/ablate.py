@@ -10,7 +10,7 @@ arms.parquet, curves.parquet, figures/ and a directory per arm.
 
 A sweep in parts, on many machines with one file system: `ray=ADDRESS rounds=N` makes N parts, each
 a Ray task; experiments.studies.multirun makes every arm a Hydra job.
-"""
+"""  # noqa: E501
 
 import contextlib
 import dataclasses
@@ -27,13 +27,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rldtf_jax import arms as training
-from rldtf_jax import hf, metrics
-from rldtf_jax.config import ConfigError, differences, flat
-from rldtf_jax.judge import Arm
-from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, Diverged, run as run_loop
-from rldtf_jax.rldtf import rldtf_step
-
 from experiments import config as configs
 from experiments.config import ExperimentConfig
 from experiments.files import whole
@@ -45,6 +38,13 @@ from experiments.studies import ablate_report
 from experiments.studies.grid import Cell, SweepConfig, arm_path, cells, is_done, split_axes
 from experiments.world.environment import TwinEnvironment
 from experiments.world.tasks import HELD_OUT
+from rldtf_jax import arms as training
+from rldtf_jax import hf, metrics
+from rldtf_jax.config import ConfigError, differences, flat
+from rldtf_jax.judge import Arm
+from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, Diverged
+from rldtf_jax.loop import run as run_loop
+from rldtf_jax.rldtf import rldtf_step
 
 EVALUATED = {"validation": 1} | dict.fromkeys(HELD_OUT, 2)  # split: salt of its sampling keys
 
@@ -286,7 +286,9 @@ def train(config: SweepConfig, grid: Sequence[Cell], own_cache: bool = False) ->
 
 
 def run_of(config: SweepConfig, one: Round | None = None) -> contextlib.AbstractContextManager[Run]:
-    """The run that the sweep starts from; with the round's own cache of the twin, if one is named."""
+    """The run that the sweep starts from; with the round's own cache of the twin, if one is
+    named.
+    """
     experiment = config.experiment
     if one is not None:
         twin = dataclasses.replace(experiment.twin, cache=os.path.join(one.path, "twin.sqlite"))

@@ -17,12 +17,11 @@ import pyarrow.csv
 import pyarrow.parquet
 from scipy import stats
 
-from rldtf_jax import metrics
-
 from experiments.files import whole
 from experiments.stages.report import STYLE, image, png
 from experiments.statistics import nested_interval
 from experiments.studies.grid import Cell, SweepConfig, arm_path, as_text
+from rldtf_jax import metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen

@@ -12,8 +12,6 @@ import json
 import random
 from typing import Any, Callable
 
-from twin import Workflow
-
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
 from experiments.stages.emulate import emulated
@@ -25,6 +23,7 @@ from experiments.world.emulator import Emulator
 from experiments.world.engineer import with_details
 from experiments.world.search import shortlist
 from experiments.world.tasks import HELD_OUT, Task
+from twin import Workflow
 
 # answers that are looked at: so many modes, so many draws of details for each
 MODES, DETAILS = 20, 8

@@ -7,13 +7,11 @@ many more than a search could afford.
 Every stage's model, the sturdiest mode and the tuned rule, on noise that nothing was trained or
 tuned on. There is no oracle here, and half of the tasks cannot be met by anybody. Leaves
 <run_dir>/fresh_at_<temperature>.json.
-"""
+"""  # noqa: E501
 
 import dataclasses
 import json
 import os
-
-from rldtf_jax.config import ConfigError
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import whole
@@ -21,6 +19,7 @@ from experiments.stages.evaluate import compare, table
 from experiments.stages.run import Run, opened
 from experiments.world import baselines, worlds
 from experiments.world.tasks import Task
+from rldtf_jax.config import ConfigError
 
 TASKS = {"test": 500, "new-links": 250}  # of each split
 

@@ -7,10 +7,9 @@ import os
 import re
 from typing import NamedTuple, Sequence
 
+from experiments.config import ExperimentConfig, MeshConfig
 from rldtf_jax import arms as training
 from rldtf_jax.config import ConfigError, RLDTFConfig, build
-
-from experiments.config import ExperimentConfig, MeshConfig
 
 # nothing of these is felt where alpha = 0
 ONLY_WEIGHTS = ("threshold", "lam", "num_perturb", "delete_prob")
@@ -113,7 +112,7 @@ def cells(config: SweepConfig, axes: dict[str, tuple]) -> list[Cell]:
             chosen = {name: value for name, value in chosen.items() if name not in ONLY_WEIGHTS}
         rldtf_config = changed(config.rldtf, chosen)
         for seed in range(config.first_seed, config.first_seed + config.seeds):
-            name = f"{','.join(f'{key}={as_text(value)}' for key, value in chosen.items())},seed={seed}".removeprefix(
+            name = f"{','.join(f'{key}={as_text(value)}' for key, value in chosen.items())},seed={seed}".removeprefix(  # noqa: E501
                 ","
             )
             if name in found and found[name].values != chosen:

@@ -6,7 +6,7 @@ then only writes the report.
     python -m experiments.studies.ablate alpha=0,1,2 threshold=0.05,0.2 seeds=3
 
 Keys are those of experiments.studies.ablate; jobs need a file system in common.
-"""
+"""  # noqa: E501
 
 import os
 import sys
@@ -16,10 +16,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rldtf_jax.config import ConfigError
-
 from experiments import config as configs
 from experiments.studies import ablate, grid
+from rldtf_jax.config import ConfigError
 
 
 @hydra.main(config_path=None, version_base="1.3")

@@ -5,7 +5,7 @@ each, with intervals over seeds and tasks.
 
 The seeds are those of the stages that a run has trained itself; all runs meet the same tasks on the
 same noise of evaluation.
-"""
+"""  # noqa: E501
 
 import argparse
 import json
@@ -15,11 +15,10 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from rldtf_jax.config import ConfigError
-
 from experiments.files import whole
 from experiments.stages.evaluate import METHODS
 from experiments.statistics import with_nested_interval
+from rldtf_jax.config import ConfigError
 
 MEASURES = ("fulfilled", "reward")
 POOLED = ("test", "new-links")  # whose tasks are looked at together too

@@ -15,13 +15,6 @@ from types import SimpleNamespace
 import numpy as np
 from matplotlib import pyplot as plt
 
-from rldtf_jax.config import RLDTFConfig
-from rldtf_jax.reward import RewardConfig
-from rldtf_jax.judge import Arm, Prompts, judge
-from rldtf_jax.sample import Samples
-from rldtf_jax.tokenizer import train_bpe
-from twin import Twin
-
 from experiments.config import guarded
 from experiments.files import whole
 from experiments.statistics import mean_interval
@@ -29,6 +22,12 @@ from experiments.world import orchestration, worlds
 from experiments.world import tasks as task_files
 from experiments.world.__main__ import SETTINGS, options
 from experiments.world.environment import TwinEnvironment
+from rldtf_jax.config import RLDTFConfig
+from rldtf_jax.judge import Arm, Prompts, judge
+from rldtf_jax.reward import RewardConfig
+from rldtf_jax.sample import Samples
+from rldtf_jax.tokenizer import train_bpe
+from twin import Twin
 
 KINDS = {
     "paper": ("paper", "grammar"),
@@ -88,7 +87,9 @@ def measure(tasks: list, num: int, kind: str, twin: Twin) -> dict:
 
 
 def draw(result: dict, path: str) -> None:
-    """Both parts of S by field, a panel a kind; fields in the order of their physical part in kind."""
+    """Both parts of S by field, a panel a kind; fields in the order of their physical part in
+    kind.
+    """
     order = sorted(
         result["in kind"]["fields"],
         key=lambda name: result["in kind"]["fields"][name]["service"][0],

@@ -18,9 +18,6 @@ from typing import Any, Sequence
 import numpy as np
 from scipy import stats
 
-from rldtf_jax import arms as training
-from rldtf_jax.config import ConfigError
-
 from experiments import config as configs
 from experiments.files import whole
 from experiments.stages.run import say
@@ -30,6 +27,8 @@ from experiments.studies.grid import Cell, SweepConfig, arm_path, named
 from experiments.studies.seeds import POOLED
 from experiments.world import baselines
 from experiments.world.tasks import HELD_OUT
+from rldtf_jax import arms as training
+from rldtf_jax.config import ConfigError
 
 STUDIES = os.path.join(configs.CONFIGS, "study")
 SWEEP = "study"

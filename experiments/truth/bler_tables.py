@@ -22,9 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from twin.toolbox import BY_FIELD
-
 from experiments.files import whole
+from twin.toolbox import BY_FIELD
 
 RATES = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.67, 0.68, 0.75, 0.83, 0.89, 0.93)
 INFO_BITS = (40, 80, 160, 292, 320, 640, 1280, 2560, 3824, 4200, 8448)
@@ -64,8 +63,8 @@ def measure(cell: tuple[float, int]) -> list[dict]:
     table, num = [], 64 if info > 3000 else 256
     for n in ITERATIONS:
         found = fitted(
-            lambda level, blocks: errors(level, n, blocks), 0.8 * rate, code.sent[0], num
-        )  # noqa: B023
+            lambda level, blocks, n=n: errors(level, n, blocks), 0.8 * rate, code.sent[0], num
+        )
         table.append(dict(zip(FIELDS, (rate, info, n, *found))))
     return table
 

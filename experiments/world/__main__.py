@@ -25,14 +25,13 @@ import sys
 from collections import Counter
 from types import SimpleNamespace
 
+from experiments.files import whole
+from experiments.world import compare, reading, scoring, tasks, worlds
+from experiments.world.search import BUDGET, offered, search
 from rldtf_jax.config import ConfigError
 from rldtf_jax.reward import RewardConfig
 from twin import Twin, Workflow
 from twin.cache import fingerprint
-
-from experiments.files import whole
-from experiments.world import compare, reading, scoring, tasks, worlds
-from experiments.world.search import BUDGET, offered, search
 
 COUNTS = {
     "train": 2000,

@@ -13,12 +13,11 @@ from typing import Callable, Sequence
 
 import numpy as np
 
+from experiments.world.search import headroom_db, judged, limit, modes, runs, search
+from experiments.world.tasks import Task, random_workflow
 from rldtf_jax.reward import NO_SERVICE, RewardConfig
 from twin import Twin, Workflow
 from twin.delay import delay_ms, harq_round_trip_ms
-
-from experiments.world.search import headroom_db, judged, limit, modes, runs, search
-from experiments.world.tasks import Task, random_workflow
 
 MARGINS_DB = (*range(-6, 25, 3), 32, 48, 96)  # dB; the last is the sturdiest
 PER_DECADE_DB = (0.0, 1.5, 3.0)

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from rldtf_jax.reward import NO_SERVICE, RewardConfig
-from twin import Twin
-
 from experiments.statistics import nested_interval
 from experiments.world import baselines, wording
 from experiments.world.baselines import NAMES
 from experiments.world.search import BUDGET, STEPPED, limit, modes, offered
 from experiments.world.tasks import HELD_OUT, Task
 from experiments.world.worlds import EVALUATIONS
+from rldtf_jax.reward import NO_SERVICE, RewardConfig
+from twin import Twin
 
 LADDER = ("constant", "sturdiest", "rule", "rule_4")  # a task's stratum is the first that solves it
 
@@ -100,7 +99,9 @@ def compare(
 
 
 def bound(task: Task, config: RewardConfig) -> float:
-    """What no mode exceeds: Eq. 2's limit without a block error and with the error rate just met."""
+    """What no mode exceeds: Eq. 2's limit without a block error and with the error rate just
+    met.
+    """
     return max((limit(task, w, config) for w in modes(task)), default=NO_SERVICE)
 
 

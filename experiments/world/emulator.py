@@ -14,17 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rldtf_jax.sample import bucket
-from twin import Workflow
-from twin.delay import delay_ms
-from twin.spec import SUBCARRIERS_PER_PRB
-
 from experiments.files import whole
 from experiments.world.baselines import surely_in_time
 from experiments.world.families import SYMBOLS_PER_MS_KHZ
 from experiments.world.orchestration import read
 from experiments.world.search import granted, granted_snr_db, headroom_db, runs
 from experiments.world.tasks import Task, present
+from rldtf_jax.sample import bucket
+from twin import Workflow
+from twin.delay import delay_ms
+from twin.spec import SUBCARRIERS_PER_PRB
 
 NETWORKS, HIDDEN, WIDTH, EPOCHS, BATCH, LEARNING_RATE = 4, 3, 192, 30, 128, 2e-3
 LEFT_OUT = 0.1  # share of the tasks that each network is examined on

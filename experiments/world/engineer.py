@@ -20,13 +20,12 @@ from typing import NamedTuple, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from rldtf_jax.reward import RewardConfig
-from twin import Workflow
-
 from experiments.files import json_lines, whole
 from experiments.world.baselines import sturdiest
 from experiments.world.search import ITERATIONS, modes, offered, possible, promises
 from experiments.world.tasks import Task
+from rldtf_jax.reward import RewardConfig
+from twin import Workflow
 
 STURDIEST = 0.7  # share of the draws; the others are promising modes
 TEMPERATURE = 0.03  # of those, in units of R

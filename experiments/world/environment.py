@@ -9,15 +9,6 @@ from typing import Literal, Sequence
 
 import numpy as np
 
-from rldtf_jax.reward import NO_SERVICE, RewardConfig, margins
-from rldtf_jax.judge import Imagined, Policy, Verdict
-from rldtf_jax.metrics import progress
-from rldtf_jax.sample import bucket, pad_prompts
-from rldtf_jax.sft import batch_rows
-from rldtf_jax.token_weight import Field
-from rldtf_jax.tokenizer import Tokenizer
-from twin import Twin
-
 from experiments.world import orchestration
 from experiments.world.emulator import Emulator
 from experiments.world.imagine import imagine
@@ -27,6 +18,14 @@ from experiments.world.search import written
 from experiments.world.tasks import Task
 from experiments.world.tolerant import PRICE, mend
 from experiments.world.translator import ModelTranslator
+from rldtf_jax.judge import Imagined, Policy, Verdict
+from rldtf_jax.metrics import progress
+from rldtf_jax.reward import NO_SERVICE, RewardConfig, margins
+from rldtf_jax.sample import bucket, pad_prompts
+from rldtf_jax.sft import batch_rows
+from rldtf_jax.token_weight import Field
+from rldtf_jax.tokenizer import Tokenizer
+from twin import Twin
 
 
 class TwinBar:

@@ -10,11 +10,10 @@ import dataclasses
 import math
 import random
 
+from rldtf_jax.config import ConfigError
 from twin import Scenario
 from twin.spec import SUBCARRIERS_PER_PRB
 from twin.toolbox import BY_FIELD, MODULES, TOOLS
-
-from rldtf_jax.config import ConfigError
 
 SPACINGS_KHZ = BY_FIELD["scs_khz"].choices
 # OFDM symbols per ms and kHz of subcarrier spacing: 14 in a slot of 15 / scs ms

@@ -6,11 +6,10 @@ from typing import Any
 
 import gymnasium
 
-from rldtf_jax.reward import RewardConfig
-from twin import Twin
-
 from experiments.world.scoring import judge
 from experiments.world.tasks import Task
+from rldtf_jax.reward import RewardConfig
+from twin import Twin
 
 MAX_RESPONSE = 4096  # characters
 

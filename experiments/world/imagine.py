@@ -17,15 +17,14 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
-from rldtf_jax.judge import OPTIONS, Imagined, Verdict
-from rldtf_jax.reward import NO_SERVICE
-from rldtf_jax.tokenizer import Tokenizer
-from twin import Workflow
-
 from experiments.world.emulator import Emulator
 from experiments.world.orchestration import THINK, each_prb_mbps, read
 from experiments.world.search import changes, runs
 from experiments.world.tasks import Task
+from rldtf_jax.judge import OPTIONS, Imagined, Verdict
+from rldtf_jax.reward import NO_SERVICE
+from rldtf_jax.tokenizer import Tokenizer
+from twin import Workflow
 
 ROUNDS = 4  # of the search: decisions that a valued text may be away
 # other grants: PRB more, and times as many

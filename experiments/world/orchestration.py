@@ -10,13 +10,12 @@ from decimal import Decimal
 
 import numpy as np
 
+from experiments.world.wording import RATES_MBPS
 from twin import Scenario, Workflow, WorkflowError, parse
 from twin.delay import throughput_mbps as full_throughput_mbps
 from twin.spec import slot_ms
 from twin.toolbox import BY_FIELD
 from twin.transport import data_elements
-
-from experiments.world.wording import RATES_MBPS
 
 QAM = {2: "QPSK", 4: "16QAM", 6: "64QAM", 8: "256QAM"}
 THINK, END_THINK = "<think>", "</think>"
@@ -58,7 +57,7 @@ def number(value: float | Decimal) -> str:
     """A number as people write it, without a digit less or more than it has: what a prompt says is
     what the judge goes by.
     """
-    return f"{Decimal(repr(value + 0.0)) if isinstance(value, float) else Decimal(value):f}".removesuffix(
+    return f"{Decimal(repr(value + 0.0)) if isinstance(value, float) else Decimal(value):f}".removesuffix(  # noqa: E501
         ".0"
     )
 
@@ -192,7 +191,9 @@ def think(scenario: Scenario, throughput_mbps: float, delay_ms: float) -> str:
 
 
 def each_prb_mbps(w: Workflow) -> float:
-    """What one resource block of the grant carries without block errors, before sizes are rounded."""
+    """What one resource block of the grant carries without block errors, before sizes are
+    rounded.
+    """
     return (
         data_elements(w)
         / w.num_prb
@@ -223,8 +224,10 @@ def describe_workflow(w: Workflow, wanted_mbps: float | None = None) -> str:
         f" layer{'s' * (w.num_layers > 1)}, {'LDPC' if w.code == 'ldpc' else w.code} rate"
         f" {w.code_rate:.2f} with {w.decoder_iterations} iterations, {w.num_dmrs} DMRS,"
         f" {w.estimator} estimation, {w.detector} detection,"
-        f" {f'{w.precoder} precoding, ' if w.precoder != 'none' else ''}{f'{w.num_transmissions} transmissions, ' if w.num_transmissions > 1 else ''}{f'{w.combining} combining, ' if w.combining != 'ir' else ''}{_two_digits(each_prb_mbps(w))}"
-        f" a PRB, {quantity(figure, 'Mbps', 'kbps')} on {w.num_prb} PRB."
+        f" {f'{w.precoder} precoding, ' if w.precoder != 'none' else ''}"
+        f"{f'{w.num_transmissions} transmissions, ' if w.num_transmissions > 1 else ''}"
+        f"{f'{w.combining} combining, ' if w.combining != 'ir' else ''}"
+        f"{_two_digits(each_prb_mbps(w))} a PRB, {quantity(figure, 'Mbps', 'kbps')} on {w.num_prb} PRB."  # noqa: E501
     )
 
 

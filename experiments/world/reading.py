@@ -18,13 +18,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from experiments.files import whole
+from experiments.world.tasks import KINDS, Task
 from rldtf_jax.config import ConfigError
 from twin import Scenario, Workflow, WorkflowError, check
 from twin.spec import SCENARIO_RULES, WORKFLOW_RULES
 from twin.toolbox import MODULES
-
-from experiments.files import whole
-from experiments.world.tasks import KINDS, Task
 
 MAX_SHOWN = 60  # characters of a value in a message
 MAX_NESTING = 16

@@ -4,15 +4,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from rldtf_jax.reward import NO_SERVICE, RewardConfig
-from twin import QoS, Twin, Workflow
-
 from experiments.statistics import mean_interval, wilson
 from experiments.world import wording
 from experiments.world.orchestration import read
 from experiments.world.reading import task_id
 from experiments.world.search import judged, runs
 from experiments.world.tasks import Task
+from rldtf_jax.reward import NO_SERVICE, RewardConfig
+from twin import QoS, Twin, Workflow
 
 Answer = str | Workflow | None
 Reading = tuple[Workflow | None, str | None]  # a workflow, or a word for why there is none

@@ -16,15 +16,14 @@ from typing import Iterator, NamedTuple, Sequence
 
 import numpy as np
 
+from experiments.world.orchestration import QAM
+from experiments.world.tasks import Task, present, random_workflow
 from rldtf_jax.reward import NO_SERVICE, RewardConfig, fulfilled, reward
 from twin import QoS, Scenario, Twin, Workflow, WorkflowError, check
 from twin.delay import delay_ms, throughput_mbps
 from twin.spec import SUBCARRIERS_PER_PRB, slot_ms
 from twin.toolbox import is_neural
 from twin.transport import data_elements, transport_block_bits
-
-from experiments.world.orchestration import QAM
-from experiments.world.tasks import Task, present, random_workflow
 
 ITERATIONS = (2, 4, 6, 8, 10, 14, 20)
 # methods, the most powerful last; what runs on Sionna comes before what does the same natively

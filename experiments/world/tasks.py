@@ -17,11 +17,10 @@ import os
 import random
 from typing import Any
 
+from experiments.world import orchestration, wording
 from twin import TOOLS, QoS, Scenario, Workflow
 from twin.toolbox import describe, is_neural
 from twin.transport import MAX_POLAR_BLOCKS, num_polar_blocks
-
-from experiments.world import orchestration, wording
 
 RELIABILITY = 0.99  # share of the delivered blocks that a delay target is about
 KINDS = (*wording.KINDS, "listed")  # listed: targets in a line of their own

@@ -9,10 +9,9 @@ of the reward, so that damage to a word is not damage to the service, and still 
 from collections import defaultdict
 from typing import NamedTuple
 
-from twin import Scenario, Workflow
-
 from experiments.world.orchestration import BITS, END_THINK, FIELDS, THINK, values
 from experiments.world.search import combining, written
+from twin import Scenario, Workflow
 
 PRICE = 0.05  # of R, for one repair
 MAX_ITERATIONS = 20  # any number up to it is valid, not only those that a search tries

@@ -12,12 +12,11 @@ from typing import Iterable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
+from experiments.world.orchestration import answer, describe_workflow, read_program, translate
 from rldtf_jax.judge import Policy
 from rldtf_jax.sample import bucket, pad_prompts, row_keys, sample_on_host
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Workflow, WorkflowError
-
-from experiments.world.orchestration import answer, describe_workflow, read_program, translate
 
 REQUEST = "Write the program: "
 LONGEST = Workflow(

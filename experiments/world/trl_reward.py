@@ -5,13 +5,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from rldtf_jax.reward import RewardConfig
-from twin import Twin
-
 from experiments.world.reading import parse_line, to_task
 from experiments.world.scoring import judge
 from experiments.world.tasks import DATA, Task, to_dict
 from experiments.world.worlds import noise_seed
+from rldtf_jax.reward import RewardConfig
+from twin import Twin
 
 
 def dataset_rows(tasks: Sequence[Task], form: str = "short") -> list[dict[str, str]]:

@@ -11,13 +11,12 @@ import os
 import random
 from typing import Callable, Iterator, Sequence
 
-from rldtf_jax.reward import RewardConfig
-from twin import Twin
-
 from experiments.world import wording
 from experiments.world.families import Family, draw_absent, draw_scenario
 from experiments.world.search import BUDGET, Found, confirmed, search
 from experiments.world.tasks import Task
+from rldtf_jax.reward import RewardConfig
+from twin import Twin
 
 CONFIRMATIONS = ("confirm 1", "confirm 2", "confirm 3")
 EVALUATIONS = ("evaluate", "evaluate 2", "evaluate 3")

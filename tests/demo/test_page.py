@@ -68,7 +68,7 @@ def test_a_request_runs_to_its_verdict(visit):
     assert shades > 3  # the tokens weigh differently
     inks = page.evaluate("""() => ['delay', 'constellation', 'channel', 'errors'].map(id => {
         const canvas = document.getElementById(id), {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-        return new Set(new Uint32Array(data.buffer)).size; })""")
+        return new Set(new Uint32Array(data.buffer)).size; })""")  # noqa: E501
     assert min(inks) > 4, inks  # every chart shows something
     expect(page.locator("#counted")).to_have_text(re.compile(r"\d+ of \d+ blocks in error"))
 

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from demo.turns import Full, Turns
 

@@ -105,7 +105,7 @@ def test_help_of_a_command_is_its_docstring_and_the_presets():
 )
 def test_bash_completes_commands_presets_and_keys(line, expected):
     script = f"""{cli.completion()}
-COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; words=($COMP_LINE); COMP_CWORD=$((${{#words[@]}} - 1)); _rldtf; printf '%s\\n' "${{COMPREPLY[@]}}" """
+COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; words=($COMP_LINE); COMP_CWORD=$((${{#words[@]}} - 1)); _rldtf; printf '%s\\n' "${{COMPREPLY[@]}}" """  # noqa: E501
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert sorted(done.stdout.split()) == expected
 

@@ -11,7 +11,8 @@ import shutil
 import sys
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments.config import PROJECT, guarded, load
 from experiments.files import json_lines

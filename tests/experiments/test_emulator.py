@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments.config import EmulatorConfig, load
 from experiments.files import json_lines
@@ -19,7 +20,8 @@ from experiments.stages.emulate import emulated
 from experiments.stages.reject import all_sampled
 from experiments.stages.rldtf import practice_environment, value_model
 from experiments.stages.run import opened, stage_model
-from experiments.studies import emulator as study, fresh, seeds
+from experiments.studies import emulator as study
+from experiments.studies import fresh, seeds
 from experiments.world import emulator
 from experiments.world.baselines import rewards
 from experiments.world.orchestration import read

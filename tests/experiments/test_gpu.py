@@ -2,9 +2,9 @@
 
 import json
 import os
-from pathlib import Path
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,8 +56,8 @@ def test_a_decoding_step_reads_each_weight_once_and_the_visible_cache():
 def test_its_programs_run_on_a_cpu_too(tmp_path):
     out, parts = tmp_path / "gpu.json", ["ceilings", "update", "decode"]
     subprocess.run(
-        [sys.executable, "-m", "experiments.benchmarks.gpu", "--smoke", "--only", *parts, "--out", str(out)],
-        cwd=Path(__file__).parents[2], env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True, timeout=1000,
+        [sys.executable, "-m", "experiments.benchmarks.gpu", "--smoke", "--only", *parts, "--out", str(out)],  # noqa: E501
+        cwd=Path(__file__).parents[2], env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True, timeout=1000,  # noqa: E501
     )  # fmt: skip
     figures = json.loads(out.read_text())
     assert figures.keys() == {"machine", "numerics", *parts}

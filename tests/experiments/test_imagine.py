@@ -6,7 +6,8 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments.world.imagine import imagine, looked_at, neighbours, options, resized
 from experiments.world.orchestration import each_prb_mbps
@@ -113,7 +114,7 @@ def test_a_token_is_worth_what_the_best_text_expects_that_goes_on_with_it(texts,
     assert not found  # nothing behind the response's end
 
 
-def test_what_cannot_be_run_or_read_has_no_options_and_what_is_written_otherwise_has_them_up_to_there(
+def test_what_cannot_be_run_or_read_has_no_options_and_what_is_written_otherwise_has_them_up_to_there(  # noqa: E501
     drawn, tokenizer
 ):
     task = drawn[0]

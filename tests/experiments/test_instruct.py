@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments.config import ExperimentConfig, TasksConfig, load
 from experiments.stages.instruct import LONGEST, instruct, reading, trimmed

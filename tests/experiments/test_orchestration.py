@@ -1,4 +1,6 @@
-"""The language between policy and twin: what is written reads back, and nothing else gets through."""
+"""The language between policy and twin: what is written reads back, and nothing else gets
+through.
+"""
 
 import random
 import re
@@ -6,7 +8,8 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments.world import tasks, worlds
 from experiments.world.orchestration import (

@@ -124,7 +124,7 @@ def test_the_reports_charts_are_drawn_and_are_pictures_in_print(finished, browse
     )
     drawn = page.evaluate(
         """[...document.querySelectorAll('.charts canvas')].map(canvas => new Set(new Uint32Array(
-        canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size)"""
+        canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size)"""  # noqa: E501
     )
     page.emulate_media(media="print")
     assert (

@@ -4,7 +4,8 @@ import json
 import os
 from dataclasses import replace
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments.config import ExperimentConfig, TasksConfig
 from experiments.stages.reject import feasible, keep, practised

@@ -1,4 +1,6 @@
-"""The study: who chooses does not report, gains are paired, and the command goes on where it was."""
+"""The study: who chooses does not report, gains are paired, and the command goes on where it
+was.
+"""
 
 import json
 import os

@@ -5,7 +5,8 @@ and no more, and what the platform lacks is never asked for.
 import random
 
 import numpy as np
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments.world import tasks, worlds
 from experiments.world.environment import TwinEnvironment

@@ -16,9 +16,9 @@ from experiments.world.orchestration import translate
 from experiments.world.translator import REQUEST, ModelTranslator, lessons
 from rldtf_jax import rldtf, sft
 from rldtf_jax.config import OptimConfig, RLDTFConfig, SampleConfig, SFTConfig
+from rldtf_jax.judge import Policy
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from rldtf_jax.reward import RewardConfig
-from rldtf_jax.judge import Policy
 from rldtf_jax.tokenizer import train_bpe
 
 

@@ -2,16 +2,16 @@
 transformers.
 """
 
-from functools import partial
 import tempfile
+from functools import partial
 
-from flax import nnx
-from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from flax import nnx
+from hypothesis import strategies as st
 
 from rldtf_jax import hf
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config

@@ -3,18 +3,18 @@ start.
 
 python on_devices.py meshes DIR                       the same things on one device and on meshes of eight
 python on_devices.py step RANK PROCESSES PORT FILE    one RLDTF update by several processes together
-"""
+"""  # noqa: E501
 
-from functools import partial
 import json
-from pathlib import Path
 import sys
+from functools import partial
+from pathlib import Path
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from rldtf_jax import hf, mesh, optim, rldtf
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
@@ -58,8 +58,8 @@ def rldtf_update(learner, anchor, on_rows=lambda x: x):
     prompt_lengths_B, response_lengths_B = draw.integers(1, P + 1, B), draw.integers(1, T + 1, B)
     floats = lambda *shape: draw.normal(size=shape).astype(np.float32)
     rows = rldtf.Rollouts(
-        draw.integers(0, 64, (B, P + T)), prompt_lengths_B, prompt_lengths_B + response_lengths_B, floats(B, T) - 4,
-        floats(B, T, CONFIG.hidden_size), floats(B, T), floats(B, T), 1 + floats(B, T) ** 2, floats(B, T),
+        draw.integers(0, 64, (B, P + T)), prompt_lengths_B, prompt_lengths_B + response_lengths_B, floats(B, T) - 4,  # noqa: E501
+        floats(B, T, CONFIG.hidden_size), floats(B, T), floats(B, T), 1 + floats(B, T) ** 2, floats(B, T),  # noqa: E501
     )  # fmt: skip
     adam = optim.Hyper(*np.float32([1e-2, 0.9, 0.95, 0.0, 1.0]))
     hyper = rldtf.Hyper(*np.float32([0.2, 0.1, 0.3, 0.5, 1.0, 1.0]), adam, adam)

@@ -112,7 +112,9 @@ def total_loss(policy, value, reg, k1, k2):
 
 
 def gae(R, value, length, gamma, lam):
-    """Generalised advantage estimation, its sum written out: A_t = sum_k (gamma lam)^k delta_{t+k}."""
+    """Generalised advantage estimation, its sum written out: A_t = sum_k (gamma lam)^k
+    delta_{t+k}.
+    """
     out = []
     for b, T in enumerate(length):
         after = [*value[b][1:T], 0.0]

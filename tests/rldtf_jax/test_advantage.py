@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import plain_equations as plain
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rldtf_jax import advantage as adv
 

@@ -23,8 +23,8 @@ from tiny_training import HighTokens, critic, policy
 from rldtf_jax import arms as together
 from rldtf_jax import rldtf
 from rldtf_jax.config import ConfigError, OptimConfig
-from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, Diverged, run
 from rldtf_jax.judge import Arm
+from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, Diverged, run
 
 POLICY, CRITIC = policy(0), critic(1)
 RL = dataclasses.replace(

@@ -3,7 +3,8 @@
 import dataclasses
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rldtf_jax.config import ConfigError, OptimConfig, RLDTFConfig, SampleConfig, SFTConfig, build
 from rldtf_jax.reward import RewardConfig

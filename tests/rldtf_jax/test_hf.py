@@ -6,10 +6,7 @@ import dataclasses
 import json
 import tracemalloc
 
-from flax import nnx
 import gguf
-from hf_model import call, configs, hf_logits, random_model
-from hypothesis import given, settings
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from flax import nnx
+from hf_model import call, configs, hf_logits, random_model
+from hypothesis import given, settings
 
 from rldtf_jax import hf, tokenizer
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
@@ -304,9 +304,9 @@ def llama_and_its_gguf_tensors():
     torch.manual_seed(0)
     llama = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+            vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,  # noqa: E501
             num_key_value_heads=2, rms_norm_eps=1e-6, tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4}, attn_implementation="eager",
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4}, attn_implementation="eager",  # noqa: E501
         )
     ).eval()  # fmt: skip
     for parameter in llama.parameters():

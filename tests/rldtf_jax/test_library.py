@@ -89,7 +89,7 @@ def test_the_stable_names_are_there_and_come_from_where_they_are_documented():
         ), name
     assert set(rldtf_jax.__all__) <= set(dir(rldtf_jax))
     with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
-        rldtf_jax.nosuch
+        _ = rldtf_jax.nosuch
 
 
 def test_the_reward_alone_needs_no_jax():

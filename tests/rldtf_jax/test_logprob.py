@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import plain_equations as plain
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from rldtf_jax.logprob import entropy, kl_divergence, log_prob, token_stats

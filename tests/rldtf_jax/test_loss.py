@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import plain_equations as plain
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from rldtf_jax.loss import expected_loss, policy_loss, regulariser, total_loss, value_loss

@@ -2,17 +2,17 @@
 
 import json
 import os
-from pathlib import Path
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
-from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
-
+from jax.sharding import PartitionSpec
 from on_devices import CONFIG, MESHES
+
 from rldtf_jax import mesh
 from rldtf_jax.qwen2 import Qwen2Config, param_table
 

@@ -4,13 +4,14 @@ use.
 
 import dataclasses
 
-from flax import nnx
-from hf_model import call, configs, hf_logits, in_transformers, random_model
-from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from hf_model import call, configs, hf_logits, in_transformers, random_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rldtf_jax.qwen2 import MASKED, Qwen2, Qwen2Config, narrow_logits, param_table
 
@@ -105,7 +106,7 @@ def test_norms_softmax_and_logits_are_float32_in_a_bfloat16_model():
     )
     for head, shape in (("lm", (2, 5, 50)), ("value", (2, 5))):
         out = jax.eval_shape(
-            lambda: Qwen2(config, rngs=nnx.Rngs(0), head=head)(jnp.ones((2, 5), int))
+            lambda: Qwen2(config, rngs=nnx.Rngs(0), head=head)(jnp.ones((2, 5), int))  # noqa: B023
         )
         assert (out.dtype, out.shape) == (jnp.float32, shape)
 
@@ -228,7 +229,7 @@ def test_sizes_have_their_published_number_of_parameters():
 def test_the_module_holds_exactly_the_parameters_of_the_table():
     for head in ("lm", "value"):
         config = dataclasses.replace(SMALL, tie_word_embeddings=False)
-        params = nnx.eval_shape(lambda: nnx.split(Qwen2(config, rngs=nnx.Rngs(0), head=head))[1])
+        params = nnx.eval_shape(lambda: nnx.split(Qwen2(config, rngs=nnx.Rngs(0), head=head))[1])  # noqa: B023
         flat = {".".join(path): leaf.shape for path, leaf in nnx.to_flat_state(params)}
         assert flat == {path: spec.shape for path, spec in param_table(config, head).items()}
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import plain_equations as plain
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rldtf_jax.reward import RewardConfig, fulfilled, margins, reward
 
@@ -164,7 +165,7 @@ STEEP = RewardConfig(closeness="steep")
 
 
 @given(QOS, st.integers(0, 2), st.floats(-0.9, 0.9), st.floats(-0.9, 0.9))
-def test_steep_closeness_pays_the_whole_bonus_for_what_is_met_and_less_the_further_a_target_is_missed(
+def test_steep_closeness_pays_the_whole_bonus_for_what_is_met_and_less_the_further_a_target_is_missed(  # noqa: E501
     required, i, one_margin, other
 ):
     less, more = sorted((one_margin, other))

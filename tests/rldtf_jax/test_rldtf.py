@@ -192,7 +192,7 @@ def test_alpha_0_asks_for_no_perturbation_and_weighs_every_token_1():
 
 def test_integer_rewards_train_as_their_floats():  # TRAPS 8
     as_int, as_float = (
-        one_step(env=Recording(lambda R: np.sign(R).astype(dtype)), step=2)
+        one_step(env=Recording(lambda R: np.sign(R).astype(dtype)), step=2)  # noqa: B023
         for dtype in (int, float)
     )
     assert_equal(as_int, as_float)

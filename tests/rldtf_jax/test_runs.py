@@ -52,7 +52,7 @@ def test_with_lora_the_checkpoints_hold_the_deltas_and_the_model_comes_back_merg
     )
     assert_equal(nnx.state(trained), nnx.state(again))  # the second only reads the last checkpoint
     deltas = lora.split(nnx.state(POLICY), 2, jax.random.key(0))[1]
-    for name, (a, b) in deltas.items():
+    for name, (a, b) in deltas.items():  # noqa: B007
         key = name.split("'")[-2]
         delta = np.asarray(trained.layers[key][...] - POLICY.layers[key][...], np.float64)
         assert 0 < np.abs(delta).max() and (np.linalg.matrix_rank(delta, tol=1e-4) <= 2).all()

@@ -2,14 +2,15 @@
 
 from functools import partial
 
-from flax import nnx
-from hf_model import call, configs, in_transformers, random_model
-from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
+from hf_model import call, configs, in_transformers, random_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from rldtf_jax.sample import PAD_ID, bucket, pad_prompts, row_keys, sample, sample_on_host, stream
@@ -24,9 +25,15 @@ def draw(model=None, rows=slice(None), key=0, max_new_tokens=9, eos_id=NO_EOS, *
     graphdef, params = nnx.split(model or random_model(SMALL))
     keys_B = row_keys(jax.random.key(key), np.arange(6))[rows]
     out = sample(
-        graphdef, params, PROMPTS_BxP[rows], LENGTHS_B[rows], keys_B,
-        max_new_tokens=max_new_tokens, eos_id=eos_id, **options,
-    )  # fmt: skip
+        graphdef,
+        params,
+        PROMPTS_BxP[rows],
+        LENGTHS_B[rows],
+        keys_B,
+        max_new_tokens=max_new_tokens,
+        eos_id=eos_id,
+        **options,
+    )
     return jax.tree.map(np.asarray, out)
 
 
@@ -151,8 +158,15 @@ def test_prompts_of_many_lengths_share_the_program_of_their_bucket():
 
     def run(longest):
         prompts_BxP, lengths_B = pad_prompts([[7] * longest, [3]])
-        sample(graphdef, params, prompts_BxP, lengths_B, row_keys(jax.random.key(0), np.arange(2)),
-               max_new_tokens=3, eos_id=NO_EOS)  # fmt: skip
+        sample(
+            graphdef,
+            params,
+            prompts_BxP,
+            lengths_B,
+            row_keys(jax.random.key(0), np.arange(2)),
+            max_new_tokens=3,
+            eos_id=NO_EOS,
+        )
         return prompts_BxP.shape[1]
 
     before = sample._cache_size()

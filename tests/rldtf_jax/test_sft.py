@@ -10,7 +10,8 @@ import numpy as np
 import plain_equations as plain
 import pytest
 from flax import nnx
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from resuming import assert_killed_and_resumed_equals_never_killed, moments
 from tiny_training import EOS, SFT, pairs, policy
 

@@ -2,17 +2,17 @@
 reading of the same file.
 """
 
-from pathlib import Path
 import subprocess
 import sys
+from pathlib import Path
 
-from flax import nnx
-from hf_model import call
 import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
+from hf_model import call
 
 from rldtf_jax import hf, tokenizer
 from rldtf_jax.sample import pad_prompts, row_keys, sample
@@ -51,11 +51,11 @@ def theirs(directory):
 def test_greedy_answers_are_those_of_transformers(ours, theirs):
     model, tok = ours
     prompts_BxP, lengths_B = pad_prompts([tok.apply_chat(question) for question in QUESTIONS])
-    samples = sample(*nnx.split(model), prompts_BxP, lengths_B, row_keys(jax.random.key(0), np.arange(3)),
+    samples = sample(*nnx.split(model), prompts_BxP, lengths_B, row_keys(jax.random.key(0), np.arange(3)),  # noqa: E501
                      max_new_tokens=40, eos_id=tok.eos_id, temperature=0.0)  # fmt: skip
     for prompt, length, answer, n in zip(prompts_BxP, lengths_B, *map(np.asarray, samples[:2])):
         prompt = torch.tensor(prompt[None, :length])
-        expected = theirs[0].generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False,
+        expected = theirs[0].generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False,  # noqa: E501
                                       eos_token_id=tok.eos_id, pad_token_id=0)  # fmt: skip
         assert answer[:n].tolist() == expected[0, length:].tolist()
     assert (

@@ -1,11 +1,14 @@
-"""Eq. 3-5: which sequences the perturbation asks about, and which weights follow from the answers."""
+"""Eq. 3-5: which sequences the perturbation asks about, and which weights follow from the
+answers.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import plain_equations as plain
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rldtf_jax import token_weight
 from rldtf_jax.token_weight import (
@@ -13,10 +16,10 @@ from rldtf_jax.token_weight import (
     Perturbations,
     inverted,
     mean_one,
+    permuted,
     perturb,
     perturb_by_policy,
     perturb_in_kind,
-    permuted,
     reshaped,
     signed_change,
     token_weights,

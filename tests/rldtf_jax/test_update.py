@@ -234,7 +234,7 @@ def test_the_gradient_is_the_losss_slope():
     slope = jax.tree.map(lambda m: m / (1 - hyper().policy.b1), tuple(gradients(updated()[0])))
     norm = float(optax.global_norm(slope))
     step = jax.tree.map(lambda g: 1e-3 / norm * g, slope)
-    up, down = (loss(*jax.tree.map(lambda x, s: x + sign * s, at, step)) for sign in (1, -1))
+    up, down = (loss(*jax.tree.map(lambda x, s: x + sign * s, at, step)) for sign in (1, -1))  # noqa: B023
     np.testing.assert_allclose((up - down) / 2e-3, norm, rtol=5e-3)
 
 
@@ -279,7 +279,7 @@ def test_arms_train_side_by_side_by_one_vmap():
             rows._replace(weight_BxT=w * rows.weight_BxT),
             hyper(clip=np.float32(clip)),
         )
-        assert_close(gradients(jax.tree.map(lambda x: x[i], arms[0])), gradients(alone[0]))
+        assert_close(gradients(jax.tree.map(lambda x: x[i], arms[0])), gradients(alone[0]))  # noqa: B023
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from flax import nnx
 
 from rldtf_jax import rldtf, sft
 from rldtf_jax.config import OptimConfig, RLDTFConfig, SampleConfig, SFTConfig
+from rldtf_jax.judge import OPTIONS, Arm, Imagined, Verdict
 from rldtf_jax.metrics import JSONL, read
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
-from rldtf_jax.judge import OPTIONS, Arm, Imagined, Verdict
 from rldtf_jax.token_weight import Field
 
 SHAPE = Qwen2Config(12, 32, 48, 2, 4, 2, rope_theta=1e4, num_tokens=10)

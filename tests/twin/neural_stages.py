@@ -168,7 +168,9 @@ def a_chunk_is_bounded_on_the_widest_grant():
 
 @check
 def a_wider_grant_changes_nothing_beyond_the_convolutions_reach():
-    """Two convolutions a block, each as far as its dilation, and a subcarrier that is interpolated."""
+    """Two convolutions a block, each as far as its dilation, and a subcarrier that is
+    interpolated.
+    """
     for size in DEEPRX:
         reach = 1 + sum(2 * sum(dilations) for dilations in DEEPRX[size][1])
         wide, narrow = point(size, 2, num_prb=16), point(size, 2, num_prb=8)
@@ -306,7 +308,7 @@ def training_draws_what_the_shipped_networks_were_trained_on():
         params = deeprx.initial(size, 0)
         trained = np.array([loss(deeprx._receiver(size), *b) for b in held_out])
         initial = np.array(
-            [loss(lambda *x: deeprx.network(params, x, size)[-1], *b) for b in held_out]
+            [loss(lambda *x: deeprx.network(params, x, size)[-1], *b) for b in held_out]  # noqa: B023
         )  # noqa: B023
         spread = trained.std(ddof=1) * np.sqrt(
             1 / len(held_out) + 1 / train_deeprx.HELD_OUT_BATCHES

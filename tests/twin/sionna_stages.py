@@ -322,7 +322,9 @@ def the_square_channel_keeps_all_distances():
 
 
 def layered_link(num_rx, m, snr_db):
-    """Two layers' bits [S, G] and what `receive` takes, in Rayleigh fading of independent elements."""
+    """Two layers' bits [S, G] and what `receive` takes, in Rayleigh fading of independent
+    elements.
+    """
     _, g, _, symbols = elements(num_rx, 2)
     bits = RNG.integers(0, 2, (2, len(symbols) * 48 * 2 * m), dtype=np.uint8)
     x = qam.map_symbols(bits, np.arange(bits.shape[1]), m)
@@ -368,7 +370,9 @@ def expectation_propagation_is_right_at_any_snr():
 
 @check
 def expectation_propagation_goes_on_where_a_layer_hardly_arrives():
-    """An aimed beam may give a layer nothing; the layer that arrives is read as if it were alone."""
+    """An aimed beam may give a layer nothing; the layer that arrives is read as if it were
+    alone.
+    """
     for weak in (1e-3, 1e-6, 0):
         bits, _, g, noise, symbols = layered_link(2, 2, 20)
         g[:, :, 1] *= weak

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from twin import Scenario, Settings, Workflow, cache as cache_module, physical
+from twin import Scenario, Settings, Workflow, physical
+from twin import cache as cache_module
 from twin.cache import MEMORY_ONLY, READ_ONLY, Cache, digest, fingerprint, result_files
 from twin.physical import Counts
 
@@ -102,11 +103,11 @@ def test_the_fingerprint_knows_the_libraries(monkeypatch):
     for library in cache_module.LIBRARIES:
 
         def version(name):
-            if name == library:
+            if name == library:  # noqa: B023
                 raise cache_module.importlib.metadata.PackageNotFoundError
             return "1.0"
 
-        for found in (version, lambda name: "2.0" if name == library else "1.0"):
+        for found in (version, lambda name: "2.0" if name == library else "1.0"):  # noqa: B023
             monkeypatch.setattr(cache_module.importlib.metadata, "version", found)
             seen.add(_fingerprint(cache_module.PACKAGE))
     assert len(seen) == 1 + 2 * len(cache_module.LIBRARIES)
@@ -262,7 +263,7 @@ path = sys.argv[1]
 def one_warning(consequence):
     assert len(said) == 1 and path in said[0] and said[0].endswith(consequence) and "\\n" not in said[0], said
 
-"""
+"""  # noqa: E501
 WITHOUT_ROOT_RIGHTS = (
     ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
 )
@@ -328,7 +329,7 @@ def test_a_disk_that_fills_up_and_is_freed_again(tmp_path):
     cache_module.RETRY_S = cache._retry_at = 0
     cache.put(b"last", COUNTS)
     assert len(Cache(path).get([*OLD, *NEW, b"last"])) == 11 + len(NEW)
-    """,
+    """,  # noqa: E501
     )
 
 

@@ -46,7 +46,9 @@ def test_error_rates_are_those_of_sionnas_pusch(rows):
 
 @pytest.mark.slow
 def test_the_noise_is_sionnas(rows):
-    """The received ratio of signal to noise is the scenario's: both chains mean the same by snr_db."""
+    """The received ratio of signal to noise is the scenario's: both chains mean the same by
+    snr_db.
+    """
     for row in rows:
         measured, error = row["sionna"]["snr_db"]
         assert abs(measured - row["snr_db"]) < 0.05 + 4 * error, row

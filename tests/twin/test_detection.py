@@ -1,4 +1,6 @@
-"""Linear detection against its formulas in float64, and what its LLRs claim against what happens."""
+"""Linear detection against its formulas in float64, and what its LLRs claim against what
+happens.
+"""
 
 from dataclasses import replace
 
@@ -162,7 +164,9 @@ def test_svd_makes_layers_of_the_strongest_directions():
 
 
 def test_a_layers_power_is_its_share():
-    """What is received of L layers has the power of one, whatever L is and however it is precoded."""
+    """What is received of L layers has the power of one, whatever L is and however it is
+    precoded.
+    """
     for num_layers, precoder in ((1, "none"), (3, "none"), (2, "svd")):
         state = ChannelState("rayleigh", 2, 4 if precoder == "svd" else num_layers)
         w = Workflow(num_layers=num_layers, precoder=precoder, num_prb=2, code="none")

@@ -380,7 +380,9 @@ def test_few_decisions_are_wrong_and_most_are_made(target, ratio):
 
 
 def test_at_the_target_nothing_is_decided():
-    """The truth is on the limit: a verdict would be wrong or luck, and comes at most at the risk."""
+    """The truth is on the limit: a verdict would be wrong or luck, and comes at most at the
+    risk.
+    """
     found = verdicts(0.1, Target(bler=0.1), 200)
     assert sum(d.met is not None for d in found) <= 10
     assert all(d.qos.num_blocks == 4096 for d in found if d.met is None)

@@ -46,7 +46,9 @@ def codewords(code, number):
 
 
 def syndrome(code, words):
-    """H c, [number, rows, Z]: entry (row, column, shift) adds bit (z + shift) mod Z of its column."""
+    """H c, [number, rows, Z]: entry (row, column, shift) adds bit (z + shift) mod Z of its
+    column.
+    """
     starts, columns, shifts = ldpc.base_graph(code.base_graph, code.lifting)
     out = np.zeros((len(words), len(starts) - 1, code.lifting), np.uint8)
     for row in range(len(starts) - 1):

@@ -194,7 +194,9 @@ def links(number=24, **workflow):
 
 
 def test_the_pooled_order_sees_a_factor_of_1_3(simulate):
-    """A handicap of 0.5 dB, about a factor of 1.3 in BLER on these links, is seen as a violation."""
+    """A handicap of 0.5 dB, about a factor of 1.3 in BLER on these links, is seen as a
+    violation.
+    """
     handicapped = [(replace(s, snr_db=s.snr_db - 0.5), w) for s, w in links()]
     assert pooled(simulate, links(), handicapped) > 3
 

@@ -1,4 +1,6 @@
-"""Robustness of the pool and of Twin around it, with workers that do not simulate (toy_worker.py)."""
+"""Robustness of the pool and of Twin around it, with workers that do not simulate
+(toy_worker.py).
+"""
 
 import os
 import signal

@@ -22,7 +22,7 @@ points = [physical(Scenario(channel=channel, snr_db=snr_db, num_tx_ant=layers, n
         ("tdl-a", 4.0, 2, 1, "ls"), ("tdl-c", 13.0, 4, 2, "lmmse"), ("cdl-b", 9.0, 4, 1, "lmmse"), ("rayleigh", 9.0, 4, 1, "ls"))]
 print(json.dumps([asdict(link.simulate(replace(p, rounds=(0, 2)), 0, Settings(method=method)))
                   for method in ("link", "esm") for p in points]))
-"""
+"""  # noqa: E501
 AVX512 = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
 
 

@@ -38,7 +38,7 @@ def test_every_field_has_a_default():
     )
 )
 def test_a_bad_value_is_refused_by_field_and_value(cls, rules, value):
-    for name, (rule, *limits) in rules.items():
+    for name, (rule, *limits) in rules.items():  # noqa: B007
         if type(value) in (int, float, str) and (
             value in limits[0] if len(limits) == 1 else -7 >= limits[0]
         ):
@@ -136,7 +136,9 @@ def test_a_channel_without_memory_does_not_depend_on_speed_spread_or_numerology(
 
 
 def test_a_grant_wider_than_the_power_reaches_shares_it():
-    """Four times 5 MHz: 6 dB less a resource element, and the same simulation as without the limit."""
+    """Four times 5 MHz: 6 dB less a resource element, and the same simulation as without the
+    limit.
+    """
     wide = Workflow(num_prb=100, scs_khz=15)  # 18 MHz
     limited = physical(Scenario(snr_db=10, full_power_mhz=4.5), wide)
     assert limited.snr_db == pytest.approx(10 - 10 * math.log10(4))

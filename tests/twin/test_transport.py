@@ -11,10 +11,10 @@ from twin import Workflow
 from twin.theory import MCS_TABLE_1
 from twin.toolbox import refusal
 from twin.transport import (
+    _SMALL_SIZES,
     LIFTING_SIZES,
     MAX_POLAR_BLOCKS,
     POLAR_LENGTH,
-    _SMALL_SIZES,
     coded_bits,
     data_elements,
     information_bits,

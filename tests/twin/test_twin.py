@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from twin import WorkflowError, Scenario, Twin, Workflow, check
+from twin import Scenario, Twin, Workflow, WorkflowError, check
 from twin.statistics import block_limits
 from twin.toolbox import BY_FIELD
 

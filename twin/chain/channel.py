@@ -238,7 +238,9 @@ def _tdl(state, rng, times_s, frequencies_hz, out) -> None:
 
 
 def _lagrange(nodes: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Polynomial interpolation from Chebyshev nodes [K] to points [T], [T, K] (barycentric form)."""
+    """Polynomial interpolation from Chebyshev nodes [K] to points [T], [T, K] (barycentric
+    form).
+    """
     k = len(nodes)
     weights = np.sin((2 * np.arange(k) + 1) * np.pi / (2 * k)) * (-1.0) ** np.arange(k)
     gap = np.subtract.outer(at, nodes)

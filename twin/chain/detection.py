@@ -58,7 +58,9 @@ def transmit(
 
 @_jit
 def _combine(g, y, real, imaginary, spread, noise):
-    """Maximum-ratio combining of one layer: g, y [R, F] to estimates and their error variances [F]."""
+    """Maximum-ratio combining of one layer: g, y [R, F] to estimates and their error
+    variances [F].
+    """
     real[:], imaginary[:], spread[:] = 0, 0, LEAST_POWER
     for r in range(g.shape[0]):
         one, other = g[r], y[r]

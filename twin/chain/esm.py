@@ -353,6 +353,7 @@ def failures(point: Point, symbols: list[np.ndarray]) -> tuple[np.ndarray, np.nd
     sent = np.array(code.sent, float)
     before, out, share = np.ones(num_slots), [], np.zeros(num_slots)
     collected = np.zeros((num_slots, len(sent), NUM_SCALES))
+    together = symbols[0]
     for k, new in enumerate(symbols, 1):
         if polar or point.combining == "chase":
             together = _combined(together, new) if k > 1 else new

@@ -189,7 +189,9 @@ def rows_needed(code: Segmentation, num_transmissions: int) -> int:
 
 @_jit
 def recover(llr, place, buffer):
-    """Add the slots' LLRs [S, G] (positive for a bit 0, in nats) to their buffers [S, C N] int16."""
+    """Add the slots' LLRs [S, G] (positive for a bit 0, in nats) to their buffers [S, C N]
+    int16.
+    """
     for s in range(llr.shape[0]):
         for g in range(place.shape[0]):
             value = llr[s, g] * np.float32(LLR_SCALE)
