@@ -1,7 +1,8 @@
 # Two commands do everything on a machine with Python >= 3.11:
 #   make quickstart   the main job, end to end, on the tiny preset (a run directory and an HTML report)
 #   make test         the whole test suite
-#   make check        the part of it that takes two minutes: no training, no long simulation
+#   make check        the part of it that takes two minutes, with its coverage: no training, no long simulation
+#   make lint         format, lint and types
 #   make docs         the documentation as a site, in site/
 #   make demo         a page on this machine on which the quickstart's models answer (ARGS="--port 8001")
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 # Huge pages spare XLA's CPU allocator most of its page faults; glibc reads this only at process start.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart smoke test check docs demo clean
+.PHONY: quickstart smoke test check lint docs demo clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m experiments.stages.pipeline $(ARGS)
@@ -24,7 +25,13 @@ test: $(VENV)/.installed-test
 
 check: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m 'not slow' tests/twin tests/rldtf_jax/test_loss.py tests/rldtf_jax/test_reward.py \
-	  tests/rldtf_jax/test_token_weight.py tests/experiments/test_orchestration.py tests/experiments/test_tasks.py $(ARGS)
+	  tests/rldtf_jax/test_token_weight.py tests/experiments/test_orchestration.py tests/experiments/test_tasks.py \
+	  --cov=twin --cov=rldtf_jax --cov-report=term $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/python -m ruff format --check --quiet .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -41,7 +48,8 @@ $(VENV)/.installed: setup.py requirements.lock
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
-	@command -v chromium chromium-browser google-chrome >/dev/null || $(BIN)/python -m playwright install chromium
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  $(BIN)/python -m playwright install chromium
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

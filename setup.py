@@ -75,6 +75,9 @@ setup(
             "mkdocstrings-python",
             "nbclient",
             "ipykernel",
+            "pytest-cov",
+            "ruff",
+            "mypy",
         ],
     },
 )

@@ -104,7 +104,7 @@ def orchestrate_body(engine: Engine) -> type[Strict]:
         __base__=Strict,
         __doc__="A request, the state of link and platform, and what beside the answer is wanted.",
         request=(
-            Annotated[
+            Annotated[  # type: ignore[maybe-unrecognized-str-typeform]
                 str, Field(min_length=1, max_length=1000, pattern=r"\S", description="in words")
             ],
             ...,
@@ -125,7 +125,7 @@ def orchestrate_body(engine: Engine) -> type[Strict]:
             ),
         ),
         rivals=(
-            Annotated[list[rivals], Field(max_length=8, json_schema_extra={"uniqueItems": True})],
+            Annotated[list[rivals], Field(max_length=8, json_schema_extra={"uniqueItems": True})],  # type: ignore[maybe-unrecognized-str-typeform]
             [],
         ),
     )

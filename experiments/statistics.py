@@ -4,6 +4,7 @@ import math
 from typing import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Z = 1.959964
 
@@ -41,15 +42,15 @@ def paired_difference(
 
 
 def nested_interval(
-    values_SxN: Sequence[Sequence[float]], seed: int = 0, resamples: int = 4000
+    values_SxN: ArrayLike, seed: int = 0, resamples: int = 4000
 ) -> tuple[float, float]:
-    """Percentile bootstrap of a mean over S seeds and N tasks, both drawn anew; nan is left out. S
-    - 1 seeds are drawn at a time, which makes up for the variance that a sample of S lacks; with
+    """Percentile bootstrap of a mean over S seeds and N tasks, both drawn anew; nan is left out.
+    S - 1 seeds are drawn at a time, which makes up for the variance that a sample of S lacks; with
     two or three it stays rough.
     """
-    values_SxN = np.asarray(values_SxN, np.float64)
-    S, N = values_SxN.shape
-    rng, known_SxN = np.random.default_rng(seed), np.isfinite(values_SxN)
+    x_SxN = np.asarray(values_SxN, np.float64)
+    S, N = x_SxN.shape
+    rng, known_SxN = np.random.default_rng(seed), np.isfinite(x_SxN)
 
     def how_often(n: int, draws: int) -> np.ndarray:  # (resamples, n), each of n is drawn
         drawn = rng.integers(n, size=(resamples, draws)) + n * np.arange(resamples)[:, None]
@@ -61,8 +62,8 @@ def nested_interval(
 
     seeds_MxS, tasks_MxN = how_often(S, max(S - 1, 1)), how_often(N, N)
     total_M, count_M = (
-        ((seeds_MxS @ x_SxN) * tasks_MxN).sum(1)
-        for x_SxN in (np.where(known_SxN, values_SxN, 0.0), known_SxN)
+        ((seeds_MxS @ part_SxN) * tasks_MxN).sum(1)
+        for part_SxN in (np.where(known_SxN, x_SxN, 0.0), known_SxN)
     )
     means = total_M[count_M > 0] / count_M[count_M > 0]
     return tuple(np.percentile(means, (2.5, 97.5)).tolist()) if len(means) else (math.nan, math.nan)

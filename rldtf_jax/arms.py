@@ -379,7 +379,7 @@ class SideBySide(NamedTuple):
                 ]
             found.append((value, anchor, hidden, others))
         return [
-            Recalled(value_BxT, *((anchor, hidden) if i == 0 else (None, None)), others[i])
+            Recalled(value_BxT, *((anchor, hidden) if i == 0 else (None, None)), others[i])  # type: ignore[call-arg]
             for value, anchor, hidden, others in found
             for i, value_BxT in enumerate(np.asarray(value))
         ][: len(arms)]

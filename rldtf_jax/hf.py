@@ -77,17 +77,17 @@ def load(
         overrides = {"num_tokens": _count_ids(directory / "tokenizer.json")} | overrides
     if dtype is not None:
         overrides = {"dtype": dtype, "param_dtype": dtype} | overrides
-    config = Qwen2Config.from_hf(config, **overrides)
+    shape = Qwen2Config.from_hf(config, **overrides)
     tensors = {
         name: tensor
         for file in _weight_files(directory)
         for name, tensor in _map_safetensors(file).items()
         if not name.endswith(".rotary_emb.inv_freq")
     }
-    if config.tie_word_embeddings:
+    if shape.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)  # some writers repeat the embedding
-    _check(directory, _shapes(config, HF), {name: tensor.shape for name, tensor in tensors.items()})
-    return _assemble(config, HF, tensors.__getitem__, mesh)
+    _check(directory, _shapes(shape, HF), {name: tensor.shape for name, tensor in tensors.items()})
+    return _assemble(shape, HF, tensors.__getitem__, mesh)
 
 
 def save(

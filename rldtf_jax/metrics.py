@@ -59,7 +59,7 @@ class Tracker:
         self._file.truncate(position)
         self._file.seek(position)
         self._runtime = open(os.path.join(directory, RUNTIME), "ab")
-        self._boards = [BOARDS[name](directory, start, about or {}) for name in boards]
+        self._boards: list[Any] = [BOARDS[name](directory, start, about or {}) for name in boards]
         self._bar = progress(total=total, initial=start, desc=title, unit="step")
         self._show, self._pending, self._clock = show, None, time.monotonic()
 
@@ -186,7 +186,7 @@ class MLflow:
         self._mlflow.end_run()
 
 
-BOARDS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+BOARDS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
 def _name(directory: str) -> str:

@@ -9,7 +9,7 @@ with biases on q, k and v, rotary positions, RMSNorm, SwiGLU.
 """
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -380,6 +380,13 @@ class Qwen2(nnx.Module):
 
     head="lm" gives logits, head="value" one value per position (zero at the start).
     """
+
+    if TYPE_CHECKING:  # set by their paths, where the configuration has them
+        norm: nnx.Param
+        embed: nnx.Param
+        lm_head: nnx.Param
+        value_head: nnx.Param
+        value_bias: nnx.Param
 
     def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs, head: str = "lm"):
         self.config = config

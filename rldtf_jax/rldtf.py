@@ -207,7 +207,7 @@ def draw(arm: Arm, step: int) -> Prompts:
     tasks, *prompts = arm.env.batch(step, arm.config.prompts_per_step)
     tasks = [task for task in tasks for _ in range(n)]
     keys_B = row_keys(step_key(arm.seed, step), jnp.arange(len(tasks)))
-    return Prompts(tasks, *(np.repeat(x, n, 0) for x in prompts), keys_B)
+    return Prompts(tasks, *(np.repeat(x, n, 0) for x in prompts), keys_B)  # type: ignore[call-arg]
 
 
 def read_once(prompts: Prompts, config: RLDTFConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -319,11 +319,11 @@ def rldtf_step(models, arms: Sequence[Arm], states: tuple, step: int) -> tuple[t
 
     asked = zip(arms, prompts, samples, [past.alternatives for past in recalled])
     going = [list(x) for x in zip(*(x for x, runs in zip(asked, running) if runs))]
-    answers = iter(judge(*going, step, models.translator(states)) if going else ())
+    answers = iter(judge(*going, step, models.translator(states)) if going else ())  # type: ignore[call-arg]
     judged = [next(answers) if runs else unjudged(s) for s, runs in zip(samples, running)]
 
     weighed = [
-        weigh(*x, step)
+        weigh(*x, step)  # type: ignore[call-arg]
         for x in zip(arms, prompts, samples, (tokens for tokens, _ in joined), recalled, judged)
     ]
     states, updated = models.update(
@@ -497,7 +497,7 @@ def hyper_at(config: RLDTFConfig, step: int, kl_scale=1.0) -> Hyper:
     policy = optim.hyper(config.policy, step, config.steps)
     if step < config.critic_warmup:
         policy = policy._replace(lr=np.float32(0.0))
-    hyper = Hyper(
+    hyper = Hyper(  # type: ignore[call-arg]
         *np.float32(
             [
                 config.clip,

@@ -60,7 +60,7 @@ class RayPool:
         if not ray.is_initialized():
             ray.init(logging_level="warning")
         while len(self.nodes) < self.num_workers:
-            self.nodes.append(_Node.remote(*self.arguments))
+            self.nodes.append(_Node.remote(*self.arguments))  # type: ignore[attr-defined]
 
     def close(self) -> None:
         while self.nodes:

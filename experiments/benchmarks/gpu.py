@@ -306,7 +306,7 @@ def made_up_rollouts(c: Qwen2Config, rows: int, prompt: int, response: int) -> R
     )
     tokens_BxS = jnp.asarray(draw.integers(0, c.num_tokens, (rows, prompt + response)), jnp.int32)
     lengths = (jnp.full(rows, length, jnp.int32) for length in (prompt, prompt + response))
-    return Rollouts(
+    return Rollouts(  # type: ignore[call-arg]
         tokens_BxS,
         *lengths,
         normal(-np.log(c.num_tokens)),
@@ -320,7 +320,7 @@ def made_up_rollouts(c: Qwen2Config, rows: int, prompt: int, response: int) -> R
 
 def train_hyper() -> Hyper:
     adam = optim.Hyper(*jnp.float32([1e-5, 0.9, 0.95, 0.0, 1.0]))
-    return Hyper(*jnp.float32([0.2, 0.01, 0.05, 0.5, 1.0, 1.0]), adam, adam)
+    return Hyper(*jnp.float32([0.2, 0.01, 0.05, 0.5, 1.0, 1.0]), adam, adam)  # type: ignore[call-arg]
 
 
 def with_rate(times: list[float], flops: float, tokens: int, report: Report, program) -> dict:
@@ -369,7 +369,7 @@ def update_of_a_size(report: Report, scale: Scale, group: tuple[UpdateCase, ...]
 
     def static(microbatches=1, logit_chunk=None, **options) -> Static:
         heads = (abstract(made(**options), head)[0] for head in ("lm", "value"))
-        return Static(*heads, "token-mean", microbatches, logit_chunk)
+        return Static(*heads, "token-mean", microbatches, logit_chunk)  # type: ignore[call-arg]
 
     programs: dict[str, Callable[[], Any]] = {"start": lambda: jax.jit(start).lower().compile()}
     for case in group:
@@ -779,7 +779,7 @@ def measure_torch(report: Report, scale: Scale) -> None:
         "attention",
         "attention_bias",
     }
-    shape = transformers.Qwen2Config(
+    shape = transformers.Qwen2Config(  # type: ignore[call-arg]
         **{name: getattr(c, name) for name in names},
         use_sliding_window=False,
         attn_implementation="sdpa",

@@ -151,7 +151,7 @@ def main(argv=None) -> None:
         "responses": PROMPTS * SAMPLES,
         "seconds a step": {
             name: {"mean": float(np.mean(s)), "interval": mean_interval(np.array(s))}
-            for name, s in seconds.items()
+            for name, s in seconds.items()  # type: ignore[attr-defined]
         },
         "trl / rldtf": float(np.mean(seconds["trl"]) / np.mean(seconds["rldtf"])),
     }

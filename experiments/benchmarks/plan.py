@@ -113,10 +113,10 @@ def shapes(config: PlanConfig, device_mesh: jax.sharding.Mesh) -> Shapes:
     adam = optim.Hyper(*[number] * len(optim.Hyper._fields))
     int_rows = lambda *shape: rows(*shape, dtype=jnp.int32)
     return Shapes(
-        policy_def, critic_def, rldtf.Learner(policy, critic, *moments, count, count), policy,
+        policy_def, critic_def, rldtf.Learner(policy, critic, *moments, count, count), policy,  # type: ignore[call-arg]
         rldtf.Rollouts(int_rows(B, P + T), int_rows(B), int_rows(B), rows(B, T),
                        rows(B, T, qwen2.hidden_size, dtype=jnp.bfloat16), *[rows(B, T)] * 4),
-        int_rows(B, P), rldtf.Hyper(*[number] * (len(rldtf.Hyper._fields) - 2), adam, adam),
+        int_rows(B, P), rldtf.Hyper(*[number] * (len(rldtf.Hyper._fields) - 2), adam, adam),  # type: ignore[call-arg]
     )  # fmt: skip
 
 

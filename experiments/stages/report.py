@@ -301,10 +301,10 @@ def compare(run_dirs: Sequence[str]) -> str:
         )
         + "</p>",
     )
-    path = os.path.join(run_dirs[0], "compare.html")
-    with whole(path) as file:
-        file.write(page)
-    return path
+    written = os.path.join(run_dirs[0], "compare.html")
+    with whole(written) as page_file:
+        page_file.write(page)
+    return written
 
 
 def machines_table(run: Run) -> str:

@@ -323,7 +323,10 @@ def _on_ray(
 ) -> list[Round] | None:
     os.chdir(directory)
     with run_of(config, one) as run:
-        return prepare(run, config, grid) if one is None else train_round(run, config, grid, one)
+        if one is None:
+            return prepare(run, config, grid)
+        train_round(run, config, grid, one)
+    return None
 
 
 def main(arguments: Sequence[str]) -> None:

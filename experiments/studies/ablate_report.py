@@ -394,11 +394,11 @@ def curves_figure(arms: Arms):
                 )
             length = min(map(len, smooth))
             ends = np.linspace(0, len(arms.curves[some[0].name]), length + 1)[1:]
-            smooth = np.array([values[:length] for values in smooth])
-            panel.plot(ends, smooth.mean(0), color=colour, linewidth=1.2, label=key)
-            if len(smooth) > 1:
+            lines = np.array([values[:length] for values in smooth])
+            panel.plot(ends, lines.mean(0), color=colour, linewidth=1.2, label=key)
+            if len(lines) > 1:
                 panel.fill_between(
-                    ends, smooth.min(0), smooth.max(0), color=colour, alpha=0.12, linewidth=0
+                    ends, lines.min(0), lines.max(0), color=colour, alpha=0.12, linewidth=0
                 )
         panel.set(title=title, xlabel="step")
         panel.grid(alpha=0.3)

@@ -31,7 +31,8 @@ def draw(family: worlds.Family, wanted: dict[str, int]) -> dict[str, list[Task]]
         if len(found.get(task.split, ())) < wanted.get(task.split, 0):
             found[task.split].append(task)
         if all(len(found[split]) == n for split, n in wanted.items()):
-            return found
+            break
+    return found
 
 
 def study(run: Run) -> dict:

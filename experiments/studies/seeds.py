@@ -120,7 +120,7 @@ def table(result: dict[str, dict[str, Any]]) -> str:
             gains = (
                 ["", ""]
                 if name == "rldtf"
-                else [cell(*row["gain"][measure], "+") for measure in MEASURES]
+                else [cell(*row["gain"][measure], "+") for measure in MEASURES]  # type: ignore[call-arg]
             )
             lines.append(
                 f"| {METHODS[name]} |"

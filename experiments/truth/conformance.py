@@ -299,15 +299,15 @@ def theirs(chain: Chain, slots: int) -> dict:
     config.seed = SEED
     chain.run()  # traced
     errors = decoded_by_the_twin = 0
-    shares, ratios, seconds = [], [], 0.0
+    share_parts, ratio_parts, seconds = [], [], 0.0
     for _ in range(-(-slots // BATCH)):
         start = time.perf_counter()
         bits, decided, llr, ratio = (t.numpy() for t in chain.run())
         seconds += time.perf_counter() - start
-        shares.append(np.mean(decided != bits, axis=1))
-        ratios.append(ratio)
+        share_parts.append(np.mean(decided != bits, axis=1))
+        ratio_parts.append(ratio)
         decoded_by_the_twin += int(np.any(chain.decoded_by_the_twin(llr) != bits, axis=1).sum())
-    shares, ratios = np.concatenate(shares), np.concatenate(ratios)
+    shares, ratios = np.concatenate(share_parts), np.concatenate(ratio_parts)
     errors = int(np.count_nonzero(shares))
     return {
         "blocks": len(shares),

@@ -163,7 +163,7 @@ def verdicts(tasks: Sequence[Task], rows: Sequence[dict]) -> Verdicts:
     """What was sampled and ran, from the rows of `reject.all_sampled`."""
     channels = tuple(sorted({task.scenario.channel for task in tasks}))
     readable = ran(tasks, rows)
-    return Verdicts(
+    return Verdicts(  # type: ignore[call-arg]
         np.array([features(tasks[row["task"]], w, channels) for row, w in readable]),
         *(
             np.array([row[key] for row, _ in readable], np.float32)

@@ -5,7 +5,7 @@ once.
 import dataclasses
 import functools
 from collections import Counter
-from typing import Literal, Sequence
+from typing import Any, Literal, Sequence
 
 import numpy as np
 
@@ -32,7 +32,8 @@ class TwinBar:
     """Progress of a long call of the twin, with rate and time left; a short call shows nothing."""
 
     def __init__(self, at_least: int = 200):
-        self._at_least, self._bar = at_least, None
+        self._at_least = at_least
+        self._bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
         if total < self._at_least:
@@ -59,7 +60,7 @@ class Respelt(Sequence):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override]
         return np.concatenate(
             [self.head, self.tokenizer.encode(self.texts[i], special=False), self.tail]
         ).astype(self.head.dtype)
