@@ -31,7 +31,6 @@ PACKAGES = (
 )
 
 
-@functools.cache
 def machine() -> dict[str, str]:
     """The code, the processor, the libraries, and `numerics`: a checksum of a small model's forward
     and backward pass. Where that differs, the last bits of a training do, and after some steps its
@@ -56,6 +55,7 @@ def version(package: str) -> str:
         return "none"
 
 
+@functools.cache
 def code() -> str:
     """The commit that this file stands in, and whether something else does too; outside a
     repository the package's version.
@@ -88,6 +88,7 @@ def processor() -> str:
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
+@functools.cache
 def checksum() -> int:
     """Of attention, a gated MLP and their gradient at fixed numbers, in float32."""
 
