@@ -8,7 +8,7 @@ import pytest
 from asking import REQUEST
 from flax import nnx
 
-from demo.engine import SALT, Asked
+from demo.engine import SALT, Asked, Engine
 from experiments.world.orchestration import read
 from experiments.world.scoring import judge
 from rldtf_jax.config import ConfigError
@@ -188,3 +188,17 @@ def test_a_site_drifts_step_by_step(engine):
 def test_a_wrong_field_is_named(engine, asked, changes, message):
     with pytest.raises(ConfigError, match=message):
         next(engine.play(dataclasses.replace(asked, **changes)))
+
+
+def test_any_model_directory_serves_and_is_offered_first(engine, asked):
+    directory = engine.run.config.model.directory  # of the model that ships
+    other = Engine(engine.run, directory)
+    try:
+        assert list(other.options()["models"]) == ["model", "instruct"]
+        plain = dataclasses.replace(asked, weights=False, look=False, rivals=("instruct",))
+        (one,), (rival,) = (of(list(other.play(plain)), name) for name in ("verdict", "rival"))
+        assert rival["reward"] == one["reward"] and rival["workflow"] == one["workflow"]
+    finally:
+        other.close()
+    with pytest.raises(ConfigError, match="no such directory"):
+        Engine(engine.run, "/no/such/directory")
