@@ -98,10 +98,11 @@ def test_the_readmes_training_runs_as_it_stands():
     code = re.search(
         r"```python\n(import rldtf_jax.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL
     )[1]
-    assert "steps=3, prompts_per_step=8" in code and len(code.strip().splitlines()) <= 12
+    assert "steps=3, prompts_per_step=8" in code and len(code.strip().splitlines()) <= 14
     code = (
-        code.replace("steps=3, prompts_per_step=8", "steps=1, prompts_per_step=2")
-        + "print(history[0]['reward'])\n"
+        code.replace("steps=3", "steps=1") + "print(history[0]['reward'], history[0]['failed'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0 and -1 <= float(done.stdout.splitlines()[-1]) <= 1, done.stderr
+    assert done.returncode == 0, done.stderr
+    reward, failed = map(float, done.stdout.splitlines()[-1].split())
+    assert -1 < reward <= 1 and failed < 0.6  # most responses say something that can be run
