@@ -13,7 +13,7 @@ import shlex
 import sys
 
 STAGES = ("pipeline", "instruct", "reject", "emulate", "rldtf", "evaluate", "report", "orchestrate")
-STUDIES = ("ablate", "study", "seeds", "fresh", "sensitivity", "freedom", "emulator")
+STUDIES = ("ablate", "study", "seeds", "fresh", "sensitivity", "freedom", "paper", "emulator")
 BENCHMARKS = ("plan", "model_speed", "twin_speed", "ablate_speed", "gpu", "peers", "faults")
 TRUTH = ("twin_truth", "conformance", "bler_tables")
 COMMANDS = {
