@@ -1,17 +1,20 @@
 """Where a policy is still free: the share of 1 - p, the probability of another token, that lies on
 the tokens whose values f(a) reads, on the think part and on the words between.
 
-    python -m experiments.studies.freedom preset=leave-one-out run_dir=RUN
+    python -m experiments.studies.freedom RUN
 
 A token that is certain has no gradient in Eq. 6, whatever it weighs. So a token weight changes a
 training only as far as it shifts weight among the tokens that are not certain.
 """
 
+import argparse
+import dataclasses
+
 import jax
 import numpy as np
 from flax import nnx
 
-from experiments.config import ExperimentConfig, command
+from experiments.config import guarded, of_run
 from experiments.stages.evaluate import METHODS, MODELS
 from experiments.stages.run import Run, opened, stage_model
 from rldtf_jax.sample import row_keys, sample_on_host
@@ -60,7 +63,13 @@ def measured(run: Run, stage: str) -> dict[str, float]:
     return shares(samples.logp_BxR, counts, read, at < thinks[:, None])
 
 
-def main(config: ExperimentConfig) -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="freedom", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    asked = parser.parse_args(argv)
+    config = dataclasses.replace(of_run(asked.run), run_dir=asked.run)
     with opened(config, start_twin=False, shared=True) as run:
         found = {
             stage: measured(run, stage) for stage in MODELS if stage_model(run, stage) is not None
@@ -72,4 +81,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    guarded(main)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from experiments.config import load
 from experiments.stages.instruct import instruct
 from experiments.stages.run import opened
-from experiments.studies.freedom import measured, shares
+from experiments.studies.freedom import main, measured, shares
 
 
 def test_known_probabilities_give_known_shares():
@@ -33,7 +33,7 @@ def test_shares_add_up_to_one(seed):
     assert 0 <= found["tokens read"] <= 1
 
 
-def test_after_phase_1_nearly_all_freedom_is_on_values_that_are_read(tmp_path):
+def test_after_phase_1_nearly_all_freedom_is_on_values_that_are_read(tmp_path, capsys):
     config = load(
         ["preset=smoke", "model=instructed", "instruct.sft=null", f"run_dir={tmp_path / 'run'}"]
     )
@@ -41,3 +41,6 @@ def test_after_phase_1_nearly_all_freedom_is_on_values_that_are_read(tmp_path):
         instruct(run)
         found = measured(run, "instruct")
     assert found["tokens read"] < 0.25 and found["free on read"] > 0.8
+    main([config.run_dir])
+    out = capsys.readouterr().out.splitlines()
+    assert out[2] == f"| phase 1 (instruct) | {' | '.join(f'{x:.3f}' for x in found.values())} |"
