@@ -196,9 +196,9 @@ def findings(
         for name in study.arms
         if name != study.control and study.choose and sound(name, study.choose)
     ]
-    groups = {split: (split,) for split in without} | (
-        {" + ".join(POOLED): POOLED} if set(POOLED) <= set(without) else {}
-    )
+    groups = {"all splits": tuple(without)} | {split: (split,) for split in without}
+    if set(POOLED) <= set(without):
+        groups |= {" + ".join(POOLED): POOLED}
     found: dict[str, Any] = {
         "chosen": max(candidates, key=on_validation, default=None),
         "validation": {name: on_validation(name) for name in candidates},

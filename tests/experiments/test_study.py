@@ -60,7 +60,7 @@ def outcomes(**changes):
 def test_gains_are_paired_and_of_the_seeds_that_report():
     found = study.findings(PLAN, outcomes(), WITHOUT)
     assert found["chosen"] == "b" and found["validation"] == {"a": 0.5, "b": 0.8}
-    assert list(found["splits"]) == ["test", "new-links", "test + new-links"]
+    assert list(found["splits"]) == ["all splits", "test", "new-links", "test + new-links"]
     for part in found["splits"].values():
         assert part["best_baseline"] == "sturdiest"  # the oracle asks the twin
         a, b = (part["arms"][name]["greedy"] for name in "ab")
@@ -85,8 +85,8 @@ def test_an_arm_that_diverged_reports_nothing():
 
 def test_the_table_has_a_row_for_every_arm_and_baseline_at_both_temperatures():
     lines = study.table("x", PLAN, study.findings(PLAN, outcomes(), WITHOUT)).splitlines()
-    assert sum(line.startswith("| sturdiest mode |") for line in lines) == 3 * 2
-    assert sum(line.startswith("| a |") for line in lines) == 3 * 2 + 1
+    assert sum(line.startswith("| sturdiest mode |") for line in lines) == 4 * 2
+    assert sum(line.startswith("| a |") for line in lines) == 4 * 2 + 1
     assert any(line.startswith("| a | ") and "| +0.070 [" in line for line in lines)
 
 
