@@ -1,6 +1,6 @@
 """One request, answered by a trained model and judged by the twin.
 
-    python -m experiments.stages.orchestrate REQUEST --link FILE [--run RUN] [--model DIR] [--temperature 0.7] [--json]
+    python -m experiments.stages.orchestrate REQUEST --scenario FILE [--run RUN] [--model DIR] [--temperature 0.7] [--json]
 
 REQUEST is what is wanted, in words. FILE is JSON: {"scenario": {...}} as in a task file, with
 delay_ms, throughput_mbps, ber and errors beside it where the targets are known; without them the
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("request")
-    parser.add_argument("--link", required=True, help="JSON file")
+    parser.add_argument("--link", "--scenario", required=True, help="JSON file")
     parser.add_argument("--run", default="runs/quickstart", help="run directory")
     parser.add_argument("--model", help="model directory; default: the run's newest")
     parser.add_argument("--temperature", type=float, default=0.0)

@@ -144,7 +144,7 @@ def test_a_request_is_answered_and_judged(asked, capsys):
     assert (
         found["fulfilled"] == all(met) == all(found["met"].values()) and -1 <= found["reward"] <= 1
     )
-    orchestrate.main([words, "--link", stated, "--run", run, "--model", PHASE_1])
+    orchestrate.main([words, "--scenario", stated, "--run", run, "--model", PHASE_1])
     out = capsys.readouterr().out
     # what is written comes first, as it is written
     assert read(out.partition("\n\n")[0])[1] is None
