@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,19 @@ def compilations():
     return recorded
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def programs_end_with_their_file():
+    """What was compiled for a file is dropped behind it: all together take gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture(scope="module")
 def browser():
-    """Headless: the system's Chromium, or else the one that `playwright install chromium` left."""
+    """Headless: the system's Chromium, or else the one that `playwright install chromium` left. Its
+    event loop ends with the file, so that another one can have its own.
+    """
     from playwright.sync_api import sync_playwright
 
     path = next(

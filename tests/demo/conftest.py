@@ -14,7 +14,7 @@ from experiments.stages.instruct import instruct
 from experiments.stages.run import opened
 
 # the model that ships, after phase 1
-OVERRIDES = ["preset=smoke", "model=instructed", "instruct.sft=null"]
+OVERRIDES = ["preset=smoke", "model=instructed", "instruct.sft=null", "twin.workers=1"]
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def run_dir(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its processes end with the file
 def engine(run_dir):
     with opened(load([*OVERRIDES, f"run_dir={run_dir}"], ExperimentConfig), shared=True) as run:
         engine = Engine(run)
@@ -34,7 +34,7 @@ def engine(run_dir):
             yield engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(run_dir):
     """Of the demo as its command starts it."""
     with socket.socket() as free:
