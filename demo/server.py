@@ -33,6 +33,7 @@ from twin.toolbox import MODULES
 STATIC = os.path.join(os.path.dirname(__file__), "static")
 LOOPBACK = ["127.0.0.1", "localhost"]
 MAX_BODY = 1 << 16  # bytes
+VISIBLE = r"[^\s\x00-\x1f\x7f-\xa0]"  # something that is no blank, in whoever's notion of one
 VISITOR = "visitor"  # cookie
 HEADERS = {
     "Content-Security-Policy": (
@@ -105,7 +106,7 @@ def orchestrate_body(engine: Engine) -> type[Strict]:
         __doc__="A request, the state of link and platform, and what beside the answer is wanted.",
         request=(
             Annotated[  # type: ignore[maybe-unrecognized-str-typeform]
-                str, Field(min_length=1, max_length=1000, pattern=r"\S", description="in words")
+                str, Field(min_length=1, max_length=1000, pattern=VISIBLE, description="in words")
             ],
             ...,
         ),
