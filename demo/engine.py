@@ -139,18 +139,12 @@ class Engine:
         modules {name: whether the family ever has it}, requests of the test split that state no
         targets, and the state to start from.
         """
-        never = {
-            name
-            for tool in TOOLS
-            for argument in tool.arguments
-            for name in (f"{tool.name}.{v}" for v in argument.choices)
-            if self.family.present.get(name, self.family.present.get(tool.name, 1.0)) == 0
-        }
+        present = self.family.present
         modules = {
-            f"{tool.name}.{value}": f"{tool.name}.{value}" not in never
+            f"{tool.name}.{v}": present.get(f"{tool.name}.{v}", present.get(tool.name, 1.0)) > 0
             for tool in TOOLS
             for argument in tool.arguments
-            for value in argument.choices
+            for v in argument.choices
         }
         requests = {task.service: task.request for task in self.run.tasks["test"] if task.infers}
         return {
@@ -269,8 +263,6 @@ class Engine:
             tok,
             run.twins("evaluate"),
             run.config.rldtf.reward,
-            seed=0,
-            translator="grammar",
             form=run.config.tasks.prompt,
         )
         samples = Samples(np.array([ids], np.int32), np.array([len(ids)]), None, np.array([True]))

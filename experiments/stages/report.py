@@ -95,9 +95,10 @@ def write(run: Run, result: dict) -> str:
     """Writes <run_dir>/report.html with its figures inside (and beside it, under figures/); returns
     its path.
     """
+    drawn = panels(metrics.read(run.path("rldtf")))
     figures = {
         "results": results_figure(result),
-        "rldtf": curves_figure(metrics.read(run.path("rldtf"))),
+        "rldtf": lines_figure(drawn, columns=3),
         "losses": losses_figure(run),
     }
     os.makedirs(run.path("figures"), exist_ok=True)
@@ -111,10 +112,7 @@ def write(run: Run, result: dict) -> str:
         split_table("test", result),
         image(figures["results"], "Fulfilment and average score"),
         "<h2>RLDTF, step by step</h2>",
-        charts(
-            panels(metrics.read(run.path("rldtf"))),
-            image(figures["rldtf"], "Curves of the RLDTF stage"),
-        ),
+        charts(drawn, image(figures["rldtf"], "Curves of the RLDTF stage")),
         "<h2>What the tokens weigh</h2>",
         "<p class='note'>Responses to held-out requests. The darker a token, the larger its weight"
         " w (Eq. 5); point at one for S and w.</p>",
@@ -353,11 +351,6 @@ def results_figure(result: dict) -> bytes:
             ylim=(len(names) - 0.4, -0.6),
         )
     return png(figure)
-
-
-def curves_figure(rows: list[dict]) -> bytes:
-    """Reward, losses and the health of training over the steps of RLDTF."""
-    return lines_figure(panels(rows), columns=3)
 
 
 def lines_figure(
