@@ -15,7 +15,9 @@ SAYS = {
 
 
 def test_every_example_is_run_here():
-    assert sorted(os.listdir(os.path.join(ROOT, "examples"))) == sorted(SAYS)
+    """The notebooks beside them are run by tests/test_docs.py."""
+    listed = os.listdir(os.path.join(ROOT, "examples"))
+    assert sorted(name for name in listed if name.endswith(".py")) == sorted(SAYS)
 
 
 @pytest.mark.parametrize("name", SAYS)
