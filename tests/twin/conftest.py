@@ -1,9 +1,6 @@
-import sys
-from functools import partial
-from pathlib import Path
-
 import pytest
 from hypothesis import HealthCheck, settings
+from toys import toy_pool
 
 from twin import Settings, Twin
 from twin.physical import Counts, Point
@@ -13,10 +10,6 @@ settings.register_profile(
     "twin", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("twin")
-
-# Workers that answer at once from a formula, or die when a point says so: see the file
-TOY_WORKER = (sys.executable, str(Path(__file__).with_name("toy_worker.py")))
-toy_pool = partial(Pool, command=TOY_WORKER)
 
 
 @pytest.fixture(scope="session")

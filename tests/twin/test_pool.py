@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import TOY_WORKER, toy_pool
+from toys import TOY_WORKER, toy_pool
 
 from twin import Scenario, Settings, Twin, TwinError, Workflow, physical
 from twin.pool import Pool, limit_share
@@ -242,7 +242,7 @@ def test_no_worker_outlives_its_parent(how):
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from conftest import toy_pool
+from toys import toy_pool
 from twin import Scenario, Twin, Workflow
 twin = Twin(workers=2, pool=toy_pool)
 twin.evaluate([(Scenario(snr_db=1), Workflow())])

@@ -4,9 +4,9 @@ from functools import partial
 
 import pytest
 import ray
-from conftest import TOY_WORKER
 from ray.cluster_utils import Cluster
 from test_pool import DEADLY, DEADLY_ONCE, FAULTY, STOPPING, pairs
+from toys import TOY_WORKER
 
 from twin import Scenario, Twin, TwinError, Workflow
 from twin.ray_pool import RayPool
