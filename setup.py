@@ -52,6 +52,7 @@ setup(
         "ray": ["ray"],
         "world": ["gymnasium"],
         "demo": ["fastapi", "uvicorn"],
+        "corpus": ["datasketch", "ftfy", "lxml_html_clean", "py3langid", "trafilatura"],
         "docs": ["mkdocs-material", "mkdocstrings-python"],
         "trl": ["trl", "torch", "transformers"],
         "test": [
@@ -78,6 +79,11 @@ setup(
             "pytest-cov",
             "ruff",
             "mypy",
+            "datasketch",
+            "ftfy",
+            "lxml_html_clean",
+            "py3langid",
+            "trafilatura",
         ],
     },
 )

@@ -12,7 +12,17 @@ import os
 import shlex
 import sys
 
-STAGES = ("pipeline", "instruct", "reject", "emulate", "rldtf", "evaluate", "report", "orchestrate")
+STAGES = (
+    "pipeline",
+    "pretrain",
+    "instruct",
+    "reject",
+    "emulate",
+    "rldtf",
+    "evaluate",
+    "report",
+    "orchestrate",
+)
 STUDIES = ("ablate", "study", "seeds", "fresh", "sensitivity", "freedom", "paper", "emulator")
 BENCHMARKS = ("plan", "model_speed", "twin_speed", "ablate_speed", "gpu", "peers", "faults")
 TRUTH = ("twin_truth", "conformance", "bler_tables")
@@ -25,7 +35,13 @@ COMMANDS = {
         ("truth", TRUTH),
     )
     for name in names
-} | {"world": "experiments.world", "twin": "twin", "fetch": "rldtf_jax.fetch", "demo": "demo"}
+} | {
+    "corpus": "experiments.corpus",
+    "world": "experiments.world",
+    "twin": "twin",
+    "fetch": "rldtf_jax.fetch",
+    "demo": "demo",
+}
 
 
 def about(module: str) -> str:

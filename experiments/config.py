@@ -124,6 +124,30 @@ class TasksConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Next tokens of a corpus before phase 1; without one there is no pre-training."""
+
+    corpus: str | None = None  # a directory that python -m experiments.corpus has filled
+    general: float = 0.25  # share of the tokens that is not of the domain
+    width: int = 512  # tokens of a row
+    held_out: int = 32  # rows of each share whose perplexity is told before and after
+    sft: SFTConfig = SFTConfig()
+
+    def __post_init__(self):
+        _at_least(2, self, "width")
+        _at_least(1, self, "held_out")
+        if not 0 <= self.general < 1:
+            raise ConfigError(f"general = {self.general!r}: expected a number in [0, 1)")
+        if self.corpus is not None and not os.path.exists(
+            os.path.join(self.corpus, "held_out.jsonl")
+        ):
+            raise ConfigError(
+                f"corpus = {self.corpus!r}: expected a directory that python -m experiments.corpus"
+                " has filled"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class InstructConfig:
     """Instruction tuning on workflows whose grants carry what is asked."""
 
@@ -200,6 +224,7 @@ class ExperimentConfig:
     mesh: MeshConfig = MeshConfig()  # where a run goes on may differ from where it began
     twin: TwinConfig = TwinConfig()
     tasks: TasksConfig = TasksConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     instruct: InstructConfig = InstructConfig()
     reject: RejectConfig = RejectConfig()
     # fits the critic to the rewards of the rejection rounds before the first step

@@ -294,8 +294,12 @@ def attend(q_BxKxQxC, k_BxKxCxS, v_BxKxSxC, mask) -> jax.Array:
     return jnp.einsum("bkqs,bksc->bkqc", weight_BxKxQxS.astype(v_BxKxSxC.dtype), v_BxKxSxC)
 
 
-def block(config: Qwen2Config, layer: dict, x_BxTxD: jax.Array, cos_TxC2, sin_TxC2):
+def block(
+    config: Qwen2Config, layer: dict, x_BxTxD: jax.Array, cos_TxC2, sin_TxC2, same_BxTxT=None
+):
     """One decoder layer over whole sequences: (x_BxTxD, (k_BxKxCxT, v_BxKxTxC)).
+
+    same_BxTxT: which positions are of one document, where a row has several.
 
     Matmuls with weights run on (B*T, D) and attention on (B, K, G*T, C): on a CPU that is half the
     time of the einsum-as-written form, backward pass included.
@@ -313,8 +317,11 @@ def block(config: Qwen2Config, layer: dict, x_BxTxD: jax.Array, cos_TxC2, sin_Tx
             2, 3
         )
         v_BxKxTxC = v.reshape(B, T, K, C).transpose(0, 2, 1, 3)
-        causal_QxT = jnp.tile(jnp.tril(jnp.ones((T, T), bool)), (H // K, 1))
-        a = attend(q_BxKxGxTxC.reshape(B, K, H // K * T, C), k_BxKxCxT, v_BxKxTxC, causal_QxT)
+        mask = jnp.tril(jnp.ones((T, T), bool))  # causal
+        if same_BxTxT is not None:
+            mask = (mask & same_BxTxT)[:, None]
+        mask = jnp.tile(mask, (H // K, 1))
+        a = attend(q_BxKxGxTxC.reshape(B, K, H // K * T, C), k_BxKxCxT, v_BxKxTxC, mask)
         a_NxHC = a.reshape(B, K, H // K, T, C).transpose(0, 3, 1, 2, 4).reshape(B * T, H * C)
     else:
         q_BxTxHxC, k_BxTxKxC = (
@@ -322,7 +329,13 @@ def block(config: Qwen2Config, layer: dict, x_BxTxD: jax.Array, cos_TxC2, sin_Tx
         )
         v_BxTxKxC = v.reshape(B, T, K, C)
         a_NxHC = jax.nn.dot_product_attention(
-            q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, scale=1.0, is_causal=True, implementation=c.attention
+            q_BxTxHxC,
+            k_BxTxKxC,
+            v_BxTxKxC,
+            mask=None if same_BxTxT is None else same_BxTxT[:, None],
+            scale=1.0,
+            is_causal=True,
+            implementation=c.attention,
         ).reshape(B * T, H * C)
         k_BxKxCxT, v_BxKxTxC = k_BxTxKxC.transpose(0, 2, 3, 1), v_BxTxKxC.transpose(0, 2, 1, 3)
     x_NxD = x_NxD + a_NxHC @ layer["wo"].astype(a_NxHC.dtype)
@@ -403,20 +416,32 @@ class Qwen2(nnx.Module):
             if not path.startswith(prefix):
                 setattr(self, path, param)
 
-    def __call__(self, tokens_BxT: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        tokens_BxT: jax.Array,
+        lengths: jax.Array | None = None,
+        documents_BxT: jax.Array | None = None,
+    ) -> jax.Array:
         """Right-padded token ids -> logits (B, T, V) or values (B, T), float32. See `hidden` for
-        lengths.
+        lengths and documents.
         """
-        hidden_BxTxD = self.hidden(tokens_BxT, lengths)
+        hidden_BxTxD = self.hidden(tokens_BxT, lengths, documents_BxT)
         return self.unembed(hidden_BxTxD) if self.head == "lm" else self.value(hidden_BxTxD)
 
-    def hidden(self, tokens_BxT: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        tokens_BxT: jax.Array,
+        lengths: jax.Array | None = None,
+        documents_BxT: jax.Array | None = None,
+    ) -> jax.Array:
         """Final-norm hidden states (B, T, D).
 
         Attention is causal and padding is on the right, so padding never reaches a real position;
-        with lengths (B,) the states beyond the end are zero, and so are their gradients.
+        with lengths (B,) the states beyond the end are zero, and so are their gradients. Where a
+        row holds several documents, documents_BxT numbers them: none attends to another. Rotary
+        positions go on through the row, of which attention sees differences alone.
         """
-        x_BxTxD, _ = self._layers(tokens_BxT, slice(None), keep_cache=False)
+        x_BxTxD, _ = self._layers(tokens_BxT, slice(None), False, documents_BxT)
         x_BxTxD = rms_norm(x_BxTxD, self.norm[...], self.config.rms_norm_eps)
         if lengths is None:
             return x_BxTxD
@@ -543,12 +568,17 @@ class Qwen2(nnx.Module):
         x = self.embed[...].astype(self.config.dtype)[constrain(tokens, axes)]
         return constrain(constrain(x, (*axes, "embed")), ("batch", *axes[1:], None))
 
-    def _layers(self, tokens_BxT: jax.Array, which: slice, keep_cache: bool):
+    def _layers(self, tokens_BxT: jax.Array, which: slice, keep_cache: bool, documents_BxT=None):
         c = self.config
+        same_BxTxT = (
+            None
+            if documents_BxT is None
+            else documents_BxT[:, :, None] == documents_BxT[:, None, :]
+        )
         cos_TxC2, sin_TxC2 = rope_table(tokens_BxT.shape[1], c.head_dim, c.rope_theta)
 
         def step(x_BxTxD, layer):
-            x_BxTxD, kv = block(c, layer, x_BxTxD, cos_TxC2, sin_TxC2)
+            x_BxTxD, kv = block(c, layer, x_BxTxD, cos_TxC2, sin_TxC2, same_BxTxT)
             return x_BxTxD, kv if keep_cache else None
 
         if c.remat:

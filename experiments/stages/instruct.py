@@ -15,14 +15,13 @@ import jax
 import numpy as np
 
 from experiments.config import ExperimentConfig, command
+from experiments.stages.pretrain import pretrained
 from experiments.stages.run import (
     Run,
     curriculum,
-    fresh_model,
     keep_model,
     opened,
     practice,
-    reading_model,
     sequences,
     stage_model,
 )
@@ -30,21 +29,11 @@ from experiments.world.engineer import demonstrations
 from experiments.world.orchestration import describe_link, describe_targets, think
 from experiments.world.search import sized_workflow
 from experiments.world.tasks import Task
-from rldtf_jax import hf, sft
+from rldtf_jax import sft
 from rldtf_jax.config import ConfigError
-from rldtf_jax.qwen2 import Qwen2, Qwen2Config
+from rldtf_jax.qwen2 import Qwen2
 
 LONGEST = 0.05  # of the practice rows, that are left out
-
-
-def first_model(run: Run) -> Qwen2:
-    """The model that instruction tuning starts from."""
-    config = run.config.model
-    if config.hf_dir:
-        with reading_model(run.config):
-            return hf.load(config.directory, mesh=run.mesh, **config.options)
-    shape = Qwen2Config.preset(config.preset, vocab_size=run.tokenizer.vocab_size, **config.options)
-    return fresh_model(shape, "lm", run.config.seed, run.mesh)
 
 
 def instruct(run: Run) -> Qwen2:
@@ -55,7 +44,7 @@ def instruct(run: Run) -> Qwen2:
     if done is not None:
         return done
     if run.config.instruct.sft is None:
-        model = first_model(run)
+        model = pretrained(run)
         keep_model(run, model, "instruct")
         return model
     tasks = list(
@@ -76,7 +65,7 @@ def instruct(run: Run) -> Qwen2:
             " response of the instruction data in tokens"
         )
     rows = trimmed(rows)
-    model = first_model(run)
+    model = pretrained(run)
     if run.config.instruct.think and run.config.instruct.reading:
         model = sft.train(
             model,

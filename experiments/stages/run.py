@@ -219,6 +219,9 @@ def _same_sources(
     if not config.tasks.directory:
         texts[f"world {config.tasks.family}"] = repr(worlds.family(config.tasks.family))
     sources = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    if config.pretrain.corpus:
+        with open(os.path.join(config.pretrain.corpus, "train.jsonl"), "rb") as corpus:
+            sources["corpus"] = hashlib.file_digest(corpus, "sha256").hexdigest()
     if not os.path.exists(path):
         with whole(path) as file:
             json.dump(sources, file, indent=1)

@@ -249,7 +249,7 @@ def test_two_commands_do_not_work_in_one_directory(tmp_path):
 def test_a_model_that_cannot_be_read_is_one_line(
     name, content, message, tmp_path, capsys, monkeypatch
 ):
-    from experiments.stages.instruct import first_model
+    from experiments.stages.pretrain import first_model
     from experiments.world.tasks import DATA
 
     shutil.copytree(os.path.join(DATA, "link-lite", "phase1"), tmp_path / "model")
