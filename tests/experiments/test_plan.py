@@ -1,6 +1,7 @@
 """The memory plan reads what it says out of the compiled programs, and says no where it must."""
 
 import dataclasses
+import json
 import math
 import os
 import subprocess
@@ -65,6 +66,64 @@ def test_a_plan_that_fits_prints_every_share_of_a_device(tiny):
         "together",
     ):
         assert figure(tiny.stdout, name) > 0
+
+
+RUN = """
+import dataclasses, json, os
+import jax, jax.numpy as jnp
+from experiments.benchmarks import plan
+from experiments.config import CONFIGS, load
+from experiments.stages.run import fresh_model
+from rldtf_jax import mesh, rldtf
+from rldtf_jax.config import RLDTFConfig
+
+config = load(["preset=tiny"], plan.PlanConfig, os.path.join(CONFIGS, "plan"), "tiny")
+device_mesh = mesh.make_mesh(**dataclasses.asdict(config.mesh))
+with jax.set_mesh(device_mesh):
+    shapes = plan.shapes(config, device_mesh)
+    policy, critic = (
+        fresh_model(config.qwen2, head, 0, device_mesh) for head in ("lm", "value")
+    )
+    settings = RLDTFConfig(microbatches=config.microbatches, logit_chunk=config.logit_chunk)
+    models, state = rldtf.initial(policy, critic, settings, 0)
+    del policy, critic
+    rows = jax.tree.map(
+        lambda x: jax.device_put(jnp.ones(x.shape, x.dtype), x.sharding), shapes.rollouts
+    )
+    rows = rows._replace(lengths_B=rows.lengths_B + 2)
+    hyper = rldtf.hyper_at(settings, 0)
+    asked = models.static, state.learner, state.reference, rows, hyper
+    compiled = rldtf.update.lower(*asked).compile().memory_analysis()
+    planned = plan.lower_update(config, shapes).compile().memory_analysis()
+    learner, _ = rldtf.update(*asked)
+    held = {str(device): 0 for device in jax.devices()}
+    for leaf in jax.tree.leaves((learner, state.reference)):
+        for shard in leaf.addressable_shards:
+            held[str(shard.device)] += shard.data.nbytes
+print(json.dumps({
+    "planned": plan.per_device((shapes.learner, shapes.reference)),
+    "held": list(held.values()),
+    "working": [planned.temp_size_in_bytes, compiled.temp_size_in_bytes],
+}))
+"""
+
+
+def test_a_run_holds_and_works_in_the_bytes_that_were_planned():
+    """After a real update on four virtual devices."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["held"] == [found["planned"]] * 4
+    planned, working = found["working"]
+    assert planned > found["planned"] / 10  # activations are no rounding error
+    assert working == planned
 
 
 def test_each_saving_lowers_the_peak_of_the_update(tiny):
