@@ -155,6 +155,10 @@ class InstructConfig:
     teacher: Literal["random", "engineer"] = "random"
     pairs: int = 8000
     per_task: int = 1  # of the pairs, different draws of the engineer's
+    # questions of radio and general instructions beside the pairs, see experiments.world.questions
+    questions: int = 0
+    general: float = 0.25  # share of the questions
+    asked: int = 200  # of those that are held out, before and after
     # each response begins with the think line; the later stages go on with what is taught here
     think: bool = True
     # before: a link and targets in, the think line out; so a model from nothing learns to copy
@@ -163,7 +167,10 @@ class InstructConfig:
     sft: SFTConfig | None = SFTConfig()
 
     def __post_init__(self):
-        _at_least(1, self, "pairs", "per_task")
+        _at_least(1, self, "pairs", "per_task", "asked")
+        _at_least(0, self, "questions")
+        if not 0 <= self.general <= 1:
+            raise ConfigError(f"general = {self.general!r}: expected a number in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

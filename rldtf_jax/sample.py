@@ -146,6 +146,36 @@ def sample_on_host(graphdef, params, prompts_GxP, prompt_lengths_G, keys_B, **op
     return Samples(*map(np.concatenate, zip(*jax.device_get(samples))))
 
 
+def sample_batches(
+    graphdef,
+    params,
+    prompts: Sequence[Sequence[int]],
+    key: jax.Array,
+    *,
+    batch_size: int,
+    width: int | None = None,
+    **options,
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """(ids with the EOS if there is one, whether there is) of one response to each of any number
+    of prompts, in batches of one shape; what a prompt gets depends on its place, the key and
+    `options`, which are those of `sample`.
+    """
+    width = width or bucket(max(map(len, prompts), default=1))
+    for start in range(0, len(prompts), batch_size):
+        rows = list(prompts[start : start + batch_size])
+        samples = sample_on_host(
+            graphdef,
+            params,
+            *pad_prompts(rows + rows[:1] * (batch_size - len(rows)), width),
+            row_keys(key, start + np.arange(batch_size)),
+            **options,
+        )
+        for ids, length, ended in zip(
+            samples.tokens_BxR[: len(rows)], samples.lengths_B, samples.ended_B
+        ):
+            yield ids[:length], bool(ended)
+
+
 def stream(
     graphdef: nnx.GraphDef,
     params: nnx.State,

@@ -5,10 +5,10 @@ never is.
     python -m experiments.benchmarks.faults --kills 5 preset=smoke rldtf.steps=4                          other overrides of the pipeline
 
 A run is started, hit by SIGKILL at a moment drawn from the time that it has left, and started
-again, until it ends; then the next run begins in a new directory, until all kills are spent. Every
-third kill hits one of the run's own processes, a twin worker say, and not the one that was started.
-A run that was killed has to end as the one that was not: the models of all stages, what was
-sampled, the metrics and the evaluation, byte for byte. Exits with 1 where anything differs, or a
+again, until it ends; then the next run begins in a new directory, until all kills are spent. One
+kill in three hits one of the run's own processes, a twin worker say, and not the one that was
+started. A run that was killed has to end as the one that was not: the models of all stages, what
+was sampled, the metrics and the evaluation, byte for byte. Exits with 1 where anything differs, or a
 start fails by itself.
 """  # noqa: E501
 
@@ -121,7 +121,7 @@ def harness(
             directory, alive_s = f"{scratch}/run{runs}", 0.0
             while True:
                 left = max(0.2 * whole_s, whole_s - alive_s)
-                own = rng if spent % 3 == 2 else None
+                own = rng if rng.random() < 1 / 3 else None
                 begun = time.monotonic()
                 hit, status, line = killed_after(
                     [*command, f"run_dir={directory}"],

@@ -16,7 +16,6 @@ import sys
 from typing import Callable, Iterator, NamedTuple, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -35,7 +34,7 @@ from rldtf_jax import hf, mesh, sft, tokenizer
 from rldtf_jax.config import ConfigError, differences, flat
 from rldtf_jax.judge import Policy, Verdict
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
-from rldtf_jax.sample import row_keys, sample_on_host
+from rldtf_jax.sample import sample_batches
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Twin
 
@@ -393,28 +392,25 @@ def respond(
 ) -> Responses:
     """Samples and judges one response to each of the environment's tasks in `indices`."""
     graphdef, params = nnx.split(model)
-    size = run.config.evaluate.batch_size
-    tokens, ended = [], []
-    key = jax.random.fold_in(jax.random.key(run.config.seed), salt)
-    for start in range(0, len(indices), size):
-        rows = list(indices[start : start + size])
-        fill = rows + rows[:1] * (size - len(rows))  # one shape, one compilation
-        _, prompts, lengths = environment.rows(fill)
-        samples = sample_on_host(
+    sampled = list(
+        sample_batches(
             graphdef,
             params,
-            prompts,
-            lengths,
-            row_keys(key, start + jnp.arange(size)),
+            [environment.prompts[i] for i in indices],
+            jax.random.fold_in(jax.random.key(run.config.seed), salt),
+            batch_size=run.config.evaluate.batch_size,
+            width=environment.width,
             eos_id=run.tokenizer.eos_id,
             max_new_tokens=run.config.rldtf.sample.max_new_tokens,
             temperature=temperature,
         )
-        tokens += [ids[:n] for ids, n in zip(samples.tokens_BxR[: len(rows)], samples.lengths_B)]
-        ended += list(samples.ended_B[: len(rows)])
+    )
+    tokens = [ids for ids, _ in sampled]
     tasks = [environment.tasks[i] for i in indices]
     texts = environment.texts(tokens)
     verdict = environment.judge_text(
-        tasks, [text if end else "" for text, end in zip(texts, ended)], Policy(graphdef, params)
+        tasks,
+        [text if ended else "" for text, (_, ended) in zip(texts, sampled)],
+        Policy(graphdef, params),
     )
     return Responses(tasks, texts, tokens, verdict)

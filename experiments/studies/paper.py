@@ -20,7 +20,6 @@ from typing import Any, Sequence
 
 import jax
 import matplotlib
-import numpy as np
 from flax import nnx
 
 from experiments.config import guarded, of_run
@@ -32,7 +31,7 @@ from experiments.world.environment import TwinEnvironment
 from experiments.world.tasks import Task
 from rldtf_jax import hf, metrics, tokenizer
 from rldtf_jax.config import ConfigError
-from rldtf_jax.sample import bucket, pad_prompts, row_keys, sample_on_host
+from rldtf_jax.sample import sample_batches
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen
@@ -118,28 +117,22 @@ def answers(
         limit = RAW_TOKENS
         examples = [task for task in run.tasks["train"] if task.witness][: system.shots]
         prompts = [tok.apply_chat(question(task, examples)) for task in tasks]
-    graphdef, params = nnx.split(model)
-    width = bucket(max(map(len, prompts)))
-    key, texts = jax.random.fold_in(jax.random.key(run.config.seed), SALT), []
-    for start in range(0, len(tasks), batch):
-        rows = prompts[start : start + batch]
-        samples = sample_on_host(
-            graphdef,
-            params,
-            *pad_prompts(rows + rows[:1] * (batch - len(rows)), width),
-            row_keys(key, start + np.arange(batch)),
-            eos_id=tok.eos_id,
-            max_new_tokens=limit,
-            temperature=temperature,
-        )
-        for ids, n, ended in zip(
-            samples.tokens_BxR[: len(rows)], samples.lengths_B, samples.ended_B
-        ):
-            text = tok.decode(ids[: n - bool(ended)].tolist())
-            if not system.stage:  # what goes on after its answer, with a request of its own
-                text, ended = text.lstrip().partition("\n\n")[0], True
-            texts.append(text if ended else "")
-        say(f"paper: {system.name}, {len(texts)} of {len(tasks)}")
+    texts = []
+    for ids, ended in sample_batches(
+        *nnx.split(model),
+        prompts,
+        jax.random.fold_in(jax.random.key(run.config.seed), SALT),
+        batch_size=batch,
+        eos_id=tok.eos_id,
+        max_new_tokens=limit,
+        temperature=temperature,
+    ):
+        text = tok.decode(ids[: len(ids) - ended].tolist())
+        if not system.stage:  # what goes on after its answer, with a request of its own
+            text, ended = text.lstrip().partition("\n\n")[0], True
+        texts.append(text if ended else "")
+        if len(texts) % batch == 0 or len(texts) == len(tasks):
+            say(f"paper: {system.name}, {len(texts)} of {len(tasks)}")
     return texts
 
 

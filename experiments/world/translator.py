@@ -10,11 +10,10 @@ import contextlib
 from typing import Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from experiments.world.orchestration import answer, describe_workflow, read_program, translate
 from rldtf_jax.judge import Policy
-from rldtf_jax.sample import bucket, pad_prompts, row_keys, sample_on_host
+from rldtf_jax.sample import bucket, sample_batches
 from rldtf_jax.tokenizer import Tokenizer
 from twin import Workflow, WorkflowError
 
@@ -77,19 +76,14 @@ class ModelTranslator:
 
     def _programs(self, prompts: Sequence[Sequence[int]], policy: Policy) -> Iterator[str | None]:
         """What the policy answers to each prompt; None where it comes to no end."""
-        for start in range(0, len(prompts), BATCH):
-            rows = list(prompts[start : start + BATCH])
-            # one shape, one compilation
-            padded = pad_prompts(rows + rows[:1] * (BATCH - len(rows)), self.width)
-            samples = sample_on_host(
-                *policy,
-                *padded,
-                row_keys(jax.random.key(0), jnp.arange(BATCH)),
-                max_new_tokens=self.max_new_tokens,
-                eos_id=self.tokenizer.eos_id,
-                temperature=0.0,
-            )
-            for ids, length, ended in list(
-                zip(samples.tokens_BxR, samples.lengths_B, samples.ended_B)
-            )[: len(rows)]:
-                yield self.tokenizer.decode(ids[: length - 1]) if ended else None
+        for ids, ended in sample_batches(
+            *policy,
+            prompts,
+            jax.random.key(0),
+            batch_size=BATCH,
+            width=self.width,
+            max_new_tokens=self.max_new_tokens,
+            eos_id=self.tokenizer.eos_id,
+            temperature=0.0,
+        ):
+            yield self.tokenizer.decode(ids[:-1]) if ended else None
