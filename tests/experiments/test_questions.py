@@ -93,10 +93,7 @@ def test_the_examination_before_and_after(tmp_path):
     keys += ["instruct.questions=64", "instruct.asked=40", "instruct.general=0.5"]
     with opened(load(keys), start_twin=False) as run:
         instruct(run)
-    with open(
-        os.path.join(tmp_path, "run", "instruct", "questions.json"), encoding="utf-8"
-    ) as file:
-        told = json.load(file)
+    told = json.loads((tmp_path / "run" / "instruct" / "questions.json").read_text())
     assert set(told) == {"before", "after"}
     for found in told.values():
         assert sum(count["asked"] for count in found.values()) == 40
