@@ -5,6 +5,7 @@ command line.
 import dataclasses
 import importlib.util
 import inspect
+import math
 import os
 import re
 import sys
@@ -226,6 +227,8 @@ class ExperimentConfig:
     wandb: bool = False  # Weights & Biases too; needs the package wandb
     mlflow: bool = False  # MLflow too, where MLFLOW_TRACKING_URI says; needs the package mlflow
     translator: Literal["grammar", "tolerant", "model"] = "grammar"  # c = f(a), III.B
+    # processes that train one model together, see experiments.hosts; each has devices of its own
+    hosts: int = 1
     sweep: str | None = None  # id of the sweep that the run belongs to; its checkpoints keep it
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()  # where a run goes on may differ from where it began
@@ -254,6 +257,12 @@ class ExperimentConfig:
 
     def __post_init__(self):
         _at_least(0, self, "seed")
+        _at_least(1, self, "hosts")
+        if self.hosts > 1 and math.prod(dataclasses.asdict(self.mesh).values()) % self.hosts:
+            raise ConfigError(
+                f"hosts = {self.hosts}: expected a divisor of the devices of mesh ="
+                f" {dataclasses.asdict(self.mesh)}"
+            )
         if not self.run_dir.strip():
             raise ConfigError(f"run_dir = {self.run_dir!r}: expected a directory's name")
         for name in ("wandb", "mlflow"):
@@ -441,7 +450,19 @@ def command(function, *source, loaded=None):
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(usage(sys.modules[function.__module__].__doc__, *source))
         return
-    guarded(lambda: function(loaded() if loaded else load(sys.argv[1:], *source)))
+
+    def run() -> None:
+        from experiments import hosts
+
+        config = loaded() if loaded else load(sys.argv[1:], *source)
+        count = getattr(config, "hosts", 1)
+        if count > 1 and not hosts.is_one_of_several():
+            sys.exit(hosts.launch(count, sys.orig_argv[1:]))
+        if count > 1:
+            hosts.join(count)
+        function(config)
+
+    guarded(run)
 
 
 def guarded(function):

@@ -1,16 +1,26 @@
-"""Files that are there whole or not at all, and JSON lines."""
+"""Files that are there whole or not at all, and JSON lines; in a run of several processes the first
+one writes, and says what is there.
+"""
 
 import contextlib
+import io
 import json
 import os
 from typing import IO, Iterator
+
+from rldtf_jax import hosts
 
 
 @contextlib.contextmanager
 def whole(path: str, mode: str = "w") -> Iterator[IO]:
     """Opens a file to write; what it replaces stays until the block ends well, and nothing else
-    stays if it does not.
+    stays if it does not. Of several processes all have to come here, and all find the file behind
+    it.
     """
+    if not hosts.first():
+        yield io.BytesIO() if "b" in mode else io.StringIO()
+        hosts.wait(f"written {os.path.basename(path)}")
+        return
     partial = f"{path}.partial"
     try:
         with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -23,6 +33,12 @@ def whole(path: str, mode: str = "w") -> Iterator[IO]:
         if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = path
         raise
+    hosts.wait(f"written {os.path.basename(path)}")
+
+
+def exists(path: str) -> bool:
+    """Whether a file or directory is there, the same in all processes."""
+    return hosts.told(os.path.exists(path))
 
 
 def json_lines(path: str) -> list[dict]:

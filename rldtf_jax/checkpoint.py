@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rldtf_jax import hosts
+
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save at INFO and WARNING
 
 
@@ -102,8 +104,10 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> None:
         aside = os.path.join(self.directory, f"damaged-{step}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(os.path.join(self.directory, str(step)), aside)
+        if hosts.first():
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(os.path.join(self.directory, str(step)), aside)
+        hosts.wait(f"aside {step}")
         self._manager.reload()
         warnings.warn(
             f"{self.directory}/{step} is damaged and was moved to {aside}, going back to the one"

@@ -6,6 +6,7 @@ weights.
 """
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from rldtf_jax import hosts
 from rldtf_jax.mesh import shardings
 from rldtf_jax.qwen2 import ParamSpec, Qwen2, Qwen2Config, param_table
 
@@ -115,8 +117,12 @@ def save(
             f"hidden_size = {model.config.hidden_size}: in a LlamaForCausalLM it has to be a"
             f" multiple of num_attention_heads = {model.config.num_attention_heads}"
         )
-    if directory.exists() and any(directory.iterdir()):
+    if hosts.told(directory.exists() and any(directory.iterdir())):
         raise FileExistsError(f"{directory} is not empty")
+    if not hosts.first():
+        _write_safetensors(model, None)  # the first process needs this one's shards
+        hosts.wait(f"saved {directory.name}")
+        return
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -130,6 +136,7 @@ def save(
     except BaseException:
         shutil.rmtree(temporary)
         raise
+    hosts.wait(f"saved {directory.name}")
 
 
 def load_gguf(
@@ -350,8 +357,10 @@ def _map_safetensors(file: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _write_safetensors(model: Qwen2, directory: Path) -> None:
-    """The tensors in files of at most SHARD_BYTES, and an index if they are several."""
+def _write_safetensors(model: Qwen2, directory: Path | None) -> None:
+    """The tensors in files of at most SHARD_BYTES, and an index if they are several; without a
+    directory nothing but this process's part in fetching them.
+    """
     dtype = np.dtype(model.config.param_dtype)
     kind = next(name for name, known in DTYPES.items() if known == dtype)
     shapes = _shapes(model.config, HF)
@@ -383,18 +392,17 @@ def _write_safetensors(model: Qwen2, directory: Path) -> None:
         total += offset
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        with open(directory / file, "wb") as f:
+        with open(directory / file if directory else os.devnull, "wb") as f:
             f.write(len(text).to_bytes(8, "little") + text)
             for _, path, spec, layer, _ in tensors:
-                array = np.asarray(
-                    _param(model, path) if layer is None else _param(model, path)[layer], dtype
-                )
+                param = _param(model, path)
+                array = np.asarray(hosts.fetched(param if layer is None else param[layer]), dtype)
                 f.write(
                     np.ascontiguousarray(
                         array.T if _transposed(path, spec.shape) else array
                     ).tobytes()
                 )
-    if len(files) > 1:
+    if directory and len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 

@@ -11,9 +11,10 @@ from typing import Any, Callable, Iterator
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from rldtf_jax import hosts
 from rldtf_jax.checkpoint import Checkpoints, OtherState
 from rldtf_jax.config import differences, flat
-from rldtf_jax.metrics import Tracker
+from rldtf_jax.metrics import Silent, Tracker
 
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -81,22 +82,26 @@ def run(
             )
         if start >= steps:
             return state
-        tracker = Tracker(
-            directory,
-            steps,
-            start=start,
-            position=meta["metrics_position"],
-            title=title,
-            show=(*show, "tokens_per_s"),
-            boards=boards,
-            about=about,
+        tracker = (
+            Tracker(
+                directory,
+                steps,
+                start=start,
+                position=meta["metrics_position"],
+                title=title,
+                show=(*show, "tokens_per_s"),
+                boards=boards,
+                about=about,
+            )
+            if hosts.first()
+            else Silent()
         )
-        previous = {}
+        previous, stopping = {}, False
         with contextlib.closing(tracker), stop_on_signal() as stop:
             for step in range(start, steps):
                 state, metrics = step_fn(state, step)
                 tracker.log(step, metrics)
-                done, stopping = step + 1, stop.is_set()
+                done, stopping = step + 1, hosts.told(stop.is_set())
                 saving = done % save_every == 0 or done == steps or stopping
                 skipped = int((metrics if saving else previous).get("skipped_in_a_row", 0))
                 previous = metrics
@@ -109,7 +114,7 @@ def run(
                     )
                 if stopping:
                     break
-            if stop.is_set():
+            if stopping:
                 raise Interrupted(f"{directory}: stopped after step {done} of {steps}")
     return state
 

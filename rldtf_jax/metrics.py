@@ -112,6 +112,17 @@ class Tracker:
             board.close()
 
 
+class Silent:
+    """The tracker of a process that leaves writing to another."""
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+    def flush(self, to_disk: bool = False) -> int:
+        return 0
+
+    def close(self) -> None: ...
+
+
 class TensorBoard:
     """Events beside the JSON lines; those that a killed run wrote from step `start` on are
     dropped.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rldtf_jax import sft
+from rldtf_jax import hosts, sft
 from rldtf_jax.config import SFTConfig
 from rldtf_jax.logprob import token_stats
 
@@ -93,6 +93,8 @@ def perplexity(model, rows: Packed, batch_size: int) -> float:
     for start in range(0, len(rows.tokens), batch_size):
         batch = jax.tree.map(lambda x: x[start : start + batch_size], rows)  # noqa: B023
         mask = predicted(batch.documents)
-        total -= float(np.where(mask, logp(params, batch), 0.0).sum(dtype=np.float64))
+        total -= float(
+            np.where(mask, hosts.fetched(logp(params, batch)), 0.0).sum(dtype=np.float64)
+        )
         count += int(mask.sum())
     return float(np.exp(total / max(count, 1)))

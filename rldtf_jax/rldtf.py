@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from rldtf_jax import advantage as adv
-from rldtf_jax import lora, optim
+from rldtf_jax import hosts, lora, optim
 from rldtf_jax.config import RLDTFConfig
 from rldtf_jax.judge import (
     OPTIONS,
@@ -407,7 +407,7 @@ class OneByOne(NamedTuple):
         value_BxT, hidden_BxTxD = old_states(
             self.static, critic, anchor, *rows, config.sample.max_new_tokens
         )
-        others = None
+        value_BxT, others = hosts.fetched(value_BxT), None
         if config.asks_the_policy:
             others = alternatives(
                 self.static,
@@ -418,7 +418,7 @@ class OneByOne(NamedTuple):
                 config.sample.max_new_tokens,
                 config.num_perturb,
             )
-        return Recalled(value_BxT, anchor, hidden_BxTxD, others)
+        return Recalled(value_BxT, anchor, hidden_BxTxD, hosts.fetched(others))
 
     def update(
         self,

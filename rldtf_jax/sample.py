@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jax.custom_batching import custom_vmap
 
+from rldtf_jax import hosts
+
 PAD_ID = 0
 CPU_PARTS = 4
 MIN_PART = 8  # rows
@@ -143,7 +145,7 @@ def sample_on_host(graphdef, params, prompts_GxP, prompt_lengths_G, keys_B, **op
         )
         for i in range(parts)
     ]
-    return Samples(*map(np.concatenate, zip(*jax.device_get(samples))))
+    return Samples(*map(np.concatenate, zip(*jax.device_get(hosts.fetched(samples)))))
 
 
 def sample_batches(

@@ -15,7 +15,7 @@ from typing import Sequence
 import numpy as np
 
 from experiments.config import ExperimentConfig, command
-from experiments.files import json_lines, whole
+from experiments.files import exists, json_lines, whole
 from experiments.stages.reject import all_sampled, reject
 from experiments.stages.run import Run, opened, say
 from experiments.world.baselines import rewards
@@ -36,7 +36,7 @@ def emulated(run: Run) -> Emulator:
       ConfigError: rejection sampling has left no samples.
     """
     path = run.path("emulator", "emulator.npz")
-    if not os.path.exists(path):
+    if not exists(path):
         rows = all_sampled(run)
         if not rows:
             raise ConfigError(
@@ -47,7 +47,7 @@ def emulated(run: Run) -> Emulator:
         sampled = list(rows)
         for number in range(1, run.config.emulator.rounds + 1):
             said = run.path("emulator", f"round_{number}.jsonl")
-            if not os.path.exists(said):
+            if not exists(said):
                 ask(run, fitted(run, rows), sampled, rows, number, said)
             rows += json_lines(said)
         fitted(run, rows).save(path)

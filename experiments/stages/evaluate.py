@@ -5,14 +5,13 @@ python -m experiments.stages.evaluate preset=quickstart [evaluate.temperature=1]
 
 import dataclasses
 import json
-import os
 from typing import Sequence
 
 import numpy as np
 from flax import nnx
 
 from experiments.config import ExperimentConfig, command
-from experiments.files import whole
+from experiments.files import exists, whole
 from experiments.stages.run import Run, opened, respond, say, stage_model
 from experiments.statistics import mean_interval, paired_difference, wilson
 from experiments.world import baselines, wording
@@ -37,11 +36,11 @@ def evaluate(run: Run) -> dict:
     evaluation_at_<temperature>.json.
     """
     path, temperature = run.path("evaluation.json"), run.config.evaluate.temperature
-    if os.path.exists(path):
+    if exists(path):
         with open(path, encoding="utf-8") as file:
             if json.load(file)["temperature"] != temperature:
                 path = run.path(f"evaluation_at_{temperature:g}.json")
-    if not os.path.exists(path):
+    if not exists(path):
         say("evaluate: tuning the rule")
         asked = baselines.methods(
             run.tasks["train"],
@@ -222,7 +221,7 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
     """Responses of the last model to held-out tasks with each token's S_t and w_t, for a reader to
     see.
     """
-    stage = next((s for s in reversed(MODELS) if os.path.isdir(run.path(s, "model"))), None)
+    stage = next((s for s in reversed(MODELS) if exists(run.path(s, "model"))), None)
     if stage is None:
         return []
     environment, config = run.environment("test"), run.config.rldtf

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.config import ExperimentConfig, command
-from experiments.files import json_lines, whole
+from experiments.files import exists, json_lines, whole
 from experiments.stages.pretrain import pretrained
 from experiments.stages.run import (
     Run,
@@ -122,7 +122,7 @@ def examine(run: Run, model: Qwen2, known: dict[str, str], when: str) -> None:
     """
     path, config = run.path("instruct", "questions.json"), run.config.instruct
     told: dict[str, dict] = {}
-    if os.path.exists(path):
+    if exists(path):
         with open(path, encoding="utf-8") as file:
             told = json.load(file)
     if when in told:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.files import json_lines, whole
+from experiments.files import exists, json_lines, whole
+from rldtf_jax import hosts
 
 PACKAGES = (
     "jax",
@@ -106,7 +107,7 @@ def checksum() -> int:
 
 def note(path: str) -> None:
     """Adds this machine to the JSON lines at `path`, where it is not the last one there."""
-    noted, here = json_lines(path) if os.path.exists(path) else [], machine()
-    if noted[-1:] != [here]:
+    noted, here = json_lines(path) if exists(path) else [], machine()
+    if hosts.told(noted[-1:] != [here]):
         with whole(path) as file:
             file.writelines(json.dumps(row) + "\n" for row in (*noted, here))

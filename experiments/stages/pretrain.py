@@ -13,7 +13,7 @@ import os
 from typing import Iterator
 
 from experiments.config import ExperimentConfig, command
-from experiments.files import json_lines, whole
+from experiments.files import exists, json_lines, whole
 from experiments.stages.run import (
     Run,
     fresh_model,
@@ -93,7 +93,7 @@ def pretrained(run: Run) -> Qwen2:
     model = first_model(run)
     path = run.path("pretrain", "perplexity.json")
     told = {"tokens": {share: int(some.tokens.size) for share, some in train.items()}}
-    if os.path.exists(path):
+    if exists(path):
         with open(path, encoding="utf-8") as file:
             told = json.load(file)
     else:

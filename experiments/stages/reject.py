@@ -12,7 +12,7 @@ from typing import Sequence
 import numpy as np
 
 from experiments.config import ExperimentConfig, command
-from experiments.files import json_lines, whole
+from experiments.files import exists, json_lines, whole
 from experiments.stages.instruct import instruct
 from experiments.stages.run import (
     Run,
@@ -123,7 +123,7 @@ def sample_round(run: Run, model: Qwen2, environment: TwinEnvironment, number: i
         run.config.reject,
         len(environment.tasks),
     )
-    if not os.path.exists(path):
+    if not exists(path):
         chosen = np.random.default_rng((run.config.seed, number)).permutation(total)[
             : config.tasks_per_round
         ]

@@ -103,7 +103,7 @@ def write(run: Run, result: dict) -> str:
     }
     os.makedirs(run.path("figures"), exist_ok=True)
     for name, png in figures.items():
-        with open(run.path("figures", f"{name}.png"), "wb") as file:
+        with whole(run.path("figures", f"{name}.png"), "wb") as file:
             file.write(png)
     with open(run.path("config.yaml"), encoding="utf-8") as file:
         config = file.read()

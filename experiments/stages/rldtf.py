@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.config import ExperimentConfig, command
-from experiments.files import whole
+from experiments.files import exists, whole
 from experiments.stages.emulate import emulated
 from experiments.stages.reject import all_sampled, practised, reject
 from experiments.stages.run import (
@@ -91,7 +91,7 @@ def train_critic(run: Run, policy: Qwen2) -> Qwen2:
     if not run.config.rldtf.with_critic:
         return value_model(policy, run.config.seed, run.mesh)
     path = run.path("critic", "rows.npz")
-    if not os.path.exists(path):  # encoded once: a resumed RLDTF stage comes by here too
+    if not exists(path):  # encoded once: a resumed RLDTF stage comes by here too
         tasks, rows = run.tasks_of("train"), all_sampled(run)
         texts = sequences(
             run.tokenizer,

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import random
-import sys
 from typing import Callable, Iterator, NamedTuple, Sequence
 
 import jax
@@ -22,7 +21,8 @@ from jax.sharding import Mesh
 
 from experiments import config as configs
 from experiments.config import ExperimentConfig
-from experiments.files import whole
+from experiments.files import exists, whole
+from experiments.hosts import ToldTwin
 from experiments.stages import machine
 from experiments.world import tasks as task_files
 from experiments.world import worlds
@@ -30,8 +30,9 @@ from experiments.world.environment import TwinEnvironment
 from experiments.world.search import sized_workflow
 from experiments.world.tasks import Task
 from experiments.world.translator import ModelTranslator, lessons
-from rldtf_jax import hf, mesh, sft, tokenizer
+from rldtf_jax import hf, hosts, mesh, sft, tokenizer
 from rldtf_jax.config import ConfigError, differences, flat
+from rldtf_jax.hosts import say
 from rldtf_jax.judge import Policy, Verdict
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
 from rldtf_jax.sample import sample_batches
@@ -99,10 +100,6 @@ class Run:
         )
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def opened(
     config: ExperimentConfig,
@@ -125,8 +122,9 @@ def opened(
     """
     path, device_mesh = os.path.join(config.run_dir, "config.yaml"), on_devices(config)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(held(config.run_dir, shared))
-        if os.path.exists(path):
+        if hosts.first():
+            stack.enter_context(held(config.run_dir, shared))
+        if exists(path):
             _same_config(path, config, may_differ)
         else:
             configs.save(config, path)
@@ -163,11 +161,14 @@ def open_twins(config: ExperimentConfig, stack: contextlib.ExitStack) -> Callabl
     cache = config.twin.cache or os.path.join(config.run_dir, "twin.sqlite")
 
     @functools.cache
-    def twin(purpose: str) -> Twin:
+    def twin(purpose: str) -> Twin | ToldTwin:
         seed = worlds.noise_seed(config.twin.seed, purpose)
-        return stack.enter_context(
+        if not hosts.first():
+            return ToldTwin(None)
+        own = stack.enter_context(
             Twin(**dataclasses.asdict(config.twin) | {"cache": cache, "seed": seed})
         )
+        return ToldTwin(own) if hosts.several() else own
 
     return twin
 
@@ -196,7 +197,7 @@ def _same_config(path: str, config: ExperimentConfig, may_differ: Sequence[str])
         for name, value in flat(ExperimentConfig()).items()
         if not name.startswith(nothing)
     } | made
-    free = ("mesh.", *(f"{name} " for name in ("run_dir", *may_differ)))
+    free = ("mesh.", *(f"{name} " for name in ("run_dir", "hosts", *may_differ)))
     if different := [line for line in differences(made, flat(config)) if not line.startswith(free)]:
         raise ConfigError(
             f"{path}: made with another config, {different[0]}; choose another run_dir or remove"
@@ -221,7 +222,7 @@ def _same_sources(
     if config.pretrain.corpus:
         with open(os.path.join(config.pretrain.corpus, "train.jsonl"), "rb") as corpus:
             sources["corpus"] = hashlib.file_digest(corpus, "sha256").hexdigest()
-    if not os.path.exists(path):
+    if not exists(path):
         with whole(path) as file:
             json.dump(sources, file, indent=1)
         return
@@ -275,7 +276,7 @@ def prepare_tasks(config: ExperimentConfig, twins: Callable[[str], Twin]) -> dic
             )
         return {split: there[split][:n] for split, n in wanted.items()}
     directory = os.path.join(config.run_dir, "tasks")
-    if not os.path.isdir(directory):
+    if not exists(directory):
         say(f"tasks: drawing {own.family}, each task with the workflow of a search")
         drawn, _ = worlds.draw(
             worlds.family(own.family),
@@ -286,7 +287,9 @@ def prepare_tasks(config: ExperimentConfig, twins: Callable[[str], Twin]) -> dic
             config.rldtf.reward,
             say=say,
         )
-        task_files.save_splits(drawn, directory)
+        if hosts.first():
+            task_files.save_splits(drawn, directory)
+        hosts.wait("tasks")
     return task_files.load_splits(directory)
 
 
@@ -312,7 +315,7 @@ def prepare_tokenizer(config: ExperimentConfig, train: Sequence[Task]) -> Tokeni
         with reading_model(config):
             return tokenizer.load_directory(config.model.directory)
     path = os.path.join(config.run_dir, "tokenizer.json")
-    if not os.path.exists(path):
+    if not exists(path):
         rng = random.Random(f"bpe {config.seed}")
         texts = [
             f"user\n{task.prompt(config.tasks.prompt)}\nassistant\n{task.response(sized_workflow(rng, task))}"  # noqa: E501
@@ -342,7 +345,7 @@ def fresh_model(shape: Qwen2Config, head: str, seed: int, device_mesh: Mesh | No
 def stage_model(run: Run, stage: str) -> Qwen2 | None:
     """The model that a finished stage left, or None."""
     path = run.path(stage, "model")
-    return hf.load(path, mesh=run.mesh, **run.config.model.options) if os.path.isdir(path) else None
+    return hf.load(path, mesh=run.mesh, **run.config.model.options) if exists(path) else None
 
 
 def keep_model(run: Run, model: Qwen2, stage: str) -> None:

@@ -20,10 +20,11 @@ from typing import NamedTuple, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from experiments.files import json_lines, whole
+from experiments.files import exists, json_lines, whole
 from experiments.world.baselines import sturdiest
 from experiments.world.search import ITERATIONS, modes, offered, possible, promises
 from experiments.world.tasks import Task
+from rldtf_jax import hosts
 from rldtf_jax.reward import RewardConfig
 from twin import Workflow
 
@@ -94,7 +95,7 @@ def demonstrations(
         start: os.path.join(directory, f"{start:07d}.jsonl")
         for start in range(0, len(tasks), CHUNK)
     }
-    missing = {start: path for start, path in paths.items() if not os.path.exists(path)}
+    missing = {start: path for start, path in paths.items() if not exists(path)}
     if missing:
         work = functools.partial(
             _of_one, each=each, seed=seed, config=config, form=form, think=think
@@ -107,9 +108,8 @@ def demonstrations(
                 missing.items(), desc="demonstrations", unit="chunk", disable=None
             ):
                 with whole(path) as file:
-                    for pairs in pool.imap(
-                        work, enumerate(tasks[start : start + CHUNK], start), chunksize=10
-                    ):
+                    chunk = enumerate(tasks[start : start + CHUNK], start)
+                    for pairs in pool.imap(work, chunk, chunksize=10) if hosts.first() else ():
                         file.writelines(json.dumps(pair._asdict()) + "\n" for pair in pairs)
     return [Demonstration(**row) for path in paths.values() for row in json_lines(path)]
 
