@@ -57,8 +57,14 @@ class ModelConfig:
 
     @property
     def options(self) -> dict:
-        """Fields of Qwen2Config that every stage's model has."""
+        """Fields of Qwen2Config that every stage's model has, be it the one in memory or the one
+        that a finished stage has left.
+        """
+        from rldtf_jax.qwen2 import Qwen2Config  # which imports JAX
+
+        unroll = 1 if self.hf_dir else Qwen2Config.preset(self.preset).unroll
         return {
+            "unroll": unroll,
             "dtype": self.dtype,
             "param_dtype": "float32",
             "remat": self.remat,
@@ -470,21 +476,25 @@ def guarded(function):
     or a disk that takes no more, 130 after a stop that was asked for, 1 with one line where
     training diverged.
     """
+    from rldtf_jax import hosts
     from rldtf_jax.checkpoint import OtherState
     from rldtf_jax.loop import Diverged, Interrupted
     from rldtf_jax.mesh import DoesNotDivide
 
     try:
         function()
-    except (ConfigError, DoesNotDivide, OtherState, OSError) as error:
+    except (ConfigError, DoesNotDivide, OtherState) as error:  # the same in all processes
+        hosts.say(f"error: {' '.join(str(error).split())}")
+        sys.exit(2)
+    except OSError as error:  # a disk of this one, say
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        print(f"\n{stop}. The same command goes on from there.", file=sys.stderr)
+        hosts.say(f"\n{stop}. The same command goes on from there.")
         sys.exit(130)
     except KeyboardInterrupt:
-        print("\nstopped. The same command goes on from here.", file=sys.stderr)
+        hosts.say("\nstopped. The same command goes on from here.")
         sys.exit(130)
     except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
+        hosts.say(f"error: {error}")
         sys.exit(1)

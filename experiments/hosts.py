@@ -23,7 +23,7 @@ from twin import QoS, Twin
 from twin.twin import Stats
 
 COORDINATOR, PROCESS = "RLDTF_COORDINATOR", "RLDTF_PROCESS"
-GRACE_S = 60.0  # that the others have to end once one has failed
+GRACE_S = 20.0  # that the others have to end once one has failed
 
 
 def is_one_of_several() -> bool:

@@ -70,8 +70,11 @@ def run(
         }
 
     # Committed alike: else the second step, whose state comes out of the first, would be compiled
-    # again.
-    state = jax.tree.map(lambda x: jax.device_put(x, _place(x)), state)
+    # again. On a mesh XLA chooses itself where a program's results lie, so they are put back after
+    # each step: a resumed run, whose state comes from a checkpoint, has to run the same programs.
+    places = jax.tree.map(_place, state)
+    on_mesh = not jax.sharding.get_mesh().empty
+    state = jax.device_put(state, places)
     with contextlib.closing(
         Checkpoints(os.path.join(os.path.abspath(directory), "checkpoints"), keep)
     ) as checkpoints:
@@ -100,6 +103,8 @@ def run(
         with contextlib.closing(tracker), stop_on_signal() as stop:
             for step in range(start, steps):
                 state, metrics = step_fn(state, step)
+                if on_mesh:
+                    state = jax.device_put(state, places)
                 tracker.log(step, metrics)
                 done, stopping = step + 1, hosts.told(stop.is_set())
                 saving = done % save_every == 0 or done == steps or stopping
