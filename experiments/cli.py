@@ -24,7 +24,7 @@ STAGES = (
     "orchestrate",
 )
 STUDIES = ("ablate", "study", "seeds", "fresh", "sensitivity", "freedom", "paper", "emulator")
-BENCHMARKS = ("plan", "model_speed", "twin_speed", "ablate_speed", "gpu", "peers", "faults")
+BENCHMARKS = ("plan", "step", "model_speed", "twin_speed", "ablate_speed", "gpu", "peers", "faults")
 TRUTH = ("twin_truth", "conformance", "bler_tables")
 COMMANDS = {
     name: f"experiments.{package}.{name}"

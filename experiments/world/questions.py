@@ -279,12 +279,12 @@ def questions(
 
 
 def right(question: Question, response: str) -> bool:
-    """Whether the response's last line that begins with Answer: says the answer; case, spaces and a
-    full stop at the end do not count, but for the question about capital letters.
+    """Whether the response's last line that begins with Answer: says the answer, or its last line
+    where none does; case, spaces and a full stop at the end do not count, but for the question
+    about capital letters.
     """
-    said = re.findall(r"^\s*Answer:[ \t]*(.*)$", response, re.MULTILINE)
-    if not said:
-        return False
+    lines = response.strip().splitlines() or [""]
+    said = re.findall(r"^\s*Answer:[ \t]*(.*)$", response, re.MULTILINE) or lines[-1:]
 
     def plain(text: str) -> str:
         text = " ".join(text.split()).removesuffix(".")

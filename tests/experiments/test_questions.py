@@ -31,7 +31,8 @@ def test_every_response_is_marked_right_and_no_other_answer_is(seed, held_out):
     for question, other in zip(asked, asked[1:]):
         assert right(question, question.response)
         assert right(question, f"Answer: nonsense\n{question.response} ")
-        assert not right(question, question.reasoning)
+        assert right(question, f"It is so.\n\n{question.answer}\n")  # who does not say Answer:
+        assert not right(question, question.reasoning) and not right(question, "")
         assert not right(question, f"{question.response}\nAnswer: nonsense")
         same = question.answer.casefold() == other.answer.casefold()
         assert right(question, other.response) == same or question.kind == "capitals"
