@@ -227,23 +227,25 @@ def measured(point: dict[str, int]) -> dict[str, float]:
 
 def lookups(rows: int) -> float:
     """Seconds that 256 stored answers take in a cache of so many rows."""
-    from twin.cache import Cache
+    from twin.cache import Cache, _checksum
     from twin.physical import Counts
 
     counts = json.dumps(dataclasses.asdict(Counts(128, 4096, 3.0, (2.0, 1.0), 0.1, 0.01)))
+    drawn = np.random.default_rng(0).bytes(16 * rows)
+    keys = [drawn[i : i + 16] for i in range(0, len(drawn), 16)]
     with tempfile.TemporaryDirectory() as scratch:
         cache = Cache(os.path.join(scratch, "twin.sqlite"))
-        keys = [np.random.default_rng(i).bytes(16) for i in range(rows)]
         assert cache.database is not None
         cache.database.executemany(
             "INSERT INTO results (key, value, checksum) VALUES (?, ?, ?)",
-            ((key, counts, b"") for key in keys),
+            ((key, counts, _checksum(key, counts)) for key in keys),
         )
         cache.database.commit()
         order = np.random.default_rng(0).permutation(rows)
         begun, rounds = time.perf_counter(), 20
         for i in range(rounds):
-            cache.get([keys[j] for j in order[256 * i : 256 * (i + 1)]])
+            asked = [keys[j] for j in order[256 * i : 256 * (i + 1)]]
+            assert len(cache.get(asked)) == len(asked)
         found = (time.perf_counter() - begun) / rounds
         cache.close()
     return found

@@ -1,0 +1,47 @@
+"""The benchmark of a step measures what it says."""
+
+import pytest
+
+from experiments.benchmarks import step
+from rldtf_jax import rldtf
+
+
+def test_slopes_are_those_of_powers():
+    sizes = [10, 20, 80]
+    assert step.slope(sizes, [3 * n for n in sizes]) == pytest.approx(1)
+    assert step.slope(sizes, [n**2 for n in sizes]) == pytest.approx(2)
+    assert step.slope(sizes, [7, 7, 7]) == 0
+
+
+def test_floors_are_operations_over_rate():
+    one, half = step.floors(96, 1e9), step.floors(96, 2e9)
+    assert one.keys() == {"sample", "recall", "update"}
+    assert all(one[part] == pytest.approx(2 * half[part]) for part in one)
+    assert one["update"] > one["recall"] > one["sample"]
+
+
+def test_every_stored_answer_is_looked_up():
+    assert step.lookups(6000) > 0
+
+
+def test_the_parts_of_a_step_follow_each_other_and_fill_it(monkeypatch):
+    from experiments.world.environment import TwinEnvironment
+
+    monkeypatch.setattr(step, "STEPS", 1)
+    config, policy, tok, tasks = step.settings({"rows": 8, "response tokens": 26, "tasks": 4})
+    before = rldtf.judge
+    env = step.free(TwinEnvironment)(tasks, tok, None, config.reward)
+    ((seconds,), (spans,)) = step.steps(config, policy, env, parts=True)
+    assert rldtf.judge is before
+    names = ["sample", "recall", "judge", "weigh", "update", "rollout_metrics"]
+    assert [name for name, *_ in spans] == names
+    times = [time for _, *both in spans for time in both]
+    assert times == sorted(times) and times[-1] <= seconds
+    assert sum(ended - begun for _, begun, ended in spans) > 0.5 * seconds
+
+
+def test_a_point_that_is_none_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        step.main(["--point", '{"height": 3}'])
+    assert stop.value.code == 2
+    assert "--point: 'height': expected one of rows, response tokens" in capsys.readouterr().err
