@@ -1,5 +1,5 @@
-"""Whoever starts a command, by make or not, gets huge pages, once; other programs that import the
-package are left alone.
+"""Whoever starts a command, by make or not, gets huge pages, once, and may use its short name;
+other programs that import the package are left alone.
 """
 
 import os
@@ -42,6 +42,19 @@ def test_a_command_starts_anew_with_its_arguments_unless_the_tunable_is_set(tuna
         f"{sys.executable} {argv[1:]} {becomes}" if becomes else "",
         "",
     )
+
+
+def test_a_command_may_be_named_without_the_part_that_it_is_in():
+    """As in earlier versions, and with the tunable set."""
+    for name, module in (("pipeline", "stages.pipeline"), ("ablate", "studies.ablate")):
+        done = subprocess.run(
+            [sys.executable, "-m", f"experiments.{name}", "--help"],
+            env=environment(GLIBC_TUNABLES="glibc.malloc.hugetlb=1"),
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"python -m experiments.{module}" in done.stdout
 
 
 @pytest.mark.parametrize(
