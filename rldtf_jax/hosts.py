@@ -9,18 +9,17 @@ import pickle
 import sys
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 
 def several() -> bool:
-    return jax.distributed.is_initialized()
+    jax = sys.modules.get("jax")  # which nothing here imports for those who do without
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def first() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return not several() or jax.process_index() == 0
+    return not several() or sys.modules["jax"].process_index() == 0
 
 
 def told(value: Any) -> Any:
@@ -38,6 +37,11 @@ def told(value: Any) -> Any:
 def fetched(tree: Any) -> Any:
     """The tree with every array of which this process sees a part as a whole numpy array."""
 
+    if not several():
+        return tree
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
     def one(x: Any) -> Any:
         if not isinstance(x, jax.Array) or x.is_fully_addressable:
             return x
@@ -46,10 +50,10 @@ def fetched(tree: Any) -> Any:
             x = jax.jit(_same, out_shardings=whole)(x)
         return np.asarray(x)
 
-    return jax.tree.map(one, tree) if several() else tree
+    return jax.tree.map(one, tree)
 
 
-def _same(x: jax.Array) -> jax.Array:
+def _same(x):
     return x
 
 
