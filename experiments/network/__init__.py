@@ -1,0 +1,3 @@
+"""The network world: allocation problems whose optimum is known, or bounded, and what solves
+them.
+"""
