@@ -1,8 +1,9 @@
 """Allocation problems: numbers in, numbers out, a utility, constraints, instances by chance.
 
 A problem is a frozen dataclass of plain numbers; a solution is an array. `utility` is what is to be
-made large, `violation` how far a solution is from the constraints (0: feasible). `oracles.solve`
-knows the optimum.
+made large, `level` the same on a scale that starts at 0 (what each would have if all had the same),
+`violation` how far a solution is from the constraints (0: feasible). `oracles.solve` knows the
+optimum.
 """
 
 import dataclasses
@@ -60,6 +61,15 @@ class Bandwidth:
     def utility(self, units) -> float:
         return alpha_fair(self.rates(units), self.alpha)
 
+    def level(self, utility: float) -> float:
+        """The rate that, had by all, gives the utility."""
+        if math.isinf(self.alpha):
+            return utility
+        if self.alpha == 1:
+            return math.exp(utility / self.size)
+        mean = (1 - self.alpha) * utility / self.size
+        return mean ** (1 / (1 - self.alpha)) if math.isfinite(mean) else 0.0
+
     def violation(self, units) -> float:
         b = np.asarray(units, float)
         if b.shape != (self.size,) or not np.isfinite(b).all():
@@ -86,6 +96,9 @@ class WaterFilling:
 
     def utility(self, power) -> float:
         return float(np.log2(1 + np.asarray(power, float) / np.asarray(self.noise)).sum())
+
+    def level(self, utility: float) -> float:
+        return utility
 
     def violation(self, power) -> float:
         p = np.asarray(power, float)
@@ -126,6 +139,10 @@ class Power:
         with np.errstate(divide="ignore"):
             return float(np.log2(sinr if self.objective == MAX_PRODUCT else 1 + sinr).sum())
 
+    def level(self, utility: float) -> float:
+        """SINRs, of which a product stands for their geometric mean, or a sum of rates."""
+        return 2 ** (utility / self.size) if self.objective == MAX_PRODUCT else utility
+
     def violation(self, power) -> float:
         p = np.asarray(power, float)
         if p.shape != (self.size,) or not np.isfinite(p).all():
@@ -149,6 +166,9 @@ class Assignment:
     def utility(self, units) -> float:
         chosen = np.asarray(units, int)
         return float(np.asarray(self.value)[np.arange(self.size), chosen].sum())
+
+    def level(self, utility: float) -> float:
+        return utility
 
     def violation(self, units) -> float:
         chosen = np.asarray(units, float)
@@ -174,6 +194,9 @@ class Slicing:
 
     def utility(self, served) -> float:
         return float(np.asarray(served, float) @ np.asarray(self.worth))
+
+    def level(self, utility: float) -> float:
+        return utility
 
     def violation(self, served) -> float:
         x = np.asarray(served, float)
@@ -242,13 +265,14 @@ def draw_cells(
     rng: np.random.Generator, cells: int, users: int, antennas: int, reuse: int = 1
 ) -> Cells:
     """Base stations on a line 500 m apart, users anywhere within 250 m of their own, a path loss of
-    3.76 decades a decade of distance beyond 35 m (TR 36.814's urban macro, without shadowing), an
+    3.76 decades a decade of distance beyond 35 m and shadowing of 8 dB (TR 36.814, urban macro), an
     SNR of 20 dB at the cell's edge.
     """
     station = 500.0 * np.arange(cells)
     user = station[:, None] + rng.uniform(-250, 250, (cells, users))
     distance = np.maximum(np.abs(station[:, None, None] - user), 35.0)
-    gain = 10**2 * (distance / 250) ** -3.76
+    shadowing = 10 ** (rng.normal(0, 8, distance.shape) / 10)
+    gain = 10**2 * (distance / 250) ** -3.76 * shadowing
     groups = tuple(int(group) for group in np.arange(cells) % reuse)
     return Cells(antennas, _nested(gain), float(users * reuse), groups)
 
@@ -277,7 +301,7 @@ def draw(kind: str, rng: np.random.Generator, size: int) -> Problem:
         noise = np.round(10 ** rng.uniform(-2, 1, size), 3)
         return WaterFilling(float(rng.integers(1, 20)), tuple(map(float, np.maximum(noise, 1e-3))))
     if kind == Power.kind:
-        cells = max(1, size // 4)
+        cells = max(2, size // 3)
         state = draw_cells(rng, cells, -(-size // cells), 64, reuse=int(rng.integers(1, 3)))
         gain, interference, noise = state.maximum_ratio()
         return Power(

@@ -1,0 +1,223 @@
+"""The network world's baselines: who chooses the tool, and with which figures.
+
+    python -m experiments.network [tasks=300] [seed=0] [out=FILE.json]
+
+Prints a table in Markdown for requests in words of training, in words that are held out, and of
+larger sizes: the mean reward, the share of the best level and of answers that can be carried out,
+with 95 % intervals over tasks, and the cost of the tools.
+"""
+
+import json
+import random
+import re
+import sys
+
+import numpy as np
+
+from experiments.config import guarded
+from experiments.files import leave
+from experiments.network.problems import (
+    Assignment,
+    Bandwidth,
+    Power,
+    Problem,
+    Slicing,
+    WaterFilling,
+)
+from experiments.network.tasks import Task, Verdict, judge, tasks
+from experiments.network.tools import BY_NAME, TOOLS, Tool
+from experiments.statistics import mean_interval
+from experiments.world.__main__ import options
+
+SPLITS = {  # sizes, held-out words
+    "test": ((3, 9), False),
+    "new-words": ((3, 9), True),
+    "larger": ((12, 21), False),
+}
+# the first that is found in a request decides; water and cells come before their parts
+KEYWORDS = (
+    ("cells", (
+        ("worst", "max_min_power"), ("fair", "max_min_power"), ("smallest", "max_min_power"),
+        ("product", "max_product_power"), ("compromise", "max_product_power"), ("", "wmmse"),
+    )),
+    ("channels", (("", "water_filling"),)),
+    ("bandwidth", (("", "bandwidth_marginal"),)),
+    ("resource units", (("", "hungarian"),)),
+    ("services", (("", "slice_exact"),)),
+)  # fmt: skip
+ALPHAS = (
+    ("proportional", 1.0), ("product", 1.0), ("1 / rate", 2.0), ("mean time", 2.0),
+    ("slowest", "inf"), ("minimum", "inf"), ("", 0.0),
+)  # fmt: skip
+
+
+def arguments(problem: Problem) -> dict:
+    """The problem's figures by the names that tools have for them."""
+    if isinstance(problem, Bandwidth):
+        alpha = "inf" if np.isinf(problem.alpha) else problem.alpha
+        least = None if problem.least is None else list(problem.least)
+        return {
+            "snr": list(problem.snr), "units": problem.units, "alpha": alpha, "least": least,
+        }  # fmt: skip
+    if isinstance(problem, WaterFilling):
+        return {"power": problem.power, "noise": list(problem.noise)}
+    if isinstance(problem, Power):
+        return {
+            "power": problem.power, "gain": list(problem.gain), "noise": list(problem.noise),
+            "interference": [list(row) for row in problem.interference],
+        }  # fmt: skip
+    if isinstance(problem, Assignment):
+        return {"value": [list(row) for row in problem.value]}
+    return {
+        "blocks": problem.blocks, "wanted": list(problem.wanted), "worth": list(problem.worth),
+    }  # fmt: skip
+
+
+def call(tool: Tool, figures: dict) -> str:
+    return json.dumps(
+        {"tool": tool.name, "arguments": {name: figures[name] for name in tool.arguments}}
+    )
+
+
+def oracle_tool(task: Task) -> str:
+    """The right tool with the right figures."""
+    names = {
+        Bandwidth.kind: "bandwidth_marginal",
+        WaterFilling.kind: "water_filling",
+        Assignment.kind: "hungarian",
+        Slicing.kind: "slice_exact",
+    }
+    name = names.get(task.problem.kind) or {
+        "max-min": "max_min_power",
+        "max-product": "max_product_power",
+    }.get(task.problem.objective, "wmmse")
+    return call(BY_NAME[name], arguments(task.problem))
+
+
+def random_tool(task: Task, rng: random.Random) -> str:
+    """Any tool of the problem's kind, with the right figures."""
+    fitting = [tool for tool in TOOLS if tool.kind == task.problem.kind]
+    return call(rng.choice(fitting), arguments(task.problem))
+
+
+def numbers(text: str) -> list[float]:
+    return [float(x) for x in re.findall(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", text)]
+
+
+def keyword_rule(task: Task) -> str:
+    """Reads nothing but the request: a tool by its words, and figures as they stand there, in
+    whatever unit.
+    """
+    text = task.request
+    goal = text.rpartition(";")[2]
+    choices = next((found for word, found in KEYWORDS if word in text), KEYWORDS[-1][1])
+    tool = BY_NAME[next(name for word, name in choices if word in goal)]
+    after = lambda mark: text.partition(mark)[2].partition(". ")[0]
+    if tool.kind == Bandwidth.kind:
+        least = numbers(after("at least"))
+        figures = {
+            "units": int(numbers(after("share"))[0]),
+            "snr": numbers(text.partition("one unit")[2].partition(": ")[2].partition(". ")[0]),
+            "alpha": next(value for word, value in ALPHAS if word in goal),
+            "least": least or None,
+        }
+    elif tool.kind == WaterFilling.kind:
+        figures = {
+            "power": numbers(after("channels,"))[0],
+            "noise": numbers(text.partition("of each")[2].partition(": ")[2].partition(". ")[0]),
+        }
+    elif tool.kind == Power.kind:
+        figures = {
+            "power": numbers(after("cells,"))[0],
+            "gain": numbers(after("Gains:")),
+            "interference": [numbers(row) for row in after("power:").split(";")],
+            "noise": numbers(after("Noise:")),
+        }
+    elif tool.kind == Assignment.kind:
+        figures = {"value": [numbers(row) for row in after("each unit:").split(";")]}
+    else:
+        figures = {
+            "blocks": int(numbers(after("grant of"))[0]),
+            "wanted": [int(x) for x in numbers(after("want ").partition(" and ")[0])],
+            "worth": numbers(after("are worth")),
+        }
+    return call(tool, figures)
+
+
+def equal_numbers(task: Task) -> str:
+    """No tool: the same for everybody, as far as that goes."""
+    problem = task.problem
+    if isinstance(problem, Bandwidth):
+        each, more = divmod(problem.units, problem.size)
+        solution = [each + (i < more) for i in range(problem.size)]
+    elif isinstance(problem, (WaterFilling, Power)):
+        solution = [problem.power / problem.size] * problem.size
+    elif isinstance(problem, Assignment):
+        solution = list(range(problem.size))
+    else:
+        fits = np.cumsum(problem.wanted) <= problem.blocks
+        solution = [int(fit) for fit in fits]
+    return json.dumps({"solution": [float(x) for x in solution]})
+
+
+def verdicts(some: list[Task], seed: int) -> dict[str, list[Verdict]]:
+    rng = random.Random(seed)
+    return {
+        "numbers: the same for all": [judge(task, equal_numbers(task)) for task in some],
+        "random tool of the kind": [judge(task, random_tool(task, rng)) for task in some],
+        "keyword rule": [judge(task, keyword_rule(task)) for task in some],
+        "oracle tool": [judge(task, oracle_tool(task)) for task in some],
+    }
+
+
+def with_interval(values: list[float]) -> list[float]:
+    return [float(np.mean(values)), *mean_interval(values)]
+
+
+def compared(count: int, seed: int) -> dict:
+    found: dict = {}
+    for split, (sizes, held_out) in SPLITS.items():
+        some = tasks(seed, count, sizes, held_out)
+        found[split] = {
+            arm: {
+                "reward": with_interval([v.reward for v in seen]),
+                "share": with_interval([v.share for v in seen]),
+                "carried out": with_interval([float(v.failure is None) for v in seen]),
+                "cost": float(np.mean([v.cost for v in seen])),
+                "by kind": {
+                    kind: float(
+                        np.mean([v.reward for t, v in zip(some, seen) if t.problem.kind == kind])
+                    )
+                    for kind in sorted({task.problem.kind for task in some})
+                },
+            }
+            for arm, seen in verdicts(some, seed).items()
+        }
+    return found
+
+
+def table(found: dict) -> str:
+    lines = ["| | reward | share of the best | carried out | cost |", "|---|---|---|---|---|"]
+    for split, arms in found.items():
+        lines.append(f"| **{split}** | | | | |")
+        for arm, row in arms.items():
+            shown = [
+                f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+                for mean, low, high in (row[key] for key in ("reward", "share", "carried out"))
+            ]
+            lines.append(f"| {arm} | {' | '.join(shown)} | {row['cost']:.1f} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    asked = options(argv, tasks=300, seed=0, out=None)
+    found = compared(asked.tasks, asked.seed)
+    print(table(found))
+    leave(found, asked.out)
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+    else:
+        guarded(lambda: main(sys.argv[1:]))

@@ -1,0 +1,165 @@
+"""The coordinator's toolbox and judge: calls are data, checked before anything runs; the right tool
+with the right figures earns 1, decoys do not, and nothing that comes in does harm.
+"""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from running import finish
+
+from experiments.network import __main__ as arms
+from experiments.network.problems import KINDS, Bandwidth
+from experiments.network.tasks import GOALS, Task, judge, judged, said, tasks
+from experiments.network.tools import BY_NAME, TOOLS, CallError, call
+
+TASKS = tasks(3, 40, (3, 8))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.integers(0, 10_000))
+def test_the_right_tool_with_the_right_figures_earns_1_and_no_answer_more(seed):
+    task = random.Random(seed).choice(TASKS)
+    rng = random.Random(seed)
+    assert judge(task, arms.oracle_tool(task)).reward == pytest.approx(1, abs=1e-6)
+    for answer in (arms.random_tool(task, rng), arms.equal_numbers(task), arms.keyword_rule(task)):
+        verdict = judge(task, answer)
+        assert -1 <= verdict.reward <= 1
+        assert (verdict.failure is None) == (verdict.reward >= 0) == (verdict.share > 0)
+
+
+def test_decoys_look_right_and_are_not():
+    """Water-filling across cells, the best unit of each, units by gain: each loses or breaks a
+    constraint on some task that it seems made for.
+    """
+    for name in ("water_filling_cells", "best_unit", "bandwidth_by_gain", "channel_inversion"):
+        fitting = [task for task in TASKS if task.problem.kind == BY_NAME[name].kind]
+        rewards = [
+            judge(task, arms.call(BY_NAME[name], arms.arguments(task.problem))).reward
+            for task in fitting
+        ]
+        assert len(fitting) >= 8 and min(rewards) < 0.8, name
+
+
+def test_the_keyword_rule_reads_figures_and_not_their_unit():
+    """It is right where ratios are linear and its words are known, and wrong in decibels."""
+    linear, decibels = [], []
+    for task in tasks(0, 200, (3, 8)):
+        if task.problem.kind == "water-filling":
+            side = decibels if "in dB" in task.request else linear
+            side.append(judge(task, arms.keyword_rule(task)).reward)
+    assert min(linear) > 1 - 1e-6 and max(decibels) < 0.999 and len(decibels) > 5
+
+
+def test_requests_hold_the_figures_of_their_problem():
+    for task in TASKS:
+        asked = json.loads(arms.keyword_rule(task))
+        if "in dB" not in task.request and task.problem.kind != "bandwidth":
+            right = json.loads(arms.oracle_tool(task))["arguments"]
+            for name, value in asked["arguments"].items():
+                assert np.allclose(np.asarray(value, float), np.asarray(right[name], float)), name
+    assert said("SNR: 1.5, 20") == (1.5, 20.0)
+    assert said("SNR in dB: 10, -3") == pytest.approx((10, 0.5011872))
+
+
+def test_words_that_are_held_out_are_not_in_training():
+    known = {goal for goals in GOALS.values() for goal in goals[:-1]}
+    assert not known & {goals[-1] for goals in GOALS.values()}
+    kept = tasks(1, 60, (3, 8), held_out=True)
+    assert not [task for task in kept for goal in known if goal in task.request]
+    assert {task.problem.kind for task in kept} == set(KINDS)
+
+
+CALL = {"tool": "bandwidth_equal", "arguments": {"snr": [1.0, 2.0], "units": 4}}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ("{", "expected one JSON object"),
+        ("[1]", "expected one JSON object"),
+        ({"more": 1}, "and nothing else"),
+        ({"tool": "os.system"}, "tool = 'os.system': expected one of bandwidth_marginal"),
+        ({"tool": ["bandwidth_equal"]}, "expected one of"),
+        ({"arguments": {"snr": [1.0]}}, "expected the arguments snr, units"),
+        ({"arguments": {"snr": [1.0, -2.0], "units": 4}}, "snr: expected list of positive numbers"),
+        ({"arguments": {"snr": [1.0, math.nan], "units": 4}}, "snr: expected list of"),
+        ({"arguments": {"snr": [1.0] * 65, "units": 4}}, "snr: expected list of"),
+        ({"arguments": {"snr": [True, 1.0], "units": 4}}, "snr: expected list of"),
+        ({"arguments": {"snr": [1.0, 2.0], "units": 10**400}}, "units: expected whole number"),
+        ({"arguments": {"snr": [1.0, 2.0], "units": 2.5}}, "units: expected whole number"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_runs_nothing(change, said):
+    text = change if isinstance(change, str) else json.dumps(CALL | change)
+    with pytest.raises(CallError) as error:
+        call(text)
+    assert (
+        said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) <= 300
+    )
+
+
+def test_lists_of_several_lengths_are_refused():
+    power = {"power": 1.0, "gain": [1.0, 1.0], "noise": [1.0], "interference": [[0.0] * 2] * 2}
+    with pytest.raises(CallError, match="lists of one length"):
+        call(json.dumps({"tool": "wmmse", "arguments": power}))
+    power |= {"noise": [1.0, 1.0], "interference": [[0.0]] * 2}
+    with pytest.raises(CallError, match="lists of one length"):
+        call(json.dumps({"tool": "wmmse", "arguments": power}))
+    with pytest.raises(CallError, match="at least as many units"):
+        call(json.dumps({"tool": "hungarian", "arguments": {"value": [[1.0], [2.0]]}}))
+
+
+@given(st.sampled_from(TASKS), st.text(max_size=60) | JSON.map(json.dumps))
+def test_whatever_is_answered_is_judged(task, answer):
+    assert -1 <= judge(task, answer).reward <= 1
+
+
+@given(st.sampled_from(TOOLS), st.data())
+def test_whatever_arguments_a_tool_gets_it_answers_or_refuses(tool, data):
+    values = st.one_of(JSON, st.lists(st.floats(0.01, 100), min_size=1, max_size=4))
+    arguments = {name: data.draw(values | st.integers(1, 50)) for name in tool.arguments}
+    try:
+        _, solution = call(json.dumps({"tool": tool.name, "arguments": arguments}))
+    except CallError:
+        return
+    assert np.isfinite(solution).all()
+
+
+def test_rewards_are_1_minus_regret_or_a_closeness_below_0():
+    task = Task(Bandwidth(6, (1.0, 40.0), math.inf), "")
+    best = task.best.solution
+    assert judged(task, best).reward == 1
+    worse = judged(task, np.array([1, 5]))
+    rates = task.problem.rates([1, 5])
+    assert worse.reward == pytest.approx(rates.min() / task.problem.rates(best).min())
+    near, far = (judged(task, np.array(units)).reward for units in ([4, 3], [40, 30]))
+    assert -1 < far < near < -0.5
+    assert judged(task, np.array([1.0])).reward == -1
+
+
+def test_the_cards_say_what_a_prompt_needs():
+    for tool in TOOLS:
+        card = tool.card()
+        assert card.startswith(f"{tool.name}(") and "\n" not in card and "Valid" in card
+    assert {tool.kind for tool in TOOLS} == set(KINDS)
+
+
+def test_the_command_prints_its_table(tmp_path):
+    out = tmp_path / "found.json"
+    code, said, err = finish("tasks=20", f"out={out}", module="experiments.network")
+    assert code == 0, err
+    assert said.count("| oracle tool | 1.000 [1.000, 1.000]") == 3
+    assert set(json.loads(out.read_text())) == {"test", "new-words", "larger"}
+    code, _, err = finish("tasks=no", module="experiments.network")
+    assert (code, err) == (2, "error: tasks = 'no': expected a whole number >= 0\n")
