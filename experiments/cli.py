@@ -37,6 +37,7 @@ COMMANDS = {
     for name in names
 } | {
     "corpus": "experiments.corpus",
+    "network": "experiments.network",
     "world": "experiments.world",
     "twin": "twin",
     "fetch": "rldtf_jax.fetch",

@@ -149,7 +149,7 @@ def equal_numbers(task: Task) -> str:
     problem = task.problem
     if isinstance(problem, Bandwidth):
         each, more = divmod(problem.units, problem.size)
-        solution = [each + (i < more) for i in range(problem.size)]
+        solution: list[float] = [each + (i < more) for i in range(problem.size)]
     elif isinstance(problem, (WaterFilling, Power)):
         solution = [problem.power / problem.size] * problem.size
     elif isinstance(problem, Assignment):
