@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import Any, Sequence
 
@@ -23,6 +24,7 @@ from twin import QoS, Twin
 from twin.twin import Stats
 
 COORDINATOR, PROCESS = "RLDTF_COORDINATOR", "RLDTF_PROCESS"
+PARENT = "RLDTF_PARENT"  # process id of the command that has started this one, if one has
 GRACE_S = 20.0  # that the others have to end once one has failed
 
 
@@ -37,6 +39,8 @@ def join(count: int) -> None:
     Raises:
       ConfigError: the environment does not say which, or the others are not there.
     """
+    if PARENT in os.environ:
+        end_with(int(os.environ[PARENT]))
     try:
         if PROCESS in os.environ:
             jax.distributed.initialize(
@@ -56,6 +60,17 @@ def join(count: int) -> None:
         sys.stdout = open(os.devnull, "w")
 
 
+def end_with(parent: int) -> None:
+    """Ends this process soon after its parent, however that ends."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def launch(count: int, arguments: Sequence[str]) -> int:
     """Runs this command in `count` processes on this machine; returns the exit status of the first
     that failed, or 0. A signal goes to all of them; where one fails, the others are ended.
@@ -66,7 +81,8 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     processes = [
         subprocess.Popen(
             [sys.executable, *arguments],
-            env=os.environ | {COORDINATOR: f"localhost:{port}", PROCESS: str(i)},
+            env=os.environ
+            | {COORDINATOR: f"localhost:{port}", PROCESS: str(i), PARENT: str(os.getpid())},
             start_new_session=True,  # Ctrl-C reaches them through `forward` alone, once
         )
         for i in range(count)

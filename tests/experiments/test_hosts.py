@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from running import finish, start, wait_for
@@ -124,6 +125,28 @@ def test_what_the_first_process_knows_is_told_and_arrays_are_fetched_whole():
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert "first" in said[0] and "never" not in said[1] and "first" not in said[1]
+
+
+CHILD = """
+import os, time
+from experiments import hosts
+hosts.end_with(int(os.environ["RLDTF_PARENT"]))
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_no_process_outlives_the_command_that_started_it():
+    command = f"from experiments import hosts; hosts.launch(2, ['-c', {CHILD!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
+    children = [int(parent.stdout.readline()) for _ in range(2)]
+    assert all(command_of(pid) for pid in children)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(command_of(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(command_of(pid) for pid in children)
 
 
 def test_alone_everything_is_free():
