@@ -8,17 +8,14 @@ once, and goes on from its checkpoints when it is not.
 """
 
 import itertools
-import json
-import os
 import random
 from typing import Sequence
 
 import jax
 import numpy as np
-from flax import nnx
 
 from experiments.config import ExperimentConfig, command
-from experiments.files import exists, json_lines, whole
+from experiments.stages.examine import examine, lessons, spelt_out
 from experiments.stages.pretrain import pretrained
 from experiments.stages.run import (
     Run,
@@ -26,19 +23,16 @@ from experiments.stages.run import (
     keep_model,
     opened,
     practice,
-    say,
     sequences,
     stage_model,
 )
 from experiments.world.engineer import demonstrations
 from experiments.world.orchestration import describe_link, describe_targets, think
-from experiments.world.questions import DOMAIN_KINDS, GENERAL_KINDS, abbreviations, questions, right
 from experiments.world.search import sized_workflow
 from experiments.world.tasks import Task
 from rldtf_jax import sft
 from rldtf_jax.config import ConfigError
 from rldtf_jax.qwen2 import Qwen2
-from rldtf_jax.sample import sample_batches
 
 LONGEST = 0.05  # of the practice rows, that are left out
 
@@ -62,13 +56,7 @@ def instruct(run: Run) -> Qwen2:
     )
     pairs = taught(run, tasks)
     known = spelt_out(run)
-    asked = [
-        (question.prompt, question.response)
-        for question in itertools.islice(
-            questions(run.config.seed, run.config.instruct.general, False, known),
-            run.config.instruct.questions,
-        )
-    ]
+    asked = lessons(run, known)
     rows, budget = (
         sequences(run.tokenizer, curriculum(run, pairs) + asked),
         run.config.rldtf.sample.max_new_tokens,
@@ -106,51 +94,6 @@ def instruct(run: Run) -> Qwen2:
         examine(run, model, known, "after")
     keep_model(run, model, "instruct")
     return model
-
-
-def spelt_out(run: Run) -> dict[str, str]:
-    """The abbreviations of the corpus that the run is pre-trained on, if there is one."""
-    if not (run.config.pretrain.corpus and run.config.instruct.questions):
-        return {}
-    lines = json_lines(os.path.join(run.config.pretrain.corpus, "train.jsonl"))
-    return abbreviations(line["text"] for line in lines if line["share"] == "domain")
-
-
-def examine(run: Run, model: Qwen2, known: dict[str, str], when: str) -> None:
-    """Notes in questions.json how many held-out questions of each kind the model answers rightly,
-    greedily; asked only once.
-    """
-    path, config = run.path("instruct", "questions.json"), run.config.instruct
-    told: dict[str, dict] = {}
-    if exists(path):
-        with open(path, encoding="utf-8") as file:
-            told = json.load(file)
-    if when in told:
-        return
-    some = list(
-        itertools.islice(questions(run.config.seed, config.general, True, known), config.asked)
-    )
-    answers = sample_batches(
-        *nnx.split(model),
-        [run.tokenizer.apply_chat(question.prompt) for question in some],
-        jax.random.key(run.config.seed),
-        batch_size=min(run.config.evaluate.batch_size, config.asked),
-        eos_id=run.tokenizer.eos_id,
-        max_new_tokens=run.config.rldtf.sample.max_new_tokens,
-        temperature=0.0,
-    )
-    told[when] = {}
-    for question, (ids, ended) in zip(some, answers):
-        of_kind = told[when].setdefault(question.kind, {"asked": 0, "right": 0})
-        of_kind["asked"] += 1
-        of_kind["right"] += right(question, run.tokenizer.decode(ids[: len(ids) - ended]))
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with whole(path) as file:
-        json.dump(told, file, indent=1)
-    for name, kinds in (("radio", DOMAIN_KINDS), ("general", GENERAL_KINDS)):
-        counts = [told[when][kind] for kind in kinds if kind in told[when]]
-        asked, found = (sum(count[key] for count in counts) for key in ("asked", "right"))
-        say(f"held-out questions {when}, {name}: {found} of {asked} right")
 
 
 def taught(run: Run, tasks: Sequence[Task]) -> list[tuple[str, str]]:
