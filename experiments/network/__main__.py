@@ -16,15 +16,8 @@ import numpy as np
 
 from experiments.config import guarded
 from experiments.files import leave
-from experiments.network.problems import (
-    Assignment,
-    Bandwidth,
-    Power,
-    Problem,
-    Slicing,
-    WaterFilling,
-)
-from experiments.network.tasks import Task, Verdict, judge, tasks
+from experiments.network.problems import Assignment, Bandwidth, Power, Slicing, WaterFilling
+from experiments.network.tasks import Task, Verdict, figures, judge, tasks
 from experiments.network.tools import BY_NAME, TOOLS, Tool
 from experiments.statistics import mean_interval
 from experiments.world.__main__ import options
@@ -51,53 +44,34 @@ ALPHAS = (
 )  # fmt: skip
 
 
-def arguments(problem: Problem) -> dict:
-    """The problem's figures by the names that tools have for them."""
-    if isinstance(problem, Bandwidth):
-        alpha = "inf" if np.isinf(problem.alpha) else problem.alpha
-        least = None if problem.least is None else list(problem.least)
-        return {
-            "snr": list(problem.snr), "units": problem.units, "alpha": alpha, "least": least,
-        }  # fmt: skip
-    if isinstance(problem, WaterFilling):
-        return {"power": problem.power, "noise": list(problem.noise)}
-    if isinstance(problem, Power):
-        return {
-            "power": problem.power, "gain": list(problem.gain), "noise": list(problem.noise),
-            "interference": [list(row) for row in problem.interference],
-        }  # fmt: skip
-    if isinstance(problem, Assignment):
-        return {"value": [list(row) for row in problem.value]}
-    return {
-        "blocks": problem.blocks, "wanted": list(problem.wanted), "worth": list(problem.worth),
-    }  # fmt: skip
-
-
-def call(tool: Tool, figures: dict) -> str:
+def call(tool: Tool, found: dict) -> str:
     return json.dumps(
-        {"tool": tool.name, "arguments": {name: figures[name] for name in tool.arguments}}
+        {"tool": tool.name, "arguments": {name: found[name] for name in tool.arguments}}
     )
 
 
-def oracle_tool(task: Task) -> str:
-    """The right tool with the right figures."""
+def right_tool(task: Task) -> Tool:
     names = {
         Bandwidth.kind: "bandwidth_marginal",
         WaterFilling.kind: "water_filling",
         Assignment.kind: "hungarian",
         Slicing.kind: "slice_exact",
-    }
-    name = names.get(task.problem.kind) or {
         "max-min": "max_min_power",
         "max-product": "max_product_power",
-    }.get(task.problem.objective, "wmmse")
-    return call(BY_NAME[name], arguments(task.problem))
+        "sum-rate": "wmmse",
+    }
+    return BY_NAME[names[getattr(task.problem, "objective", task.problem.kind)]]
+
+
+def oracle_tool(task: Task) -> str:
+    """The right tool with the right figures."""
+    return call(right_tool(task), figures(task.problem))
 
 
 def random_tool(task: Task, rng: random.Random) -> str:
     """Any tool of the problem's kind, with the right figures."""
     fitting = [tool for tool in TOOLS if tool.kind == task.problem.kind]
-    return call(rng.choice(fitting), arguments(task.problem))
+    return call(rng.choice(fitting), figures(task.problem))
 
 
 def numbers(text: str) -> list[float]:
@@ -115,33 +89,33 @@ def keyword_rule(task: Task) -> str:
     after = lambda mark: text.partition(mark)[2].partition(". ")[0]
     if tool.kind == Bandwidth.kind:
         least = numbers(after("at least"))
-        figures = {
+        found = {
             "units": int(numbers(after("share"))[0]),
             "snr": numbers(text.partition("one unit")[2].partition(": ")[2].partition(". ")[0]),
             "alpha": next(value for word, value in ALPHAS if word in goal),
             "least": least or None,
         }
     elif tool.kind == WaterFilling.kind:
-        figures = {
+        found = {
             "power": numbers(after("channels,"))[0],
             "noise": numbers(text.partition("of each")[2].partition(": ")[2].partition(". ")[0]),
         }
     elif tool.kind == Power.kind:
-        figures = {
+        found = {
             "power": numbers(after("cells,"))[0],
             "gain": numbers(after("Gains:")),
             "interference": [numbers(row) for row in after("power:").split(";")],
             "noise": numbers(after("Noise:")),
         }
     elif tool.kind == Assignment.kind:
-        figures = {"value": [numbers(row) for row in after("each unit:").split(";")]}
+        found = {"value": [numbers(row) for row in after("each unit:").split(";")]}
     else:
-        figures = {
+        found = {
             "blocks": int(numbers(after("grant of"))[0]),
             "wanted": [int(x) for x in numbers(after("want ").partition(" and ")[0])],
             "worth": numbers(after("are worth")),
         }
-    return call(tool, figures)
+    return call(tool, found)
 
 
 def equal_numbers(task: Task) -> str:

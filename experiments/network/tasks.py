@@ -1,7 +1,8 @@
 """Requests to the coordinator in words, and what an answer to one is worth.
 
 A request has the problem's figures and says in one of many ways what is wanted; some give ratios in
-dB, where the tools take them linear. An answer is a call of a tool, or the numbers themselves.
+dB, where the tools take them linear. An answer is a call of a tool, whose arguments may refer to
+the request's figures, or the numbers themselves.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import functools
 import json
 import math
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,8 +70,26 @@ GOALS: dict[object, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
+    """decibels: the request gives its ratios so; table: the part of it that is rows of numbers."""
+
     problem: Problem
     request: str
+    decibels: bool = False
+    table: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """The request as a policy reads it, which refers to a table and does not copy it."""
+        return self.request.replace(self.table, "see the table") if self.table else self.request
+
+    @functools.cached_property
+    def figures(self) -> dict[str, Any]:
+        """The request's figures as it says them, by the names that tools have for them."""
+        found = figures(self.problem)
+        for name in ("snr", "noise") if self.decibels else ():
+            if name in found:
+                found[name] = [round(10 * math.log10(x), 1) for x in found[name]]
+        return found
 
     @functools.cached_property
     def best(self) -> oracles.Solved:
@@ -91,59 +110,73 @@ def _ratios(values, rng: random.Random, thing: str) -> str:
     return f"{thing}: {_figures(values)}"
 
 
-def in_words(problem: Problem, rng: random.Random, held_out: bool) -> tuple[Problem, str]:
-    """(the problem with the figures as they are said, the request)."""
+def figures(problem: Problem) -> dict[str, Any]:
+    """A problem's figures by the names that tools have for them."""
+    if isinstance(problem, Bandwidth):
+        return {
+            "snr": list(problem.snr),
+            "units": problem.units,
+            "alpha": "inf" if math.isinf(problem.alpha) else problem.alpha,
+            "least": None if problem.least is None else list(problem.least),
+        }
+    found = dataclasses.asdict(problem)
+    found.pop("objective", None)
+    return json.loads(json.dumps(found))  # lists for tuples
+
+
+def in_words(problem: Problem, rng: random.Random, held_out: bool) -> Task:
+    """A request for the problem, whose figures are then as they are said."""
 
     def goal(key: object) -> str:
         *train, last = GOALS[key]
         return last if held_out else rng.choice(train)
 
+    ratios = table = ""
     if isinstance(problem, Bandwidth):
         ratios = _ratios(problem.snr, rng, "SNR of each with all its power in one unit")
         problem = dataclasses.replace(problem, snr=said(ratios))
         least = (
             "" if problem.least is None else f" Each needs at least {_figures(problem.least)} bits."
         )
-        return problem, (
+        request = (
             f"{problem.size} users share {problem.units} units of bandwidth. {ratios}.{least}"
             f" Give each a whole number of units; {goal(problem.alpha)}."
         )
-    if isinstance(problem, WaterFilling):
+    elif isinstance(problem, WaterFilling):
         ratios = _ratios(problem.noise, rng, "Noise over gain of each")
         problem = dataclasses.replace(problem, noise=said(ratios))
-        return problem, (
+        request = (
             f"{problem.size} parallel channels, {problem.power:g} units of power. {ratios}. "
             f"Split the power; {goal(SUM_RATE) if held_out else 'get the largest sum of rates'}."
         )
-    if isinstance(problem, Power):
-        rounded = dataclasses.replace(
+    elif isinstance(problem, Power):
+        problem = dataclasses.replace(
             problem,
             gain=_significant(problem.gain),
             interference=tuple(map(_significant, problem.interference)),
         )
-        rows = "; ".join(_figures(row) for row in rounded.interference)
-        return rounded, (
+        table = "; ".join(_figures(row) for row in problem.interference)
+        request = (
             f"{problem.size} users of several cells, {problem.power:g} units of power in all."
-            f" Gains: {_figures(rounded.gain)}. What each hears of a unit of everybody's power:"
-            f" {rows}. Noise: {_figures(problem.noise)}. Set the powers; {goal(problem.objective)}."
+            f" Gains: {_figures(problem.gain)}. What each hears of a unit of everybody's power:"
+            f" {table}. Noise: {_figures(problem.noise)}. Set the powers;"
+            f" {goal(problem.objective)}."
         )
-    if isinstance(problem, Assignment):
-        rows = "; ".join(_figures(row) for row in problem.value)
+    elif isinstance(problem, Assignment):
+        table = "; ".join(_figures(row) for row in problem.value)
         wish = "no unit goes to two of them" if held_out else "assign one to each, none twice"
-        return problem, (
+        request = (
             f"{problem.size} users, {len(problem.value[0])} resource units. What each user gets"
-            f" from each unit: {rows}. Make the most of them; {wish}."
+            f" from each unit: {table}. Make the most of them; {wish}."
         )
-    wish = (
-        "half a slice is worth nothing"
-        if held_out
-        else "a service takes all that it wants, or none"
-    )
-    return problem, (
-        f"A grant of {problem.blocks} resource blocks for {problem.size} services that want"
-        f" {_figures(problem.wanted)} and are worth {_figures(problem.worth)}. Choose whom to"
-        f" serve; {wish}."
-    )
+    else:
+        wish = "half a slice is worth nothing" if held_out else "each takes all it wants or none"
+        request = (
+            f"A grant of {problem.blocks} resource blocks for {problem.size} services that want"
+            f" {_figures(problem.wanted)} and are worth {_figures(problem.worth)}. Choose whom to"
+            f" serve; {wish}."
+        )
+    return Task(problem, request, "in dB" in ratios, table)
 
 
 def said(ratios: str) -> tuple[float, ...]:
@@ -165,9 +198,9 @@ def tasks(seed: int, count: int, sizes: tuple[int, int], held_out: bool = False)
     numbers = np.random.default_rng((seed, int(held_out)))
     while len(found) < count:
         problem = draw(KINDS[len(found) % len(KINDS)], numbers, int(numbers.integers(*sizes)))
-        problem, request = in_words(problem, rng, held_out)
-        if oracles.solve(problem) is not None:
-            found.append(Task(problem, request))
+        task = in_words(problem, rng, held_out)
+        if oracles.solve(task.problem) is not None:
+            found.append(task)
     return found
 
 
@@ -203,7 +236,7 @@ def judge(task: Task, answer: str) -> Verdict:
     except (ValueError, RecursionError):
         return Verdict(NOTHING, 0.0, "no JSON", 0)
     try:
-        tool, solution = tools.call(answer)
+        tool, solution = tools.call(answer, task.figures)
     except tools.CallError as error:
         return Verdict(NOTHING, 0.0, str(error), 0)
     return judged(task, solution, tool.cost)

@@ -296,8 +296,30 @@ TOOLS = (
 BY_NAME = {tool.name: tool for tool in TOOLS}
 
 
-def call(text: str) -> tuple[Tool, np.ndarray]:
+def referred(value: Any, figures: dict[str, Any]) -> Any:
+    """What "@snr", or "@snr from dB", stands for: a figure of the request, as it is said there or
+    made linear. Any other value is itself.
+
+    Raises:
+      CallError: there is no such figure, or it is no list of ratios.
+    """
+    if not isinstance(value, str) or not value.startswith("@"):
+        return value
+    name, _, unit = value[1:].partition(" from ")
+    if name not in figures or unit not in ("", "dB"):
+        raise CallError(f"{value!r}: expected @ and one of {', '.join(figures)}"[:300])
+    found = figures[name]
+    if not unit:
+        return found
+    if not _list(found, lambda x: _number(x) and abs(x) <= 120):
+        raise CallError(f"{value!r}: expected a list of ratios in dB")
+    return [10 ** (x / 10) for x in found]
+
+
+def call(text: str, figures: dict[str, Any] | None = None) -> tuple[Tool, np.ndarray]:
     """Runs a call, {"tool": name, "arguments": {...}}: (the tool, its solution).
+
+    figures: what an argument may refer to, see `referred`.
 
     Raises:
       CallError: in a line that names what is wrong and what was expected.
@@ -313,6 +335,7 @@ def call(text: str) -> tuple[Tool, np.ndarray]:
     tool, arguments = BY_NAME[asked["tool"]], asked["arguments"]
     if not isinstance(arguments, dict) or arguments.keys() != tool.arguments.keys():
         raise CallError(f"{tool.name}: expected the arguments {', '.join(tool.arguments)}")
+    arguments = {name: referred(value, figures or {}) for name, value in arguments.items()}
     for name, form in tool.arguments.items():
         if not FORMS[form](arguments[name]):
             raise CallError(f"{tool.name}: {name}: expected {form}")

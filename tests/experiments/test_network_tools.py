@@ -14,7 +14,7 @@ from running import finish
 
 from experiments.network import __main__ as arms
 from experiments.network.problems import KINDS, Bandwidth
-from experiments.network.tasks import GOALS, Task, judge, judged, said, tasks
+from experiments.network.tasks import GOALS, Task, figures, judge, judged, said, tasks
 from experiments.network.tools import BY_NAME, TOOLS, CallError, call
 
 TASKS = tasks(3, 40, (3, 8))
@@ -35,7 +35,8 @@ def test_the_right_tool_with_the_right_figures_earns_1_and_no_answer_more(seed):
     for answer in (arms.random_tool(task, rng), arms.equal_numbers(task), arms.keyword_rule(task)):
         verdict = judge(task, answer)
         assert -1 <= verdict.reward <= 1
-        assert (verdict.failure is None) == (verdict.reward >= 0) == (verdict.share > 0)
+        assert (verdict.failure is None) == (verdict.reward >= 0)
+        assert verdict.share == max(0, verdict.reward)
 
 
 def test_decoys_look_right_and_are_not():
@@ -45,8 +46,7 @@ def test_decoys_look_right_and_are_not():
     for name in ("water_filling_cells", "best_unit", "bandwidth_by_gain", "channel_inversion"):
         fitting = [task for task in TASKS if task.problem.kind == BY_NAME[name].kind]
         rewards = [
-            judge(task, arms.call(BY_NAME[name], arms.arguments(task.problem))).reward
-            for task in fitting
+            judge(task, arms.call(BY_NAME[name], figures(task.problem))).reward for task in fitting
         ]
         assert len(fitting) >= 8 and min(rewards) < 0.8, name
 
@@ -107,6 +107,42 @@ def test_a_wrong_call_is_one_line_and_runs_nothing(change, said):
     assert (
         said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) <= 300
     )
+
+
+def test_arguments_may_refer_to_the_requests_figures():
+    """A call by reference is the call with the figures, decibels made linear where it says so."""
+    seen, lost = set(), []
+    for task in TASKS:
+        tool = arms.right_tool(task)
+        asked = {name: f"@{name}" for name in tool.arguments}
+        for name in ("snr", "noise"):
+            if task.decibels and name in asked:
+                asked[name] += " from dB"
+        answer = json.dumps({"tool": tool.name, "arguments": asked})
+        assert judge(task, answer).reward == pytest.approx(1, abs=1e-6)
+        assert len(task.prompt) <= len(task.request)
+        if task.decibels:
+            seen.add(task.problem.kind)
+            lost.append(1 - judge(task, answer.replace(" from dB", "")).reward)
+    assert seen == {"bandwidth", "water-filling"}
+    assert np.mean(np.array(lost) > 1e-6) > 0.5 and max(lost) > 0.5  # now and then nothing changes
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        ("@height", "'@height': expected @ and one of snr, units"),
+        ("@snr from dBm", "'@snr from dBm': expected @ and one of"),
+        ("@units from dB", "expected a list of ratios in dB"),
+        ("snr", "snr: expected list of positive numbers"),
+    ],
+)
+def test_a_wrong_reference_is_named(value, said):
+    found = {"snr": [1.0, 2.0], "units": 4}
+    text = json.dumps(CALL | {"arguments": {"snr": value, "units": "@units"}})
+    with pytest.raises(CallError) as error:
+        call(text, found)
+    assert said in str(error.value)
 
 
 def test_lists_of_several_lengths_are_refused():
