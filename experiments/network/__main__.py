@@ -148,25 +148,25 @@ def with_interval(values: list[float]) -> list[float]:
     return [float(np.mean(values)), *mean_interval(values)]
 
 
+def row(some: list[Task], seen: list[Verdict]) -> dict:
+    """What a table says of an arm's verdicts on some tasks."""
+    return {
+        "reward": with_interval([v.reward for v in seen]),
+        "share": with_interval([v.share for v in seen]),
+        "carried out": with_interval([float(v.failure is None) for v in seen]),
+        "cost": float(np.mean([v.cost for v in seen])),
+        "by kind": {
+            kind: float(np.mean([v.reward for t, v in zip(some, seen) if t.problem.kind == kind]))
+            for kind in sorted({task.problem.kind for task in some})
+        },
+    }
+
+
 def compared(count: int, seed: int) -> dict:
     found: dict = {}
     for split, (sizes, held_out) in SPLITS.items():
         some = tasks(seed, count, sizes, held_out)
-        found[split] = {
-            arm: {
-                "reward": with_interval([v.reward for v in seen]),
-                "share": with_interval([v.share for v in seen]),
-                "carried out": with_interval([float(v.failure is None) for v in seen]),
-                "cost": float(np.mean([v.cost for v in seen])),
-                "by kind": {
-                    kind: float(
-                        np.mean([v.reward for t, v in zip(some, seen) if t.problem.kind == kind])
-                    )
-                    for kind in sorted({task.problem.kind for task in some})
-                },
-            }
-            for arm, seen in verdicts(some, seed).items()
-        }
+        found[split] = {arm: row(some, seen) for arm, seen in verdicts(some, seed).items()}
     return found
 
 

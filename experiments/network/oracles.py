@@ -166,12 +166,12 @@ def _wmmse(problem: Power, F, n, g, p, rounds: int) -> np.ndarray:
             low, high = 0.0, 1.0
             while spent(high) > problem.power:
                 high *= 2
-            for _ in range(100):
+            for _ in range(50):
                 price = (low + high) / 2
                 low, high = (price, high) if spent(price) > problem.power else (low, price)
             price = high
         p = (linear / (quadratic + price)) ** 2
-        if (now := problem.utility(p)) <= value + 1e-12 * abs(value):
+        if (now := problem.utility(p)) <= value + 1e-8 * abs(value):
             break
         value = now
     return p
