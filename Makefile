@@ -21,11 +21,14 @@ smoke: $(VENV)/.installed
 	$(BIN)/python -m experiments.stages.pipeline preset=smoke $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+CHECKED := $(addprefix tests/twin/test_, spec program delay transport qam ldpc detection estimation error_limits cache main look) \
+  $(addprefix tests/rldtf_jax/test_, loss reward token_weight advantage logprob config optim metrics checkpoint tokenizer) \
+  $(addprefix tests/experiments/test_, orchestration tasks tolerant wording scoring reading environment corpus statistics files)
 
 check: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m 'not slow' tests/twin tests/rldtf_jax/test_loss.py tests/rldtf_jax/test_reward.py \
-	  tests/rldtf_jax/test_token_weight.py tests/experiments/test_orchestration.py tests/experiments/test_tasks.py \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(addsuffix .py, $(CHECKED)) \
 	  --cov=twin --cov=rldtf_jax --cov-report=term $(ARGS)
 
 lint: $(VENV)/.installed-test

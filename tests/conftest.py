@@ -14,6 +14,29 @@ settings.load_profile("rldtf")
 
 
 ONE_RUN = ("test_ablate", "test_pipeline")  # files that share a trained run
+# they go first, the longest at the head, so that no worker is left alone with one of them
+LONGEST = (
+    *ONE_RUN,
+    "test_hosts",
+    "test_conformance",
+    "test_arms",
+    "test_neural",
+    "test_link",
+    "test_sample",
+    "test_update",
+    "test_qwen2",
+    "test_emulator",
+    "test_smollm2",
+    "test_runs",
+    "test_rldtf",
+    "test_network_train",
+    "test_pretraining",
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.hookimpl(optionalhook=True)

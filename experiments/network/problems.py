@@ -56,7 +56,7 @@ class Bandwidth:
         b, s = np.asarray(units, float), np.asarray(self.snr)
         if self.literal:
             return b * np.log2(1 + s)
-        return np.where(b > 0, b * np.log2(1 + s / np.maximum(b, 1e-300)), 0.0)
+        return np.where(b > 0, b * np.log2(1 + s / np.where(b > 0, b, 1.0)), 0.0)
 
     def utility(self, units) -> float:
         return alpha_fair(self.rates(units), self.alpha)

@@ -54,7 +54,7 @@ def test_decoys_look_right_and_are_not():
 def test_the_keyword_rule_reads_figures_and_not_their_unit():
     """It is right where ratios are linear and its words are known, and wrong in decibels."""
     linear, decibels = [], []
-    for task in tasks(0, 200, (3, 8)):
+    for task in tasks(0, 100, (3, 6)):
         if task.problem.kind == "water-filling":
             side = decibels if "in dB" in task.request else linear
             side.append(judge(task, arms.keyword_rule(task)).reward)
@@ -75,7 +75,7 @@ def test_requests_hold_the_figures_of_their_problem():
 def test_words_that_are_held_out_are_not_in_training():
     known = {goal for goals in GOALS.values() for goal in goals[:-1]}
     assert not known & {goals[-1] for goals in GOALS.values()}
-    kept = tasks(1, 60, (3, 8), held_out=True)
+    kept = tasks(1, 40, (3, 6), held_out=True)
     assert not [task for task in kept for goal in known if goal in task.request]
     assert {task.problem.kind for task in kept} == set(KINDS)
 
@@ -193,7 +193,7 @@ def test_the_cards_say_what_a_prompt_needs():
 
 def test_the_command_prints_its_table(tmp_path):
     out = tmp_path / "found.json"
-    code, said, err = finish("tasks=20", f"out={out}", module="experiments.network")
+    code, said, err = finish("tasks=10", f"out={out}", module="experiments.network")
     assert code == 0, err
     assert said.count("| oracle tool | 1.000 [1.000, 1.000]") == 3
     assert set(json.loads(out.read_text())) == {"test", "new-words", "larger"}
