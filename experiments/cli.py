@@ -38,6 +38,7 @@ COMMANDS = {
 } | {
     "corpus": "experiments.corpus",
     "network": "experiments.network",
+    "network_train": "experiments.network.train",
     "world": "experiments.world",
     "twin": "twin",
     "fetch": "rldtf_jax.fetch",
