@@ -101,10 +101,7 @@ class WaterFilling:
         return utility
 
     def violation(self, power) -> float:
-        p = np.asarray(power, float)
-        if p.shape != (self.size,) or not np.isfinite(p).all():
-            return math.inf
-        return _beyond_rounding(max(-p.min() / self.power, p.sum() / self.power - 1))
+        return _overspent(power, self.power, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +141,7 @@ class Power:
         return 2 ** (utility / self.size) if self.objective == MAX_PRODUCT else utility
 
     def violation(self, power) -> float:
-        p = np.asarray(power, float)
-        if p.shape != (self.size,) or not np.isfinite(p).all():
-            return math.inf
-        return _beyond_rounding(max(-p.min() / self.power, p.sum() / self.power - 1))
+        return _overspent(power, self.power, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +200,14 @@ class Slicing:
 
 
 Problem = Bandwidth | WaterFilling | Power | Assignment | Slicing
+
+
+def _overspent(power, limit: float, size: int) -> float:
+    """How far powers are below 0, or in all above a limit, as a share of it."""
+    p = np.asarray(power, float)
+    if p.shape != (size,) or not np.isfinite(p).all():
+        return math.inf
+    return _beyond_rounding(max(-p.min() / limit, p.sum() / limit - 1))
 
 
 def _beyond_rounding(violation: float) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.network import oracles, tools
 from experiments.network.problems import (
+    KINDS,
     MAX_MIN,
     MAX_PRODUCT,
     SUM_RATE,
@@ -92,15 +93,19 @@ class Task:
         return found
 
     @functools.cached_property
+    def solved(self) -> oracles.Solved | None:
+        """Of `oracles.solve`, asked once; None where nothing is feasible."""
+        return oracles.solve(self.problem)
+
+    @property
     def best(self) -> oracles.Solved:
         """The optimum, or the best point that is known."""
-        found = oracles.solve(self.problem)
-        assert found is not None  # `tasks` leaves out what cannot be served
-        return found
+        assert self.solved is not None  # `tasks` leaves out what cannot be served
+        return self.solved
 
 
-def _figures(values, unit: str = "") -> str:
-    return ", ".join(f"{value:g}" for value in values) + (f" {unit}" if unit else "")
+def _figures(values) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _ratios(values, rng: random.Random, thing: str) -> str:
@@ -192,14 +197,12 @@ def _significant(values) -> tuple[float, ...]:
 
 def tasks(seed: int, count: int, sizes: tuple[int, int], held_out: bool = False) -> list[Task]:
     """Requests of all kinds in turn, of sizes in a range; held_out: in words of their own."""
-    from experiments.network.problems import KINDS
-
     rng, found = random.Random(f"network {seed} {held_out}"), []
     numbers = np.random.default_rng((seed, int(held_out)))
     while len(found) < count:
         problem = draw(KINDS[len(found) % len(KINDS)], numbers, int(numbers.integers(*sizes)))
         task = in_words(problem, rng, held_out)
-        if oracles.solve(task.problem) is not None:
+        if task.solved is not None:
             found.append(task)
     return found
 

@@ -27,10 +27,10 @@ from experiments.network.environment import ENOUGH, NetworkEnvironment, by_refer
 from experiments.network.problems import Bandwidth
 from experiments.network.tasks import Task, judge, tasks
 from experiments.network.tools import TOOLS
+from experiments.stages.rldtf import value_model
 from experiments.world.__main__ import REQUIRED, options
 from rldtf_jax import hf, rldtf, sft, tokenizer
 from rldtf_jax.config import ConfigError, OptimConfig, RLDTFConfig, SampleConfig, SFTConfig
-from rldtf_jax.critic import with_backbone
 from rldtf_jax.hosts import say
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from rldtf_jax.sample import sample_batches
@@ -150,9 +150,8 @@ def train(out: str, seed: int, steps: int) -> tuple[dict[str, Qwen2], tokenizer.
     rejected = kept(out, "reject", refined)
 
     def learnt() -> Qwen2:
-        value = Qwen2(shape, rngs=nnx.Rngs(seed), head="value")
-        config = dataclasses.replace(RL, steps=steps)
-        return rldtf.train(rejected, with_backbone(value, rejected), env, config, **where("rldtf"))
+        config, critic = dataclasses.replace(RL, steps=steps), value_model(rejected, seed)
+        return rldtf.train(rejected, critic, env, config, **where("rldtf"))
 
     return {
         "phase 1": instructed,
