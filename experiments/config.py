@@ -93,6 +93,15 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RolloutsConfig:
+    """Who samples and asks the twin in RLDTF; the same numbers either way."""
+
+    # a process of its own; rldtf.staleness >= 1 lets it work while this one learns
+    apart: bool = False
+    devices: str | None = None  # of that process, as CUDA_VISIBLE_DEVICES; null: those of this one
+
+
+@dataclasses.dataclass(frozen=True)
 class TwinConfig:
     workers: int = 2
     seed: int = 0
@@ -238,6 +247,7 @@ class ExperimentConfig:
     sweep: str | None = None  # id of the sweep that the run belongs to; its checkpoints keep it
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()  # where a run goes on may differ from where it began
+    rollouts: RolloutsConfig = RolloutsConfig()
     twin: TwinConfig = TwinConfig()
     tasks: TasksConfig = TasksConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -268,6 +278,10 @@ class ExperimentConfig:
             raise ConfigError(
                 f"hosts = {self.hosts}: expected a divisor of the devices of mesh ="
                 f" {dataclasses.asdict(self.mesh)}"
+            )
+        if self.hosts > 1 and self.rollouts.apart:
+            raise ConfigError(
+                f"rollouts.apart = True: expected hosts = 1, not {self.hosts}: one process samples"
             )
         if not self.run_dir.strip():
             raise ConfigError(f"run_dir = {self.run_dir!r}: expected a directory's name")

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rldtf_jax import lora, rldtf
 from rldtf_jax.config import ConfigError, RLDTFConfig, flat
-from rldtf_jax.judge import Arm, Prompts
+from rldtf_jax.judge import Arm, Judged, Prompts, judge
 from rldtf_jax.rldtf import OneByOne, Recalled, RLState
 from rldtf_jax.sample import Samples, sample
 from rldtf_jax.update import Alternatives, Frozen, Rollouts, Static
@@ -294,13 +294,12 @@ class SideBySide(NamedTuple):
     def policy(self, state: RLState):
         return lora.merge(self.frozen.policy, state.learner.policy)
 
-    def translator(self, states) -> None:
-        return None
-
     def skipped_in_a_row(self, states) -> np.ndarray:
         return np.concatenate(jax.device_get([group.learner.skipped_in_a_row for group in states]))
 
-    def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
+    def sample(
+        self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], step: int
+    ) -> list[Samples]:
         config, eos_id, drawn = arms[0].config, arms[0].env.eos_id, []
         for group, (some, p) in zip(states, self.groups(arms, prompts)):
             inputs = self.put(
@@ -312,7 +311,7 @@ class SideBySide(NamedTuple):
                 sample_arms(
                     self.static,
                     self.frozen,
-                    group.learner,
+                    rldtf.acting(group).learner,
                     *inputs,
                     eos_id=eos_id,
                     mesh=self.mesh,
@@ -325,9 +324,7 @@ class SideBySide(NamedTuple):
             for i in range(self.width)
         ][: len(arms)]
 
-    def recall(
-        self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, step: int
-    ) -> list[Recalled]:
+    def recall(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined):
         """The anchor's weights and hidden states, which nothing on the host reads, stay a group's,
         with its first arm.
         """
@@ -336,53 +333,51 @@ class SideBySide(NamedTuple):
             anchor = (
                 group.reference
                 if some[0].config.kl_target == "reference"
-                else jax.tree.map(jnp.copy, group.learner.policy)
-            )
-            rows = self.put(
-                *(
-                    np.stack(x)
-                    for x in (
-                        [tokens for tokens, _ in j],
-                        [one.lengths_B for one in p],
-                        [lengths for _, lengths in j],
-                    )
-                )
+                else jax.tree.map(jnp.copy, rldtf.acting(group).learner.policy)
             )
             value, hidden = old_states_arms(
                 self.static,
                 self.frozen,
                 group.learner.critic,
                 anchor,
-                *rows,
+                *self.put(*_stacked(p, j)),
                 num_tokens=T,
                 mesh=self.mesh,
             )
-            others = [None] * self.width
-            if any(arm.config.asks_the_policy for arm in some):
-                num = max(arm.config.num_perturb for arm in some)
-                keys = self.put(
-                    jnp.stack([rldtf.other_keys(one.keys_B) for one in p]), _temperatures(some)
-                )
-                drawn = alternatives_arms(
-                    self.static,
-                    self.frozen,
-                    group.learner,
-                    *rows,
-                    *keys,
-                    num_tokens=T,
-                    num=num,
-                    mesh=self.mesh,
-                )
-                others = [
-                    Alternatives(tokens[: arm.config.num_perturb], *rest)
-                    for arm, tokens, *rest in zip(some, *jax.device_get(drawn))
-                ]
-            found.append((value, anchor, hidden, others))
+            found.append((value, anchor, hidden))
         return [
-            Recalled(value_BxT, *((anchor, hidden) if i == 0 else (None, None)), others[i])  # type: ignore[call-arg]
-            for value, anchor, hidden, others in found
+            Recalled(value_BxT, *((anchor, hidden) if i == 0 else (None, None)))  # type: ignore[call-arg]
+            for value, anchor, hidden in found
             for i, value_BxT in enumerate(np.asarray(value))
         ][: len(arms)]
+
+    def alternatives(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined):
+        """See `rldtf.OneByOne.alternatives`."""
+        T, found = arms[0].config.sample.max_new_tokens, []
+        for group, (some, p, j) in zip(states, self.groups(arms, prompts, joined)):
+            if not any(arm.config.asks_the_policy for arm in some):
+                found += [None] * self.width
+                continue
+            drawn = alternatives_arms(
+                self.static,
+                self.frozen,
+                rldtf.acting(group).learner,
+                *self.put(*_stacked(p, j)),
+                *self.put(
+                    jnp.stack([rldtf.other_keys(one.keys_B) for one in p]), _temperatures(some)
+                ),
+                num_tokens=T,
+                num=max(arm.config.num_perturb for arm in some),
+                mesh=self.mesh,
+            )
+            found += [
+                Alternatives(tokens[: arm.config.num_perturb], *rest)
+                for arm, tokens, *rest in zip(some, *jax.device_get(drawn))
+            ]
+        return found[: len(arms)]
+
+    def judge(self, states, arms, prompts, samples, others, step: int) -> list[Judged]:
+        return judge(arms, prompts, samples, others, step)
 
     def update(
         self,
@@ -408,7 +403,7 @@ class SideBySide(NamedTuple):
             stacked = _stack([x._replace(anchor_hidden_BxTxD=None) for x in all_rows])._replace(
                 anchor_hidden_BxTxD=past[0].anchor_hidden_BxTxD
             )
-            learner, seen = group.learner, []
+            learner, behind, seen = group.learner, rldtf.moved_on(group), []
             for chosen in zip(
                 *(rldtf.minibatches(arm, own, step) for arm, own in zip(some, all_rows))
             ):
@@ -436,12 +431,18 @@ class SideBySide(NamedTuple):
             metrics += [{name: x[i] for name, x in found.items()} for i in range(self.width)]
             updated.append(
                 rldtf.refreshed(
-                    RLState(learner, group.reference, group.refreshed_at, scales),
+                    RLState(learner, group.reference, group.refreshed_at, scales, behind),
                     some[0].config,
                     step,
                 )
             )
         return tuple(updated), metrics[: len(arms)]
+
+
+def _stacked(prompts: Sequence[Prompts], joined) -> tuple[np.ndarray, ...]:
+    """(tokens_AxBxS, prompt_lengths_AxB, lengths_AxB) of a group."""
+    rows = [(tokens, p.lengths_B, lengths) for p, (tokens, lengths) in zip(prompts, joined)]
+    return tuple(map(np.stack, zip(*rows)))
 
 
 def _temperatures(arms: Sequence[Arm]) -> np.ndarray:

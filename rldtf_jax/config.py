@@ -122,6 +122,8 @@ class RLDTFConfig:
     aggregation: Literal["sum", "token-mean"] = "sum"
     # optimisation
     learn_from: int | None = None  # of a step's rollouts, those with the largest |A|; None: all
+    # updates that the policy which samples is behind the one that learns; pi_old of Eq. 6 is its
+    staleness: int = 0
     epochs: int = 1  # passes over these
     minibatches: int = 1  # updates a pass
     microbatches: int = 1  # gradient accumulation within an update
@@ -161,6 +163,7 @@ class RLDTFConfig:
             "k1",
             "k2",
             "critic_warmup",
+            "staleness",
         ):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
         _expect(

@@ -54,6 +54,8 @@ class RLState(NamedTuple):
     reference: Any  # frozen; takes the policy's weights at every checkpoint
     refreshed_at: jax.Array  # () int32, the steps that were done when it last did
     kl_scale: jax.Array  # () float32, what beta_kl is multiplied by; 1 unless it is adaptive
+    # the policy's weights before each of the last `staleness` updates; the first of them samples
+    behind: tuple = ()
 
 
 class Recalled(NamedTuple):
@@ -62,7 +64,6 @@ class Recalled(NamedTuple):
     value_BxT: Any  # V_old(s_t)
     anchor: Any  # weights of the KL's second distribution
     anchor_hidden_BxTxD: Any
-    alternatives: Alternatives | None  # where the config has a use for them
 
 
 def advantages(config: RLDTFConfig, reward_B, value_BxT, mask_BxT, change_BxT=None, other_BxT=None):
@@ -107,6 +108,7 @@ def train(
     seed: int,
     directory: str,
     watch: Callable[[Any], dict[str, float]] | None = None,
+    worker: Callable[[], Any] | None = None,
     **options,
 ):
     """RLDTF from the policy after rejection sampling; goes on from `directory`; returns the trained
@@ -116,10 +118,15 @@ def train(
     never killed.
     watch: policy -> metrics of its own, a function of the policy alone, asked where the reference
       is refreshed.
+    worker: starts a process that samples and judges, see `rollout_worker`; None: this one does.
     options: boards and sweep, see `loop.run`.
     """
     models, state = initial(policy, critic, config, seed)
     arm = Arm(config, seed, env)
+    if worker is not None:
+        from rldtf_jax.rollout_worker import Apart  # which imports this module
+
+        models = Apart(models, worker, config.steps)  # type: ignore[assignment]
 
     def step_fn(states: tuple[RLState], step: int):
         states, metrics = rldtf_step(models, [arm], states, step)
@@ -158,30 +165,13 @@ def train(
 def initial(policy, critic, config: RLDTFConfig, seed: int) -> tuple["OneByOne", RLState]:
     """What a run starts from; the models stay the caller's."""
     (policy_def, policy_params), (critic_def, critic_params) = nnx.split(policy), nnx.split(critic)
-    static = Static(
-        policy_def,
-        critic_def,
-        config.aggregation,
-        config.microbatches,
-        config.logit_chunk,
-        config.dual_clip,
-        config.value_clip,
-        config.with_critic,
-    )
-    frozen = Frozen()
-    if config.lora_rank is not None:
-        keys = jax.random.split(jax.random.key(seed))
-        frozen, (policy_params, critic_params) = map(
-            Frozen._make,
-            zip(
-                lora.split(policy_params, config.lora_rank, keys[0]),
-                lora.split(critic_params, config.lora_rank, keys[1]),
-            ),
-        )
+    frozen_policy, policy_params = trained(policy_params, config, seed, 0)
+    frozen_critic, critic_params = trained(critic_params, config, seed, 1)
     # updates donate; nothing that is donated may be shared
     fresh = functools.partial(jax.tree.map, jnp.copy)
     zero = jnp.zeros((), jnp.int32)
-    return OneByOne(static, frozen), RLState(
+    models = OneByOne(shape(policy_def, critic_def, config), Frozen(frozen_policy, frozen_critic))
+    return models, RLState(
         Learner(
             fresh(policy_params),
             fresh(critic_params),
@@ -193,7 +183,35 @@ def initial(policy, critic, config: RLDTFConfig, seed: int) -> tuple["OneByOne",
         fresh(policy_params),
         jnp.copy(zero),
         jnp.ones((), jnp.float32),
+        tuple(fresh(policy_params) for _ in range(config.staleness)),
     )
+
+
+def without_critic(policy, arm: Arm) -> tuple["OneByOne", Any]:
+    """(how the policy is run by who samples and does not learn, its trained weights)."""
+    policy_def, params = nnx.split(policy)
+    frozen, params = trained(params, arm.config, arm.seed, 0)
+    return OneByOne(shape(policy_def, None, arm.config), Frozen(frozen)), params
+
+
+def shape(policy_def, critic_def, config: RLDTFConfig) -> Static:
+    return Static(
+        policy_def,
+        critic_def,
+        config.aggregation,
+        config.microbatches,
+        config.logit_chunk,
+        config.dual_clip,
+        config.value_clip,
+        config.with_critic,
+    )
+
+
+def trained(params, config: RLDTFConfig, seed: int, model: int) -> tuple[Any, Any]:
+    """(what stays as it is, what is trained) of model 0, the policy, or 1, the critic."""
+    if config.lora_rank is None:
+        return None, params
+    return lora.split(params, config.lora_rank, jax.random.split(jax.random.key(seed))[model])
 
 
 def step_key(seed: int, step: int) -> jax.Array:
@@ -224,12 +242,12 @@ def weigh(
     samples: Samples,
     tokens_BxS,
     recalled: Recalled,
+    others: Alternatives | None,
     judged: Judged,
     step: int,
 ) -> tuple[Rollouts, jax.Array]:
     """(what the updates of a step are made of, the token weights)."""
     config, mask = arm.config, np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
-    others = recalled.alternatives
     other_BxT, entropy_BxT = (
         (None, None) if others is None else map(np.asarray, (others.other_BxT, others.entropy_BxT))
     )
@@ -312,19 +330,22 @@ def rldtf_step(models, arms: Sequence[Arm], states: tuple, step: int) -> tuple[t
     running = models.skipped_in_a_row(states)[: len(arms)] < MAX_SKIPPED_IN_A_ROW
 
     prompts = [draw(arm, step) for arm in arms]
-    samples = models.sample(states, arms, prompts)
+    samples = models.sample(states, arms, prompts, step)
     joined = [join(*p[1:3], *s[:2]) for p, s in zip(prompts, samples)]
     # Dispatched before the twin is asked: these forward passes don't wait for rewards.
-    recalled = models.recall(states, arms, prompts, joined, step)
+    recalled = models.recall(states, arms, prompts, joined)
+    others = models.alternatives(states, arms, prompts, joined)
 
-    asked = zip(arms, prompts, samples, [past.alternatives for past in recalled])
+    asked = zip(arms, prompts, samples, others)
     going = [list(x) for x in zip(*(x for x, runs in zip(asked, running) if runs))]
-    answers = iter(judge(*going, step, models.translator(states)) if going else ())  # type: ignore[call-arg]
+    answers = iter(models.judge(states, *going, step) if going else ())
     judged = [next(answers) if runs else unjudged(s) for s, runs in zip(samples, running)]
 
     weighed = [
         weigh(*x, step)  # type: ignore[call-arg]
-        for x in zip(arms, prompts, samples, (tokens for tokens, _ in joined), recalled, judged)
+        for x in zip(
+            arms, prompts, samples, (tokens for tokens, _ in joined), recalled, others, judged
+        )
     ]
     states, updated = models.update(
         states, arms, recalled, [rows for rows, _ in weighed], running, step
@@ -361,10 +382,6 @@ class OneByOne(NamedTuple):
     def policy(self, state: RLState):
         return lora.merge(self.frozen.policy, state.learner.policy)
 
-    def translator(self, states) -> Policy | None:
-        """The policy that f(a) may ask; arms that share a judge have none."""
-        return Policy(self.static.policy_def, self.policy(states[0])) if len(states) == 1 else None
-
     def skipped_in_a_row(self, states) -> np.ndarray:
         # Of one arm the loop looks after that, without waiting for the update.
         return (
@@ -373,11 +390,13 @@ class OneByOne(NamedTuple):
             else np.array(jax.device_get([state.learner.skipped_in_a_row for state in states]))
         )
 
-    def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
+    def sample(
+        self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], step: int
+    ) -> list[Samples]:
         return [
             sample_on_host(
                 self.static.policy_def,
-                self.policy(state),
+                self.policy(acting(state)),
                 *read_once(p, config),
                 p.keys_B,
                 eos_id=env.eos_id,
@@ -387,38 +406,60 @@ class OneByOne(NamedTuple):
             for state, (config, _, env), p in zip(states, arms, prompts)
         ]
 
-    def recall(
-        self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, step: int
-    ) -> list[Recalled]:
-        return [self._recall(*x, step) for x in zip(states, arms, prompts, joined)]
+    def recall(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined):
+        """What critic and anchor say of each arm's rollouts."""
+        return [self._recall(*x) for x in zip(states, arms, prompts, joined)]
 
-    def _recall(self, state: RLState, arm: Arm, prompts: Prompts, joined, step: int) -> Recalled:
+    def _recall(self, state: RLState, arm: Arm, prompts: Prompts, joined) -> Recalled:
         (tokens_BxS, lengths_B), config = joined, arm.config
-        rows = tokens_BxS, prompts.lengths_B, lengths_B
         anchor = lora.merge(
             self.frozen.policy,
             (
                 state.reference
                 if config.kl_target == "reference"
-                else jax.tree.map(jnp.copy, state.learner.policy)
+                else jax.tree.map(jnp.copy, acting(state).learner.policy)
             ),
         )
-        critic = lora.merge(self.frozen.critic, state.learner.critic)
         value_BxT, hidden_BxTxD = old_states(
-            self.static, critic, anchor, *rows, config.sample.max_new_tokens
+            self.static,
+            lora.merge(self.frozen.critic, state.learner.critic),
+            anchor,
+            tokens_BxS,
+            prompts.lengths_B,
+            lengths_B,
+            config.sample.max_new_tokens,
         )
-        value_BxT, others = hosts.fetched(value_BxT), None
-        if config.asks_the_policy:
-            others = alternatives(
-                self.static,
-                self.policy(state),
-                *rows,
-                other_keys(prompts.keys_B),
-                config.sample.temperature,
-                config.sample.max_new_tokens,
-                config.num_perturb,
+        return Recalled(hosts.fetched(value_BxT), anchor, hidden_BxTxD)
+
+    def alternatives(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined):
+        """What the policy that has sampled might have written instead; None where the config has no
+        use for it.
+        """
+        return [
+            hosts.fetched(
+                alternatives(
+                    self.static,
+                    self.policy(acting(state)),
+                    tokens_BxS,
+                    p.lengths_B,
+                    lengths_B,
+                    other_keys(p.keys_B),
+                    config.sample.temperature,
+                    config.sample.max_new_tokens,
+                    config.num_perturb,
+                )
             )
-        return Recalled(value_BxT, anchor, hidden_BxTxD, hosts.fetched(others))
+            if config.asks_the_policy
+            else None
+            for state, (config, _, _), p, (tokens_BxS, lengths_B) in zip(
+                states, arms, prompts, joined
+            )
+        ]
+
+    def judge(self, states, arms, prompts, samples, others, step: int) -> list[Judged]:
+        # f(a) may ask the policy; arms that share a judge have none
+        policy = Policy(self.static.policy_def, self.policy(acting(states[0])))
+        return judge(arms, prompts, samples, others, step, policy if len(states) == 1 else None)
 
     def update(
         self,
@@ -430,7 +471,10 @@ class OneByOne(NamedTuple):
         step: int,
     ):
         """(states, metrics of each arm)."""
-        return zip(*(self._update(*x, step) for x in zip(states, arms, recalled, rows, running)))
+        states, metrics = zip(
+            *(self._update(*x, step) for x in zip(states, arms, recalled, rows, running))
+        )
+        return states, metrics
 
     def _update(
         self, state: RLState, arm: Arm, recalled: Recalled, rows: Rollouts, runs: bool, step: int
@@ -438,6 +482,7 @@ class OneByOne(NamedTuple):
         if not runs:
             return state, {}
         learner, hyper, seen = state.learner, hyper_at(arm.config, step, state.kl_scale), []
+        behind = moved_on(state)
         for part in minibatches(arm, rows, step):
             minibatch = rows if part is ALL else jax.tree.map(lambda x: x[part], rows)  # noqa: B023
             learner, metrics = update(
@@ -457,10 +502,28 @@ class OneByOne(NamedTuple):
         }
         return (
             refreshed(
-                RLState(learner, state.reference, state.refreshed_at, kl_scale), arm.config, step
+                RLState(learner, state.reference, state.refreshed_at, kl_scale, behind),
+                arm.config,
+                step,
             ),
             metrics,
         )
+
+
+def acting(state: RLState) -> RLState:
+    """The state with the policy that samples: `staleness` updates old."""
+    return (
+        state._replace(learner=state.learner._replace(policy=state.behind[0]))
+        if state.behind
+        else state
+    )
+
+
+def moved_on(state: RLState) -> tuple:
+    """`behind` after the next update, which donates the learner."""
+    if not state.behind:
+        return ()
+    return *state.behind[1:], jax.tree.map(jnp.copy, state.learner.policy)
 
 
 def refreshes(config: RLDTFConfig, step: int) -> bool:

@@ -1,15 +1,17 @@
-"""A whole RL step beside TRL's GRPO: the same policy, prompts, number and length of responses and a
-reward that costs nothing.
+"""A whole RL step beside TRL's GRPO and Tunix's PPO and GRPO: the same policy, prompts, number and
+length of responses and a reward that costs nothing.
 
-python -m experiments.benchmarks.peers --out experiments/results/peers/peers.json    six minutes; nothing else may run
+python -m experiments.benchmarks.peers --out experiments/results/peers/peers.json    a quarter of an hour; nothing else may run
 python -m experiments.benchmarks.peers --contender rldtf                              one of them, its seconds as JSON
 
 The policy is the one that ships after phase 1, 64 responses of at most 104 tokens to 16 prompts,
 float32, one update a step. `rldtf` is the paper's step: critic, frozen reference, KL, entropy,
 token weights of the grammar. `group` leaves out critic and weights. `trl` is GRPOTrainer as it
-comes, with a reference (beta = 0.04). Contenders take turns, each turn in a process of its own; the
+comes, with a reference (beta = 0.04). `tunix-ppo` has critic and reference, `tunix-grpo` the
+reference, both as they come, with Tunix's own sampler and its Qwen2 with the same weights. Contenders take turns, each turn in a process of its own; the
 first steps of a turn, which compile, are left out. A figure is the mean over the steps of all turns
-with its 95 % interval (bootstrap). Needs the extra `trl`.
+with its 95 % interval (bootstrap). Needs the extra `trl`, and Tunix (`pip install
+google-tunix`).
 """  # noqa: E501
 
 import argparse
@@ -29,7 +31,7 @@ from experiments.world.tasks import DATA, load_splits
 from experiments.world.trl_reward import in_turns, shipped_policy
 
 POLICY = os.path.join(DATA, "link-lite", "phase1")
-CONTENDERS = ("rldtf", "group", "trl")
+CONTENDERS = ("rldtf", "group", "trl", "tunix-ppo", "tunix-grpo")
 PROMPTS, SAMPLES, NEW = 16, 4, 104
 STEPS, UNTIMED, TURNS = 8, 2, 2
 
@@ -113,6 +115,100 @@ def trl() -> list[float]:
         )
         trainer.train()
     return [row["step_time"] for row in trainer.state.log_history if "step_time" in row]
+
+
+def tunix(ppo: bool) -> list[float]:
+    """Seconds of each step of Tunix's PPOLearner or GRPOLearner; of the first, from its start."""
+    import jax
+    import optax
+    from flax import nnx
+    from tunix.models.qwen2 import model as qwen2
+    from tunix.models.qwen2.params import create_model_from_safe_tensors
+    from tunix.rl import rl_cluster as clusters
+    from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
+    from tunix.rl.ppo.ppo_learner import PPOConfig, PPOLearner
+    from tunix.rl.rollout.base_rollout import RolloutConfig
+    from tunix.rl.utils import create_critic_model
+
+    from rldtf_jax.qwen2 import Qwen2Config
+
+    with open(os.path.join(POLICY, "config.json"), encoding="utf-8") as file:
+        shape = Qwen2Config.from_hf(json.load(file))
+    config = dict(
+        num_layers=shape.num_hidden_layers,
+        vocab_size=shape.vocab_size,
+        embed_dim=shape.hidden_size,
+        hidden_dim=shape.intermediate_size,
+        num_heads=shape.num_attention_heads,
+        head_dim=shape.head_dim,
+        num_kv_heads=shape.num_key_value_heads,
+        rope_theta=int(shape.rope_theta),
+        norm_eps=shape.rms_norm_eps,
+    )
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
+
+    def loaded():
+        tied = qwen2.ModelConfig(**config, use_tied_embedding=True)
+        return create_model_from_safe_tensors(POLICY, tied, mesh)
+
+    _, tokenizer = shipped_policy()
+    tasks = load_splits(os.path.join(DATA, "link-lite"))["train"]
+    texts = [in_turns(task.prompt()) for task in tasks[: STEPS * PROMPTS]]
+    each = SAMPLES if ppo else 1  # prompts that PPO samples once, GRPO SAMPLES times
+    batches = [
+        {"prompts": [text for text in texts[i : i + PROMPTS] for _ in range(each)]}
+        for i in range(0, len(texts), PROMPTS)
+    ]
+    longest = max(len(tokenizer.encode(text)) for text in texts)
+    optimizer = optax.adamw(3e-4)
+    roles = clusters.Role.ACTOR, clusters.Role.CRITIC, clusters.Role.REFERENCE, clusters.Role.ROLLOUT
+    critic = None
+    if ppo:  # its head takes the place of an untied one, its weights are fresh
+        untied = qwen2.Qwen2(qwen2.ModelConfig(**config), rngs=nnx.Rngs(0))
+        critic = create_critic_model(untied)
+    cluster = clusters.RLCluster(
+        actor=loaded(),
+        critic=critic,
+        reference=loaded(),
+        tokenizer=tokenizer,
+        cluster_config=clusters.ClusterConfig(
+            role_to_mesh=dict.fromkeys(roles, mesh),
+            training_config=clusters.RLTrainingConfig(
+                actor_optimizer=optimizer,
+                critic_optimizer=optimizer,
+                eval_every_n_steps=10**6,
+                max_steps=STEPS,
+            ),
+            rollout_config=RolloutConfig(
+                max_tokens_to_generate=NEW,
+                max_prompt_length=longest,
+                kv_cache_size=longest + NEW + 8,
+                temperature=1.0,
+            ),
+        ),
+    )
+    learner = (
+        PPOLearner(cluster, PPOConfig(), reward_fns=rewards)
+        if ppo
+        else GRPOLearner(
+            rl_cluster=cluster, algo_config=GRPOConfig(num_generations=SAMPLES), reward_fns=rewards
+        )
+    )
+    ends = [time.perf_counter()]
+
+    def asked():
+        """The batches; each is asked for when the step before it is done."""
+        for batch in batches:
+            yield batch
+            ends.append(time.perf_counter())
+
+    with mesh:
+        learner.train(asked())
+    return np.diff(ends).tolist()
+
+
+def rewards(prompts, completions, **_) -> list[float]:
+    return list(map(reward, completions))
 
 
 def turn(contender: str) -> list[float]:

@@ -8,7 +8,8 @@ The step is the paper's: critic, reference, KL, entropy, token weights by sensit
 policy that ships after phase 1 and the tasks of link-lite. Its timeline is taken with a wait behind
 each part; the step's own time without. "Simulated": the twin has the workers, but not the answers;
 "stored": the same steps again, from its cache; "free": the same sequences are asked about, and the
-answers cost nothing. The floor of a part is its floating-point operations (benchmarks.plan) at the
+answers cost nothing. "Beside": a process of its own samples and asks the twin while this one learns,
+one update behind (rollouts.apart, rldtf.staleness=1). The floor of a part is its floating-point operations (benchmarks.plan) at the
 rate of a large product of float32 matrices on the same cores. Growth is measured in a process for
 each point, slopes between its last two.
 """  # noqa: E501
@@ -18,8 +19,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -120,15 +122,22 @@ def watched(spans: list[tuple[str, float, float]]) -> Iterator[None]:
             setattr(rldtf, name, function)
 
 
-def steps(config, policy, env, parts: bool = False) -> tuple[list[float], list[list]]:
-    """Seconds of each step from the same start, and with `parts` the spans of its parts."""
+def steps(
+    config, policy, env, parts: bool = False, worker: Any = None
+) -> tuple[list[float], list[list]]:
+    """Seconds of each step from the same start, and with `parts` the spans of its parts; worker:
+    starts a process that samples and judges.
+    """
     import jax
 
     from experiments.stages.rldtf import value_model
     from rldtf_jax import rldtf
     from rldtf_jax.judge import Arm
+    from rldtf_jax.rollout_worker import Apart
 
     models, state = rldtf.initial(policy, value_model(policy, 0), config, 0)
+    if worker:
+        models = Apart(models, worker, config.steps)  # type: ignore[assignment]
     states, seconds, timelines = (state,), [], []
     for step in range(1 + STEPS):
         spans: list[tuple[str, float, float]] = []
@@ -140,6 +149,41 @@ def steps(config, policy, env, parts: bool = False) -> tuple[list[float], list[l
         seconds.append(time.perf_counter() - begun)
         timelines.append([(name, a - begun, b - begun) for name, a, b in spans])
     return seconds[1:], timelines[1:]
+
+
+def beside(cache: str) -> list[float]:
+    """Seconds of each step where another process samples and asks a twin with this cache."""
+    from experiments.world.environment import TwinEnvironment
+
+    config, policy, tok, tasks = settings({})
+    config = dataclasses.replace(config, staleness=1)
+    context, ends = multiprocessing.get_context("spawn"), contextlib.ExitStack()
+
+    def start():
+        ours, theirs = multiprocessing.Pipe()
+        process = context.Process(target=serve_beside, args=(theirs, cache))
+        process.start()
+        theirs.close()
+        ends.callback(process.join)
+        ends.enter_context(contextlib.closing(ours))
+        return ours
+
+    with ends:
+        env = TwinEnvironment(tasks, tok, None, config.reward)
+        return steps(config, policy, env, worker=start)[0]
+
+
+def serve_beside(connection, cache: str) -> None:
+    from experiments.world.environment import TwinEnvironment
+    from rldtf_jax.judge import Arm
+    from rldtf_jax.rollout_worker import serve
+    from twin import Twin
+
+    config, policy, tok, tasks = settings({})
+    config = dataclasses.replace(config, staleness=1)
+    with Twin(workers=os.cpu_count(), method="esm", cache=cache) as twin:
+        twin.start()
+        serve(connection, policy, Arm(config, 0, TwinEnvironment(tasks, tok, twin, config.reward)))
 
 
 def free(base):
@@ -178,6 +222,9 @@ def usual() -> dict[str, Any]:
             _, found["timelines"] = steps(config, policy, env, parts=True)
             found["free"], _ = steps(config, policy, without)
             found["prompt tokens"] = env.width
+        cache = os.path.join(scratch, "beside.sqlite")
+        found["simulated beside"] = beside(cache)
+        found["stored beside"] = beside(cache)
     return found
 
 
@@ -221,8 +268,13 @@ def measured(point: dict[str, int]) -> dict[str, float]:
         env = free(TwinEnvironment)(tasks, tok, None, config.reward)
         made = time.perf_counter() - begun
         seconds = made if "tasks" in point else float(np.mean(steps(config, policy, env)[0]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "memory_mb": peak / 2**20}
+    return {"seconds": seconds, "memory_mb": peak_memory() / 2**20}
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most. `ru_maxrss` would begin with its parent's."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", file.read())[1])  # type: ignore[index]
 
 
 def lookups(rows: int) -> float:
@@ -289,7 +341,7 @@ def table(result: dict) -> str:
             f"| {part} | {1e3 * seconds:.0f} | {seconds / total:.0%} |"
             + (f" {1e3 * floor:.0f} | {floor / seconds:.0%} |" if floor else " | |")
         )
-    for kind in ("free", "stored", "simulated"):
+    for kind in ("free", "stored", "simulated", "stored beside", "simulated beside"):
         lines.append(f"| the step, twin {kind} | {1e3 * np.mean(result[kind]):.0f} | | | |")
     return "\n".join(lines)
 
@@ -325,6 +377,9 @@ def main(argv=None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--point", type=json.loads, help="this configuration alone")
+    parser.add_argument(
+        "--usual", action="store_true", help="the usual step anew; growth stays what --out says"
+    )
     parser.add_argument("--out", help="also write the figures there, and draw them beside it")
     arguments = parser.parse_args(argv)
     if arguments.point is not None:
@@ -334,6 +389,12 @@ def main(argv=None) -> None:
         print(json.dumps(measured(arguments.point)))
         return
     say = lambda text: print(text, file=sys.stderr, flush=True)
+    before = {}
+    if arguments.usual:
+        if not arguments.out:
+            parser.error("--usual: expected --out with the figures of a whole run")
+        with open(arguments.out, encoding="utf-8") as file:
+            before = json.load(file)
     found = usual()
     parts: dict[str, float] = {}
     for timeline in found["timelines"]:
@@ -348,7 +409,7 @@ def main(argv=None) -> None:
         **found,
     }
     say(table(result))
-    result["growth"] = growth(say)
+    result["growth"] = before["growth"] if arguments.usual else growth(say)
     if arguments.out:
         os.makedirs(os.path.dirname(arguments.out) or ".", exist_ok=True)
         draw(result, os.path.dirname(arguments.out) or ".")

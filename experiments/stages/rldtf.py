@@ -13,6 +13,7 @@ from experiments.config import ExperimentConfig, command
 from experiments.files import exists, whole
 from experiments.stages.emulate import emulated
 from experiments.stages.reject import all_sampled, practised, reject
+from experiments.stages.rollouts import rollout_worker
 from experiments.stages.run import (
     Run,
     fresh_model,
@@ -34,16 +35,18 @@ def train_rldtf(run: Run) -> Qwen2:
     if done is not None:
         return done
     policy = reject(run)
-    model = rldtf.train(
-        policy,
-        train_critic(run, policy),
-        practice_environment(run, run.config.rldtf),
-        run.config.rldtf,
-        seed=run.config.seed,
-        directory=run.path("rldtf"),
-        watch=on_validation(run),
-        **run.config.loop_options,
-    )
+    with rollout_worker(run.config) as worker:
+        model = rldtf.train(
+            policy,
+            train_critic(run, policy),
+            practice_environment(run, run.config.rldtf),
+            run.config.rldtf,
+            seed=run.config.seed,
+            directory=run.path("rldtf"),
+            watch=on_validation(run),
+            worker=worker,
+            **run.config.loop_options,
+        )
     keep_model(run, model, "rldtf")
     return model
 

@@ -106,12 +106,13 @@ def opened(
     may_differ: Sequence[str] = (),
     start_twin: bool = True,
     shared: bool = False,
+    inside: bool = False,
 ) -> Iterator[Run]:
     """The run directory, opened or made, with its config, twin, tasks and tokenizer; the twin ends
     with the block.
 
     shared: others that are shared may have it open too (sweeps, which write to directories of their
-      own); without, nobody else.
+      own); without, nobody else. inside: the process that has it open has started this one.
     may_differ: keys of the config that may not be those which the directory was made with.
     start_twin: its workers import what they need while the caller goes on; without, they start when
       they are first asked.
@@ -122,7 +123,7 @@ def opened(
     """
     path, device_mesh = os.path.join(config.run_dir, "config.yaml"), on_devices(config)
     with contextlib.ExitStack() as stack:
-        if hosts.first():
+        if hosts.first() and not inside:
             stack.enter_context(held(config.run_dir, shared))
         if exists(path):
             _same_config(path, config, may_differ)
@@ -136,7 +137,8 @@ def opened(
         tasks = prepare_tasks(config, twins)
         tok = prepare_tokenizer(config, tasks["train"])
         _same_sources(os.path.join(config.run_dir, "made_from.json"), config, tasks, tok)
-        machine.note(os.path.join(config.run_dir, "machines.jsonl"))
+        if not inside:
+            machine.note(os.path.join(config.run_dir, "machines.jsonl"))
         yield Run(config, twins, tasks, tok, device_mesh)
 
 
@@ -197,7 +199,7 @@ def _same_config(path: str, config: ExperimentConfig, may_differ: Sequence[str])
         for name, value in flat(ExperimentConfig()).items()
         if not name.startswith(nothing)
     } | made
-    free = ("mesh.", *(f"{name} " for name in ("run_dir", "hosts", *may_differ)))
+    free = ("mesh.", "rollouts.", *(f"{name} " for name in ("run_dir", "hosts", *may_differ)))
     if different := [line for line in differences(made, flat(config)) if not line.startswith(free)]:
         raise ConfigError(
             f"{path}: made with another config, {different[0]}; choose another run_dir or remove"

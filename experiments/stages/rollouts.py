@@ -1,0 +1,77 @@
+"""The rollout worker of a run (`rollouts.apart=true`): a process that samples and asks the twin, while
+the one that has started it learns. It is part of `python -m experiments.stages.rldtf`.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection
+from typing import Callable, Iterator
+
+from experiments.config import ExperimentConfig
+
+END_S = 10.0  # that the worker has to end once nobody asks any more
+
+
+@contextlib.contextmanager
+def rollout_worker(config: ExperimentConfig) -> Iterator[Callable[[], Connection] | None]:
+    """What `rldtf.train` takes as `worker`; whatever it has started ends with the block."""
+    if not config.rollouts.apart:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+
+        def start() -> Connection:
+            stack.close()  # the one before, which has ended
+            return stack.enter_context(_started(config))
+
+        yield start
+
+
+@contextlib.contextmanager
+def _started(config: ExperimentConfig) -> Iterator[Connection]:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_work, args=(theirs, config, os.getpid()), name="rollout worker"
+    )
+    with _devices(config.rollouts.devices):
+        process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.join(END_S)
+        process.kill()
+        process.join()
+
+
+@contextlib.contextmanager
+def _devices(names: str | None) -> Iterator[None]:
+    """What a process started in this block may see of the machine's GPUs."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = names
+    yield
+    if names is not None:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    if before is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _work(connection: Connection, config: ExperimentConfig, parent: int) -> None:
+    """The worker's life. Signals are for the trainer, which hangs up when it stops."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    from experiments.hosts import end_with
+    from experiments.stages.reject import reject
+    from experiments.stages.rldtf import practice_environment
+    from experiments.stages.run import opened
+    from rldtf_jax.judge import Arm
+    from rldtf_jax.rollout_worker import serve
+
+    end_with(parent)
+    with opened(config, inside=True) as run:
+        environment = practice_environment(run, config.rldtf)
+        serve(connection, reject(run), Arm(config.rldtf, config.seed, environment))

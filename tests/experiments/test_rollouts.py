@@ -1,0 +1,68 @@
+"""A run whose rollouts come from a process of their own, whatever of it is killed: the run of one
+process, to the bit.
+"""
+
+import os
+import signal
+import time
+
+import pytest
+from running import finish, start, wait_for
+
+from experiments.benchmarks.faults import descendants, differences, digests
+from experiments.config import ConfigError, load
+
+RLDTF = "experiments.stages.rldtf"
+FEW = ("preset=smoke", "instruct.reading=null", "instruct.sft.steps=4", "instruct.pairs=100")
+KEYS = (*FEW, "twin.workers=1", "rldtf.steps=9", "rldtf.staleness=1")
+
+
+def is_worker(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
+            return "spawn_main" in file.read()
+    except FileNotFoundError:
+        return False
+
+
+def begun(run_dir, steps):
+    """(process, its rollout worker) once so many steps are saved."""
+    process = start(*KEYS, f"run_dir={run_dir}", "rollouts.apart=true", module=RLDTF)
+    wait_for(os.path.join(run_dir, "rldtf", "checkpoints", str(steps)), process)
+    return process, next(pid for pid in descendants(process.pid) if is_worker(pid))
+
+
+def test_whatever_is_killed(tmp_path):
+    alone, apart = str(tmp_path / "alone"), str(tmp_path / "apart")
+    code, _, err = finish(*KEYS, f"run_dir={alone}", module=RLDTF)
+    assert code == 0, err
+
+    process, worker = begun(apart, 2)
+    os.kill(worker, signal.SIGKILL)
+    wait_for(os.path.join(apart, "rldtf", "checkpoints", "4"), process)
+    family = descendants(process.pid)
+    assert any(map(is_worker, family)) and worker not in family
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{pid}") for pid in family) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in family if os.path.exists(f"/proc/{pid}")]
+
+    process, worker = begun(apart, 6)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert not os.path.exists(f"/proc/{worker}")
+
+    code, _, err = finish(*KEYS, f"run_dir={apart}", module=RLDTF)  # who samples is free to choose
+    assert code == 0, err
+    found = digests(apart)
+    assert len(found) > 8 and differences(found, digests(alone)) == []
+
+
+def test_staleness_is_of_the_run_and_one_process_samples(tmp_path):
+    with pytest.raises(ConfigError, match=r"rollouts.apart = True: expected hosts = 1, not 2"):
+        load(["preset=smoke", "hosts=2", "mesh.data=2", "rollouts.apart=true"])
+    with pytest.raises(ConfigError, match=r"rldtf.staleness = -1: expected a number >= 0"):
+        load(["preset=smoke", "rldtf.staleness=-1"])
