@@ -31,7 +31,6 @@ from experiments.world.tasks import DATA, load_splits
 from experiments.world.trl_reward import in_turns, shipped_policy
 
 POLICY = os.path.join(DATA, "link-lite", "phase1")
-CONTENDERS = ("rldtf", "group", "trl", "tunix-ppo", "tunix-grpo")
 PROMPTS, SAMPLES, NEW = 16, 4, 104
 STEPS, UNTIMED, TURNS = 8, 2, 2
 
@@ -145,7 +144,7 @@ def tunix(ppo: bool) -> list[float]:
         rope_theta=int(shape.rope_theta),
         norm_eps=shape.rms_norm_eps,
     )
-    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
     def loaded():
         tied = qwen2.ModelConfig(**config, use_tied_embedding=True)
@@ -156,7 +155,7 @@ def tunix(ppo: bool) -> list[float]:
     texts = [in_turns(task.prompt()) for task in tasks[: STEPS * PROMPTS]]
     each = SAMPLES if ppo else 1  # prompts that PPO samples once, GRPO SAMPLES times
     batches = [
-        {"prompts": [text for text in texts[i : i + PROMPTS] for _ in range(each)]}
+        {"prompts": np.repeat(texts[i : i + PROMPTS], each)}
         for i in range(0, len(texts), PROMPTS)
     ]
     longest = max(len(tokenizer.encode(text)) for text in texts)
@@ -211,6 +210,15 @@ def rewards(prompts, completions, **_) -> list[float]:
     return list(map(reward, completions))
 
 
+CONTENDERS = {
+    "rldtf": lambda: ours(group=False),
+    "group": lambda: ours(group=True),
+    "trl": trl,
+    "tunix-ppo": lambda: tunix(ppo=True),
+    "tunix-grpo": lambda: tunix(ppo=False),
+}
+
+
 def turn(contender: str) -> list[float]:
     """A turn in a process of its own: the seconds of its timed steps."""
     done = subprocess.run(
@@ -230,8 +238,7 @@ def main(argv=None) -> None:
     parser.add_argument("--out", help="also write the figures there")
     arguments = parser.parse_args(argv)
     if arguments.contender:
-        seconds = trl() if arguments.contender == "trl" else ours(arguments.contender == "group")
-        print(json.dumps(seconds))
+        print(json.dumps(CONTENDERS[arguments.contender]()))
         return
     import trl as library
 
