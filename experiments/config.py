@@ -48,10 +48,15 @@ class ModelConfig:
     attention: Literal["dot", "xla", "cudnn"] = "dot"
     # recompute each layer in the backward pass: a third more time for much less memory
     remat: bool = False
+    # layers in one turn of the loop over them: faster, longer to compile; null: what the preset
+    # says, 1 for an HF directory
+    unroll: int | None = None
     vocab_size: int = 1024  # of the domain BPE that a model from nothing gets
 
     def __post_init__(self):
         _at_least(300, self, "vocab_size")
+        if self.unroll is not None:
+            _at_least(1, self, "unroll")
         if self.hf_dir is not None and self.directory is None:
             raise ConfigError(f"hf_dir = {self.hf_dir!r}: no such directory")
 
@@ -62,9 +67,9 @@ class ModelConfig:
         """
         from rldtf_jax.qwen2 import Qwen2Config  # which imports JAX
 
-        unroll = 1 if self.hf_dir else Qwen2Config.preset(self.preset).unroll
+        usual = 1 if self.hf_dir else Qwen2Config.preset(self.preset).unroll
         return {
-            "unroll": unroll,
+            "unroll": self.unroll or usual,
             "dtype": self.dtype,
             "param_dtype": "float32",
             "remat": self.remat,

@@ -1,10 +1,12 @@
 """Eight arms together against eight runs one after the other: python -m
 experiments.benchmarks.ablate_speed [key=value ...]
 
-Both are commands as a user types them, each from an empty twin cache and with nothing compiled, on
-the same cores, from one model after rejection sampling (trained first in run_dir if it is not
-there); both end with the evaluation of every arm on held-out tasks. The results must be the same to
-the bit. Leaves ablate_speed.json in run_dir: seconds, their ratio, and where they went:
+Both are commands as a user types them, each with nothing compiled, on the same cores, from one
+model after rejection sampling (trained first in run_dir if it is not there); both end with the
+evaluation of every arm on held-out tasks. "Cold" from an empty cache of the twin, "warm" once more
+with the cache that this has left. The results must be the same to the bit. Leaves
+ablate_speed.json in run_dir: how many simulations the k-th arm adds to those before it, and seconds,
+their ratio, and where they went:
   start      processes, imports, the twin's workers, reading the stages before;
   compile    the first step beyond a usual one;
   twin       what the steps waited for the twin at most (it works while the device does);
@@ -12,9 +14,11 @@ the bit. Leaves ablate_speed.json in run_dir: seconds, their ratio, and where th
   rest       saving, evaluation, report.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -25,6 +29,7 @@ from safetensors.numpy import load_file
 
 from experiments import config as configs
 from experiments.files import whole
+from experiments.stages.machine import processor
 from experiments.stages.reject import reject
 from experiments.stages.rldtf import train_critic
 from experiments.studies import ablate
@@ -43,11 +48,13 @@ OVERRIDES = [
 ]
 
 
-def command(name: str, values: dict, arguments: list[str], directory: str) -> float:
-    """Runs experiments.studies.ablate in a process of its own, from an empty cache; seconds."""
+def command(name: str, values: dict, arguments: list[str], directory: str, warm: bool) -> float:
+    """Runs experiments.studies.ablate in a process of its own, from an empty cache or, warm, from
+    the one that it left before; seconds.
+    """
     shutil.rmtree(os.path.join(directory, "sweeps", name), ignore_errors=True)
     cache = os.path.join(directory, f"{name}.sqlite")
-    for path in (cache, f"{cache}-wal", f"{cache}-shm"):
+    for path in () if warm else (cache, f"{cache}-wal", f"{cache}-shm"):
         if os.path.exists(path):
             os.remove(path)
     start = time.monotonic()
@@ -90,18 +97,25 @@ def spent(config: SweepConfig, names: list[str], seconds: float) -> dict[str, fl
     }
 
 
+def added(caches: list[str]) -> list[int]:
+    """How many rows each of the twin's caches holds that those before it do not."""
+    seen: set[bytes] = set()
+    counts = []
+    for path in caches:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            keys = {key for (key,) in database.execute("SELECT key FROM results")}
+        counts.append(len(keys - seen))
+        seen |= keys
+    return counts
+
+
 def main(arguments: list[str]) -> dict:
     arguments = OVERRIDES + arguments
     config = configs.load(arguments, SweepConfig)
     with ablate.run_of(config) as run:
         train_critic(run, reject(run))
     grid = cells(config, AXES)
-    alone, names = 0.0, [f"alone_{i}" for i in range(len(grid))]
-    for name, cell in zip(names, grid):
-        alone += command(
-            name, {key: (value,) for key, value in cell.values.items()}, arguments, config.run_dir
-        )
-    together = command("together", AXES, arguments, config.run_dir)
+    names = [f"alone_{i}" for i in range(len(grid))]
 
     def weights(sweep, cell):
         return load_file(
@@ -110,19 +124,37 @@ def main(arguments: list[str]) -> dict:
             )
         )
 
-    for name, cell in zip(names, grid):
-        one, other = weights(name, cell), weights("together", cell)
-        if not all(np.array_equal(one[key], other[key]) for key in one):
-            raise AssertionError(f"{cell.name}: alone and together ended with other weights")
-    result = {
+    result: dict = {
+        "processor": processor(),
         "arms": len(grid),
         "steps": config.rldtf.steps,
-        "prompts_per_step": config.rldtf.prompts_per_step,
-        "cores": os.cpu_count(),
-        "alone": spent(config, names, alone),
-        "together": spent(config, ["together"], together),
-        "ratio": alone / together,
+        "rollouts a step": config.rldtf.prompts_per_step * config.rldtf.samples_per_prompt,
     }
+    for kind in ("cold", "warm"):
+        alone = sum(
+            command(
+                name,
+                {key: (value,) for key, value in cell.values.items()},
+                arguments,
+                config.run_dir,
+                kind == "warm",
+            )
+            for name, cell in zip(names, grid)
+        )
+        together = command("together", AXES, arguments, config.run_dir, kind == "warm")
+        for name, cell in zip(names, grid):
+            one, other = weights(name, cell), weights("together", cell)
+            if not all(np.array_equal(one[key], other[key]) for key in one):
+                raise AssertionError(f"{cell.name}: alone and together ended with other weights")
+        result[kind] = {
+            "alone": spent(config, names, alone),
+            "together": spent(config, ["together"], together),
+            "ratio": alone / together,
+        }
+        if kind == "cold":
+            result["simulations that the k-th arm adds"] = added(
+                [os.path.join(config.run_dir, f"{name}.sqlite") for name in names]
+            )
     with whole(os.path.join(config.run_dir, "ablate_speed.json")) as file:
         json.dump(result, file, indent=1)
     return result

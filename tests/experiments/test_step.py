@@ -1,9 +1,13 @@
-"""The benchmark of a step measures what it says."""
+"""The benchmarks of a step and of sweeps measure what they say."""
 
 import pytest
 
-from experiments.benchmarks import step
+from experiments.benchmarks import ablate_speed, step
 from rldtf_jax import rldtf
+from twin.cache import Cache
+from twin.physical import Counts
+
+COUNTS = Counts(128, 4096, 3.0, (2.0, 1.0), 0.1, 0.01)
 
 
 def test_slopes_are_those_of_powers():
@@ -37,7 +41,18 @@ def test_the_parts_of_a_step_follow_each_other_and_fill_it(monkeypatch):
     assert [name for name, *_ in spans] == names
     times = [time for _, *both in spans for time in both]
     assert times == sorted(times) and times[-1] <= seconds
-    assert sum(ended - begun for _, begun, ended in spans) > 0.5 * seconds
+    assert sum(ended - begun for _, begun, ended in spans) > 0.8 * seconds
+    assert max(spans, key=lambda span: span[2] - span[1])[0] == "update"
+
+
+def test_what_an_arm_adds_to_the_caches_before_it(tmp_path):
+    paths = [str(tmp_path / f"{i}.sqlite") for i in range(3)]
+    for path, names in zip(paths, ("abc", "bcd", "ad")):
+        cache = Cache(path)
+        for name in names:
+            cache.put(name.encode() * 16, COUNTS)
+        cache.close()
+    assert ablate_speed.added(paths) == [3, 1, 0]
 
 
 def test_a_point_that_is_none_is_one_line(capsys):
