@@ -69,7 +69,7 @@ def ours(group: bool) -> list[float]:
         with_critic=not group,
         sample=SampleConfig(NEW),
     )
-    policy, tok = hf.load(POLICY, unroll=4), tokenizer.load(os.path.join(POLICY, "tokenizer.json"))
+    policy, tok = hf.load(POLICY), tokenizer.load(os.path.join(POLICY, "tokenizer.json"))
     env = Cheap(load_splits(os.path.join(DATA, "link-lite"))["train"], tok, None, config.reward)
     models, state = rldtf.initial(policy, value_model(policy, 0), config, 0)
     states, seconds = (state,), []

@@ -38,7 +38,6 @@ WORLD = os.path.join(DATA, "link-lite")
 SAMPLES = 4  # responses to a prompt
 STEPS = 4  # that are timed, behind one that compiles
 GEMM = 2048
-UNROLL = 4  # model.unroll
 GROWTH: dict[str, tuple[int, ...]] = {
     "rows": (16, 32, 64, 128),
     "response tokens": (26, 52, 104, 208),
@@ -75,11 +74,11 @@ def settings(point: dict[str, int]):
             hidden_size=size["width"],
             intermediate_size=11 * size["width"] // 4,
             num_hidden_layers=size["layers"],
-            unroll=UNROLL,
+            unroll=1,
         )
         policy = Qwen2(shape, rngs=nnx.Rngs(0))
     else:
-        policy = hf.load(phase1, unroll=UNROLL)
+        policy = hf.load(phase1)
     tasks = load_splits(WORLD)["train"]
     return config, policy, tok, (tasks * -(-size["tasks"] // len(tasks)))[: size["tasks"]]
 
