@@ -67,6 +67,24 @@ def counterfactual(reward_B, change_BxT, other_BxT, mask_BxT):
     return _gradient_free(jnp.asarray(other_BxT) * change_BxT, reward_B[:, None], mask_BxT)
 
 
+def prefix(reward_B, change_BxT, place_BxT, mask_BxT):
+    """A_t = V(s_j) - V(s_i) for the tokens between two places i <= t < j, and R - V(s_i) behind the
+    last: values of prefixes by what the policy makes of them, not by a critic (VinePPO,
+    arXiv:2410.01679). Over a response they sum to R - V(s_0), each place's tokens counted once.
+
+    Args:
+      change_BxT: at the places R less the mean reward of what was written from there.
+      place_BxT: bool, the first token of each row among them.
+    """
+    place = jnp.asarray(place_BxT).astype(bool)
+    part_BxT = jnp.cumsum(place, -1)  # 1 for the tokens behind the first place, and so on
+    rows = jnp.arange(len(place))[:, None]
+    change_BxN = jnp.zeros((len(place), place.shape[1] + 2))
+    change_BxN = change_BxN.at[rows, part_BxT].add(jnp.where(place, change_BxT, 0.0))
+    A_BxT = change_BxN[rows, part_BxT] - change_BxN[rows, part_BxT + 1]
+    return _gradient_free(jnp.where(part_BxT > 0, A_BxT, 0.0), reward_B[:, None], mask_BxT)
+
+
 def whiten(advantage_BxT, mask_BxT):
     """Zero mean and unit variance over the tokens that count."""
     mask = jnp.asarray(mask_BxT).astype(bool)

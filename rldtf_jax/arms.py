@@ -21,6 +21,7 @@ from rldtf_jax.config import ConfigError, RLDTFConfig, flat
 from rldtf_jax.judge import Arm, Judged, Prompts, judge
 from rldtf_jax.rldtf import OneByOne, Recalled, RLState
 from rldtf_jax.sample import Samples, sample
+from rldtf_jax.token_weight import Perturbations
 from rldtf_jax.update import Alternatives, Frozen, Rollouts, Static
 
 WORDS = ("perturb", "weight_by", "weights", "advantage")
@@ -303,7 +304,7 @@ class SideBySide(NamedTuple):
         config, eos_id, drawn = arms[0].config, arms[0].env.eos_id, []
         for group, (some, p) in zip(states, self.groups(arms, prompts)):
             inputs = self.put(
-                *(np.stack(x) for x in zip(*(rldtf.read_once(one, config) for one in p))),
+                *(np.stack(x) for x in zip(*map(rldtf.read_once, p))),
                 jnp.stack([one.keys_B for one in p]),
                 _temperatures(some),
             )
@@ -376,8 +377,11 @@ class SideBySide(NamedTuple):
             ]
         return found[: len(arms)]
 
-    def judge(self, states, arms, prompts, samples, others, step: int) -> list[Judged]:
-        return judge(arms, prompts, samples, others, step)
+    def completions(self, *asked) -> list[Perturbations | None]:
+        return rldtf.completions(self, *asked)
+
+    def judge(self, states, *asked) -> list[Judged]:
+        return judge(*asked)
 
     def update(
         self,

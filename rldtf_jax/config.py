@@ -89,8 +89,11 @@ class RLDTFConfig:
     threshold: float = 0.05  # of S_t; w_t = 1 at or below it
     lam: float = 1e-6
     num_perturb: int = 2  # N
-    # Eq. 3; a value by another of its field; what the policy might have written
-    perturb: Literal["paper", "in-kind", "policy"] = "paper"
+    # Eq. 3; a value by another of its field; what the policy might have written, in place of a token
+    # or in place of all that follows
+    perturb: Literal["paper", "in-kind", "policy", "completion"] = "paper"
+    # perturb = completion: places in a response from which the policy writes on, num_perturb times
+    prefixes: int = 8
     # perturb = policy: no question about tokens that are another one with at most this probability
     ask_above: float = 0.0
     delete_prob: float = 0.5  # share of the paper's perturbations that remove the token
@@ -109,9 +112,9 @@ class RLDTFConfig:
     kl_target: Literal["reference", "old"] = "reference"
     # nats a token; beta_kl grows while the KL is above it and shrinks below
     adaptive_kl: float | None = None
-    advantage: Literal["paper", "gae", "group", "leave-one-out", "counterfactual", "expected"] = (
-        "paper"
-    )
+    advantage: Literal[
+        "paper", "gae", "group", "leave-one-out", "counterfactual", "prefix", "expected"
+    ] = "paper"
     # with `expected`, whose loss needs no verdict: the twin is asked about so many rollouts of a
     # step; None: all
     judge_first: int | None = None
@@ -146,6 +149,7 @@ class RLDTFConfig:
             "save_every",
             "keep",
             "num_perturb",
+            "prefixes",
             "epochs",
             "minibatches",
             "microbatches",
@@ -220,13 +224,13 @@ class RLDTFConfig:
             self.judge_first,
             "null where advantage, critic or token weights need the twin's verdicts",
         )
-        if self.advantage == "counterfactual":
-            _expect(
-                self.perturb == "policy",
-                "perturb",
-                self.perturb,
-                "'policy' for advantage = 'counterfactual'",
-            )
+        asked = {"counterfactual": "policy", "prefix": "completion"}.get(self.advantage)
+        _expect(
+            asked in (None, self.perturb),
+            "perturb",
+            self.perturb,
+            f"{asked!r} for advantage = {self.advantage!r}",
+        )
         sampled, parts = (
             self.prompts_per_step * self.samples_per_prompt,
             self.minibatches * self.microbatches,
@@ -244,7 +248,7 @@ class RLDTFConfig:
     def perturbs(self) -> bool:
         """Whether a step asks the twin for perturbed responses."""
         return (
-            self.advantage == "counterfactual"
+            self.advantage in ("counterfactual", "prefix")
             or self.alpha > 0
             and self.weight_by not in ("grammar", "entropy")
         )
@@ -253,6 +257,11 @@ class RLDTFConfig:
     def asks_the_policy(self) -> bool:
         """Whether a step draws alternatives from the policy (`update.alternatives`)."""
         return self.weight_by == "entropy" or self.perturbs and self.perturb == "policy"
+
+    @property
+    def completes(self) -> bool:
+        """Whether the policy writes on from places in a step's responses."""
+        return self.perturbs and self.perturb == "completion"
 
     @property
     def reads_fields(self) -> bool:

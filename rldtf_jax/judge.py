@@ -124,6 +124,7 @@ class Prompts(NamedTuple):
     tokens_BxP: np.ndarray
     lengths_B: np.ndarray
     keys_B: jax.Array
+    each: int = 1  # neighbours that are of one prompt
 
 
 class Judged(NamedTuple):
@@ -143,16 +144,19 @@ def perturbations(
     prompts: Prompts,
     samples: Samples,
     alternatives: Alternatives | None,
+    completed: Perturbations | None,
     fields: Sequence[Sequence[Field]],
     step: int,
 ) -> Perturbations:
-    """Eq. 3 of the rollouts that have their EOS, in the kind that the config names; none where
-    nothing asks for them.
+    """Eq. 3 of the rollouts that have their EOS (of all, where the policy writes on), in the kind
+    that the config names; none where nothing asks for them.
     """
     config, seed = arm.config, hash_seed(arm.seed, step)
     lengths_B = samples.lengths_B * samples.ended_B
     if not config.perturbs:
         return NO_PERTURBATIONS
+    if completed is not None:
+        return completed
     if config.perturb == "policy":
         return perturb_by_policy(
             samples.tokens_BxR,
@@ -170,6 +174,7 @@ def judge(
     prompts: Sequence[Prompts],
     samples: Sequence[Samples],
     alternatives: Sequence[Alternatives | None],
+    completed: Sequence[Perturbations | None],
     step: int,
     policy: Policy | None = None,
 ) -> list[Judged]:
@@ -180,14 +185,16 @@ def judge(
     its budget (none of its tokens is perturbed) as well as a perturbed response that lost its EOS.
     """
     tasks, sequences, perturbed, fields, responses = [], [], [], [], []
-    for arm, asked, sampled, others in zip(arms, prompts, samples, alternatives):
+    for arm, asked, sampled, others, written in zip(
+        arms, prompts, samples, alternatives, completed
+    ):
         rollouts = [
             tokens[:n] if end else tokens[:0]
             for tokens, n, end in zip(*sampled[:2], sampled.ended_B)
         ]
         responses.append(rollouts)
         fields.append(arm.env.fields(asked.tasks, rollouts) if arm.config.reads_fields else [])
-        changed = perturbations(arm, asked, sampled, others, fields[-1], step)
+        changed = perturbations(arm, asked, sampled, others, written, fields[-1], step)
         first = rollouts[: arm.config.judge_first]
         sequences += [
             *first,

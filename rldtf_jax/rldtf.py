@@ -29,7 +29,7 @@ from rldtf_jax.judge import (
 )
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, run
 from rldtf_jax.sample import Samples, row_keys, sample_on_host
-from rldtf_jax.token_weight import WEIGHTS, Evidence, mean_one
+from rldtf_jax.token_weight import WEIGHTS, Evidence, Perturbations, mean_one
 from rldtf_jax.update import (
     Alternatives,
     Frozen,
@@ -45,6 +45,8 @@ from rldtf_jax.update import (
 ALL = ...  # rows of a minibatch
 # folded into a row's key for its alternatives; beyond any response's positions
 OTHER_TOKENS = 1 << 20
+# and for what is written from its places
+COMPLETIONS = 1 << 21
 
 
 class RLState(NamedTuple):
@@ -68,7 +70,7 @@ class Recalled(NamedTuple):
 
 def advantages(config: RLDTFConfig, reward_B, value_BxT, mask_BxT, change_BxT=None, other_BxT=None):
     """(advantage, return), (B, T) each, in the form that the config names; the last two are for
-    `counterfactual` alone.
+    `counterfactual`, change_BxT for `prefix` too.
     """
     if config.advantage == "gae":
         A, ret = adv.gae(reward_B, value_BxT, mask_BxT, config.gae_gamma, config.gae_lam)
@@ -78,6 +80,11 @@ def advantages(config: RLDTFConfig, reward_B, value_BxT, mask_BxT, change_BxT=No
         A, ret = adv.leave_one_out(reward_B, value_BxT, mask_BxT, config.samples_per_prompt)
     elif config.advantage == "counterfactual":
         A, ret = adv.counterfactual(reward_B, change_BxT, other_BxT, mask_BxT)
+    elif config.advantage == "prefix":
+        place_BxT = places(np.asarray(mask_BxT).sum(-1), config.prefixes)
+        first_BxT = np.zeros(np.shape(mask_BxT), bool)
+        first_BxT[np.arange(len(place_BxT))[:, None], place_BxT] = True
+        A, ret = adv.prefix(reward_B, change_BxT, first_BxT, mask_BxT)
     else:
         A, ret = adv.reward_minus_value(reward_B, value_BxT, mask_BxT)
     return (adv.whiten(A, mask_BxT) if config.whiten else A), ret
@@ -225,14 +232,63 @@ def draw(arm: Arm, step: int) -> Prompts:
     tasks, *prompts = arm.env.batch(step, arm.config.prompts_per_step)
     tasks = [task for task in tasks for _ in range(n)]
     keys_B = row_keys(step_key(arm.seed, step), jnp.arange(len(tasks)))
-    return Prompts(tasks, *(np.repeat(x, n, 0) for x in prompts), keys_B)  # type: ignore[call-arg]
+    return Prompts(tasks, *(np.repeat(x, n, 0) for x in prompts), keys_B, n)  # type: ignore[misc]
 
 
-def read_once(prompts: Prompts, config: RLDTFConfig) -> tuple[np.ndarray, np.ndarray]:
+def places(lengths_B, number: int) -> np.ndarray:
+    """(B, N) int, where in each response the policy writes on: at the beginning and at equal
+    distances; some twice in a response of fewer tokens.
+    """
+    return np.asarray(lengths_B)[:, None] * np.arange(number) // number
+
+
+def completions(
+    models, states, arms: Sequence[Arm], prompts: Sequence[Prompts], samples, joined, step: int
+) -> list[Perturbations | None]:
+    """What the policy writes from `places` of each response within the budget of a response; None
+    for arms that have no use for it.
+    """
+    if not any(arm.config.completes for arm in arms):
+        return [None] * len(arms)
+    K, N = max(arm.config.num_perturb for arm in arms), arms[0].config.prefixes
+    asked, where = [], []
+    for p, s, (tokens_BxS, _) in zip(prompts, samples, joined):
+        place_BxN = places(s.lengths_B, N)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(p.keys_B, COMPLETIONS)
+        keys = jax.vmap(row_keys, (0, None))(keys, jnp.arange(N))
+        keys = jax.vmap(jax.vmap(row_keys, (0, None)), (0, None))(keys, jnp.arange(K))
+        lengths = p.lengths_B[:, None] + place_BxN
+        rows = np.repeat(np.repeat(tokens_BxS, N, 0), K, 0)
+        asked.append(
+            Prompts([], rows, np.repeat(lengths.ravel(), K).astype(np.int32), keys.reshape(-1), K)
+        )
+        where.append(place_BxN)
+    found: list[Perturbations | None] = []
+    for arm, s, place_BxN, rest in zip(arms, samples, where, models.sample(states, arms, asked, step)):
+        if not arm.config.completes:
+            found.append(None)
+            continue
+        T, k = s.tokens_BxR.shape[1], arm.config.num_perturb
+        chosen = np.arange(len(rest.lengths_B)).reshape(-1, K)[:, :k].ravel()
+        row, position = chosen // (N * K), place_BxN.ravel()[chosen // K]
+        found.append(
+            Perturbations(
+                row,
+                position,
+                [
+                    np.concatenate([s.tokens_BxR[b, :t], rest.tokens_BxR[i, : rest.lengths_B[i]]])[:T]
+                    for i, b, t in zip(chosen, row, position)
+                ],
+            )
+        )
+    return found
+
+
+def read_once(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
     """(prompts, lengths) as the sampler takes them: one row for all samples of a prompt; on a mesh,
     over which they may not divide, one for each.
     """
-    n = config.samples_per_prompt if jax.sharding.get_mesh().empty else 1
+    n = prompts.each if jax.sharding.get_mesh().empty else 1
     return prompts.tokens_BxP[::n], prompts.lengths_B[::n]
 
 
@@ -335,8 +391,9 @@ def rldtf_step(models, arms: Sequence[Arm], states: tuple, step: int) -> tuple[t
     # Dispatched before the twin is asked: these forward passes don't wait for rewards.
     recalled = models.recall(states, arms, prompts, joined)
     others = models.alternatives(states, arms, prompts, joined)
+    completed = models.completions(states, arms, prompts, samples, joined, step)
 
-    asked = zip(arms, prompts, samples, others)
+    asked = zip(arms, prompts, samples, others, completed)
     going = [list(x) for x in zip(*(x for x, runs in zip(asked, running) if runs))]
     answers = iter(models.judge(states, *going, step) if going else ())
     judged = [next(answers) if runs else unjudged(s) for s, runs in zip(samples, running)]
@@ -397,7 +454,7 @@ class OneByOne(NamedTuple):
             sample_on_host(
                 self.static.policy_def,
                 self.policy(acting(state)),
-                *read_once(p, config),
+                *read_once(p),
                 p.keys_B,
                 eos_id=env.eos_id,
                 max_new_tokens=config.sample.max_new_tokens,
@@ -456,10 +513,13 @@ class OneByOne(NamedTuple):
             )
         ]
 
-    def judge(self, states, arms, prompts, samples, others, step: int) -> list[Judged]:
+    def completions(self, *asked) -> list[Perturbations | None]:
+        return completions(self, *asked)
+
+    def judge(self, states, *asked) -> list[Judged]:
         # f(a) may ask the policy; arms that share a judge have none
         policy = Policy(self.static.policy_def, self.policy(acting(states[0])))
-        return judge(arms, prompts, samples, others, step, policy if len(states) == 1 else None)
+        return judge(*asked, policy if len(states) == 1 else None)
 
     def update(
         self,

@@ -48,7 +48,10 @@ class Apart:
     def alternatives(self, *_: Any) -> list:
         return [self._others]
 
-    def judge(self, states, arms, prompts, samples, others, step: int) -> list[Judged]:
+    def completions(self, *_: Any) -> list:
+        return [None]  # which the judge has, there
+
+    def judge(self, states, arms, prompts, samples, others, completed, step: int) -> list[Judged]:
         return [self._hear(states, step, "judged")]
 
     def _hear(self, states, step: int, part: str) -> Any:
@@ -108,4 +111,5 @@ def _rollouts(models, state, arm: Arm, step: int):
     joined = [rldtf.join(*p[1:3], *s[:2]) for p, s in zip(asked[2], samples)]
     others = jax.device_get(models.alternatives(*asked, joined))
     yield "sampled", (samples[0], others[0])
-    yield "judged", models.judge(*asked, samples, others, step)[0]
+    completed = models.completions(*asked, samples, joined, step)
+    yield "judged", models.judge(*asked, samples, others, completed, step)[0]

@@ -18,6 +18,7 @@ ONE_RUN = ("test_ablate", "test_pipeline")  # files that share a trained run
 LONGEST = (
     *ONE_RUN,
     "test_hosts",
+    "test_rollouts",
     "test_conformance",
     "test_arms",
     "test_neural",

@@ -5,8 +5,8 @@ from typing import Sequence
 
 import numpy as np
 
-from experiments.network.tasks import Task, judge
-from experiments.network.tools import CallError, call
+from experiments.network import tasks as world
+from experiments.network.tasks import Task
 from rldtf_jax.judge import Imagined, Policy, Verdict
 from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
@@ -24,6 +24,8 @@ class NetworkEnvironment:
         self.eos_id = tokenizer.eos_id
         self.prompts = [tokenizer.apply_chat(task.prompt) for task in self.tasks]
         self.width = bucket(max(map(len, self.prompts)))
+        # of what was asked last, by request and answer
+        self._judged: dict[tuple[str, str], world.Verdict] = {}
 
     def batch(self, step: int, num_prompts: int) -> tuple[list[Task], np.ndarray, np.ndarray]:
         """(tasks, prompts_BxP, lengths_B) of a step: epochs of a fresh permutation each."""
@@ -40,17 +42,25 @@ class NetworkEnvironment:
     def judge(
         self, tasks: Sequence[Task], responses: Sequence[np.ndarray], policy: Policy | None = None
     ) -> Verdict:
-        texts = list(map(self.text, responses))
-        found = {
-            (id(task), text): judge(task, text) for task, text in dict.fromkeys(zip(tasks, texts))
-        }
-        verdicts = [found[id(task), text] for task, text in zip(tasks, texts)]
+        verdicts = self._verdicts(tasks, responses)
         return Verdict(
             np.array([one.reward for one in verdicts], np.float32),
             np.array([one.share >= ENOUGH for one in verdicts], bool),
             [one.failure for one in verdicts],
-            {"sequences": len(texts), "distinct": len(found)},
+            {"sequences": len(verdicts), "distinct": len(set(map(id, verdicts)))},
         )
+
+    def _verdicts(
+        self, tasks: Sequence[Task], responses: Sequence[np.ndarray]
+    ) -> list[world.Verdict]:
+        """Each different answer is carried out once, and not again where it was asked last."""
+        asked = list(zip(tasks, map(self.text, responses)))
+        if not all((task.request, text) in self._judged for task, text in asked):
+            self._judged = {
+                (task.request, text): world.judge(task, text)
+                for task, text in dict.fromkeys(asked)
+            }
+        return [self._judged[task.request, text] for task, text in asked]
 
     def fields(self, tasks: Sequence[Task], responses: Sequence[np.ndarray]) -> list[list[Field]]:
         """None: a call is read as a whole."""
@@ -66,18 +76,13 @@ class NetworkEnvironment:
         """Shares of calls that can be carried out, that name a tool of the problem's kind, and the
         mean cost of the tools that ran.
         """
-        kinds, costs = [], []
-        for task, response in zip(tasks, responses):
-            try:
-                tool, _ = call(self.text(response), task.figures)
-            except CallError:
-                kinds.append(False)
-                continue
-            kinds.append(tool.kind == task.problem.kind)
-            costs.append(tool.cost)
+        found = self._verdicts(tasks, responses)
+        costs = [one.cost for one in found if one.kind]
         return {
             "calls/carried_out": float(np.mean([failure is None for failure in verdict.failure_M])),
-            "calls/right_kind": float(np.mean(kinds)),
+            "calls/right_kind": float(
+                np.mean([one.kind == task.problem.kind for task, one in zip(tasks, found)])
+            ),
             "calls/cost": float(np.mean(costs)) if costs else 0.0,
         }
 

@@ -212,6 +212,7 @@ class Verdict(NamedTuple):
     share: float  # of the best level that is known; 0 of an infeasible answer
     failure: str | None
     cost: int  # of the tool
+    kind: str | None = None  # of problems that the tool is for; None: none has run
 
 
 def judged(task: Task, solution: np.ndarray, cost: int = 0) -> Verdict:
@@ -242,4 +243,4 @@ def judge(task: Task, answer: str) -> Verdict:
         tool, solution = tools.call(answer, task.figures)
     except tools.CallError as error:
         return Verdict(NOTHING, 0.0, str(error), 0)
-    return judged(task, solution, tool.cost)
+    return judged(task, solution, tool.cost)._replace(kind=tool.kind)

@@ -25,9 +25,18 @@ def is_worker(pid):
         return False
 
 
+def programs(run_dir):
+    """Environment of processes that share what they compile."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": f"{run_dir}.programs",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
 def begun(run_dir, steps):
     """(process, its rollout worker) once so many steps are saved."""
-    process = start(*KEYS, f"run_dir={run_dir}", "rollouts.apart=true", module=RLDTF)
+    apart = (f"run_dir={run_dir}", "rollouts.apart=true")
+    process = start(*KEYS, *apart, module=RLDTF, env=programs(run_dir))
     wait_for(os.path.join(run_dir, "rldtf", "checkpoints", str(steps)), process)
     return process, next(pid for pid in descendants(process.pid) if is_worker(pid))
 
@@ -55,7 +64,8 @@ def test_whatever_is_killed(tmp_path):
     assert process.returncode == 130, err
     assert not os.path.exists(f"/proc/{worker}")
 
-    code, _, err = finish(*KEYS, f"run_dir={apart}", module=RLDTF)  # who samples is free to choose
+    # Who samples may change where a run goes on.
+    code, _, err = finish(*KEYS, f"run_dir={apart}", module=RLDTF, env=programs(apart))
     assert code == 0, err
     found = digests(apart)
     assert len(found) > 8 and differences(found, digests(alone)) == []

@@ -153,6 +153,27 @@ def test_counterfactual_credit_is_zero_on_average_under_the_policy_and_exact_whe
     np.testing.assert_allclose(p @ A, 0, atol=1e-5)
 
 
+@given(SEEDS)
+def test_values_of_prefixes_add_up_to_what_the_response_earns_beyond_its_beginning(seed):
+    rng = np.random.default_rng(seed)
+    R, _, mask = batch(seed)
+    place = rng.random((B, T)) < 0.4
+    place[:, 0] = True
+    place &= mask
+    V = rng.normal(size=(B, T)).astype(np.float32)  # of the prefix before each place
+    A, ret = map(np.asarray, adv.prefix(R, np.where(place, R[:, None] - V, 7), place, mask))
+    for b in range(B):
+        at = np.flatnonzero(place[b])
+        values = [*V[b, at], R[b]]
+        for i, (start, stop) in enumerate(zip(at, [*at[1:], T])):
+            inside = np.arange(start, stop)[mask[b, start:stop]]
+            np.testing.assert_allclose(A[b, inside], values[i + 1] - values[i], atol=1e-5)
+        if len(at):
+            np.testing.assert_allclose(A[b, at].sum(), R[b] - values[0], atol=1e-4)
+        np.testing.assert_array_equal(ret[b], np.where(mask[b], R[b], 0))
+        assert not A[b, ~mask[b]].any()
+
+
 def test_counterfactual_credit_is_unbiased_with_few_draws():
     rng, n = np.random.default_rng(0), 200_000
     p, R, v = np.array([0.5, 0.3, 0.15, 0.05]), np.array([1.0, -0.5, 0.2, -1.0]), 1

@@ -39,7 +39,7 @@ WRONG = [  # (group, the whole message)
         {"advantage": "grpo"},
         (
             r"rldtf\.advantage = 'grpo': expected one of 'paper', 'gae', 'group', 'leave-one-out',"
-            r" 'counterfactual', 'expected'"
+            r" 'counterfactual', 'prefix', 'expected'"
         ),
     ),
     ({"whiten": 1}, r"rldtf\.whiten = 1: expected a bool"),
@@ -86,6 +86,11 @@ WRONG = [  # (group, the whole message)
         {"advantage": "counterfactual"},
         r"rldtf\.perturb = 'paper': expected 'policy' for advantage = 'counterfactual'",
     ),
+    (
+        {"advantage": "prefix", "perturb": "policy"},
+        r"rldtf\.perturb = 'policy': expected 'completion' for advantage = 'prefix'",
+    ),
+    ({"prefixes": 0}, r"rldtf\.prefixes = 0: expected an integer >= 1"),
     (
         {"advantage": "group"},
         r"rldtf\.samples_per_prompt = 1: expected an integer >= 2 for advantage = 'group'",

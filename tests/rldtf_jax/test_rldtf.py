@@ -45,6 +45,7 @@ def judged(env, tasks, tokens, lengths, config, seed=0):
         [Prompts(tasks, None, None, None)],
         [Samples(tokens, lengths, None, ended)],
         [None],
+        [None],
         0,
     )
     return one.verdict, one.S.total
@@ -243,6 +244,8 @@ def test_in_the_critics_warm_up_only_the_critic_learns():
             "ask_above": 0.5,
             "with_critic": False,
         },
+        {"perturb": "completion"},
+        {"perturb": "completion", "advantage": "prefix", "prefixes": 3, "num_perturb": 2},
         {"advantage": "expected", "with_critic": False, "epochs": 2, "minibatches": 2},
         {"advantage": "expected", "logit_chunk": 3},
         *({"weight_by": name} for name in WEIGHTS),
@@ -462,6 +465,71 @@ def test_mean_one_weights_have_a_mean_of_1_over_the_batch_whatever_the_minibatch
     weights = [rows.weight_BxT[counted(rows)] for rows, _ in updates[:2]]
     np.testing.assert_allclose(np.concatenate(weights).mean(), 1, rtol=1e-5)
     assert abs(weights[0].mean() - 1) > 1e-3
+
+
+def written(config, seed=3, step=0):
+    """(samples, what is written from their places) of a step."""
+    models = OneByOne(static())
+    arm, state = Arm(config, seed, HighTokens()), first_state()
+    asked = (state,), [arm], [rldtf.draw(arm, step)]
+    (samples,) = models.sample(*asked, step)
+    joined = [rldtf.join(*asked[2][0][1:3], *samples[:2])]
+    (found,) = models.completions(*asked, [samples], joined, step)
+    return samples, found
+
+
+@pytest.mark.parametrize("prefixes, draws, each", [(3, 2, 1), (16, 1, 2)])
+def test_completions_keep_what_stands_before_their_place_and_end_within_the_budget(
+    prefixes, draws, each
+):
+    config = dataclasses.replace(
+        ONE,
+        perturb="completion",
+        advantage="prefix",
+        prefixes=prefixes,
+        num_perturb=draws,
+        samples_per_prompt=each,
+    )
+    samples, found = written(config)
+    B = len(samples.lengths_B)
+    assert len(found.row) == B * prefixes * draws and set(found.row) == set(range(B))
+    where = rldtf.places(samples.lengths_B, prefixes)
+    assert (where[:, 0] == 0).all() and (np.diff(where) >= 0).all()
+    assert (where[:, -1] < samples.lengths_B).all()
+    differ = 0
+    for b, t, tokens in zip(*found):
+        assert t in where[b] and len(tokens) <= T
+        np.testing.assert_array_equal(tokens[:t], samples.tokens_BxR[b, :t])
+        assert EOS not in tokens[:-1]
+        differ += not np.array_equal(tokens, samples.tokens_BxR[b, : samples.lengths_B[b]])
+    assert differ > 0.8 * len(found.row)
+    again, other = written(config)[1], written(config, step=1)[1]
+    assert all(map(np.array_equal, found.tokens, again.tokens))
+    assert not all(map(np.array_equal, found.tokens, other.tokens))
+    # a draw more changes none of those that there were
+    more = written(dataclasses.replace(config, num_perturb=draws + 1))[1]
+    kept = [x for i, x in enumerate(more.tokens) if i % (draws + 1) < draws]
+    assert all(map(np.array_equal, found.tokens, kept))
+
+
+def test_what_is_written_from_the_beginning_earns_what_the_policy_earns():
+    """V(s_0) by completions is the mean reward of rollouts, on average."""
+    config = dataclasses.replace(
+        ONE, prompts_per_step=64, perturb="completion", advantage="prefix", prefixes=1
+    )
+    env, rewards = HighTokens(), [[], []]
+    for step in range(6):
+        samples, found = written(config, step=step)
+        own = [
+            ids[:n] if end else ids[:0]
+            for ids, n, end in zip(samples.tokens_BxR, samples.lengths_B, samples.ended_B)
+        ]
+        rest = [ids if EOS in ids else ids[:0] for ids in found.tokens]
+        for seen, responses in zip(rewards, (own, rest)):
+            seen += env.judge(range(64), responses).reward_M.tolist()
+    one, other = map(np.array, rewards)
+    assert abs(one.mean() - other.mean()) < 4 * np.hypot(one.std(), other.std()) / len(one) ** 0.5
+    assert 0.1 < one.std()
 
 
 def test_alternatives_follow_the_policy_without_the_sampled_token():

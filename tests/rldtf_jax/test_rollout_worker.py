@@ -74,6 +74,7 @@ def assert_equal(one, other):
 FORMS = {
     "weights": RL,
     "counterfactual": dataclasses.replace(ONE, perturb="policy", advantage="counterfactual"),
+    "prefix": dataclasses.replace(ONE, perturb="completion", advantage="prefix", prefixes=2),
     "expected": dataclasses.replace(ONE, advantage="expected", with_critic=False, alpha=0.0),
     "lora": dataclasses.replace(ONE, lora_rank=2),
     "old": dataclasses.replace(ONE, kl_target="old"),
