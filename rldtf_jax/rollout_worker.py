@@ -7,6 +7,8 @@ ends is started anew, and asked again.
 """
 
 import contextlib
+import queue
+import threading
 from multiprocessing.connection import Connection
 from typing import Any, Callable, Sequence
 
@@ -90,18 +92,29 @@ def serve(connection: Connection, policy, arm: Arm) -> None:
     models, weights = rldtf.without_critic(policy, arm)
     places, tree = [x.sharding for x in jax.tree.leaves(weights)], jax.tree.structure(weights)
     del weights
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            step, leaves = connection.recv()
+    # Read at all times: else both ends might wait for each other to read something long.
+    asked: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, asked), daemon=True).start()
+    with contextlib.suppress(OSError):  # nobody listens any more
+        while (request := asked.get()) is not None:
+            step, leaves = request
+            policy = jax.tree.unflatten(tree, jax.device_put(leaves, places))
+            state = rldtf.RLState(Learner(policy, *[None] * 5), None, None, None)
             try:
-                policy = jax.tree.unflatten(tree, jax.device_put(leaves, places))
-                state = rldtf.RLState(Learner(policy, *[None] * 5), None, None, None)
                 for part, answer in _rollouts(models, state, arm, step):
                     connection.send((step, part, answer))
-            except (EOFError, OSError):
+            except OSError:
                 raise
             except Exception as error:  # the trainer says it
                 connection.send((step, "failed", f"{type(error).__name__}: {error}"))
+
+
+def _listen(connection: Connection, asked: queue.SimpleQueue) -> None:
+    """Puts there what comes, and None at the end."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            asked.put(connection.recv())
+    asked.put(None)
 
 
 def _rollouts(models, state, arm: Arm, step: int):

@@ -2,13 +2,15 @@
 
 import dataclasses
 import multiprocessing
+import os
+import socket
 import threading
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_training import ONE, RL, HighTokens, Recording, critic, policy
+from tiny_training import ONE, RL, SHAPE, HighTokens, Recording, critic, policy
 
 from rldtf_jax import rldtf
 from rldtf_jax.judge import Arm
@@ -23,8 +25,9 @@ class Worker:
     last for ever.
     """
 
-    def __init__(self, config, env, ends=()):
-        self.config, self.env, self.ends, self.started, self.asked = config, env, list(ends), 0, []
+    def __init__(self, config, env, ends=(), shape=SHAPE):
+        self.config, self.env, self.shape, self.ends = config, env, shape, list(ends)
+        self.started, self.asked = 0, []
 
     def __call__(self):
         ours, theirs = multiprocessing.Pipe()
@@ -40,13 +43,16 @@ class Worker:
 
             def send(self, message):
                 nonlocal left
-                if left == 0:
-                    theirs.close()
+                if left == 0:  # as the end of its process would
+                    with socket.socket(fileno=os.dup(theirs.fileno())) as both:
+                        both.shutdown(socket.SHUT_RDWR)
                 left = None if left is None else left - 1
                 theirs.send(message)
 
         threading.Thread(
-            target=serve, args=(Ends(), policy(), Arm(self.config, SEED, self.env)), daemon=True
+            target=serve,
+            args=(Ends(), policy(shape=self.shape), Arm(self.config, SEED, self.env)),
+            daemon=True,
         ).start()
         return ours
 
@@ -130,6 +136,40 @@ def test_one_that_always_ends_is_given_up_and_what_it_raises_is_told(tmp_path):
 
     with pytest.raises(WorkerFailed, match="step 0: ZeroDivisionError: no such reward"):
         trained(ONE, tmp_path / "raises", Worker(ONE, Recording(refuse)))
+
+
+def test_long_messages_in_both_directions_do_not_wait_for_each_other(tmp_path):
+    """Weights and answers of a megabyte each, three steps ahead."""
+
+    class Long(HighTokens):
+        def judge(self, tasks, responses, policy=None):
+            verdict = super().judge(tasks, responses)
+            return verdict._replace(failure_M=["x" * 100_000] * len(responses))
+
+    shape = dataclasses.replace(SHAPE, hidden_size=256, intermediate_size=256)
+    config = dataclasses.replace(
+        ONE, staleness=3, alpha=0.0, advantage="leave-one-out", samples_per_prompt=2
+    )
+    worker = Worker(config, Long(), shape=shape)
+    ended = []
+
+    def run():
+        rldtf.train(
+            policy(shape=shape),
+            critic(shape=shape),
+            Long(),
+            config,
+            seed=SEED,
+            directory=str(tmp_path),
+            boards=(),
+            worker=worker,
+        )
+        ended.append(True)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(120)
+    assert ended and worker.started == 1
 
 
 def test_the_trainer_never_asks_its_own_judge(tmp_path):
