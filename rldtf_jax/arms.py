@@ -380,8 +380,8 @@ class SideBySide(NamedTuple):
     def completions(self, *asked) -> list[Perturbations | None]:
         return rldtf.completions(self, *asked)
 
-    def judge(self, states, *asked) -> list[Judged]:
-        return judge(*asked)
+    def judge(self, states, arms, prompts, samples, others, completed, step: int) -> list[Judged]:
+        return judge(arms, prompts, samples, others, completed, step)
 
     def update(
         self,

@@ -89,8 +89,8 @@ class RLDTFConfig:
     threshold: float = 0.05  # of S_t; w_t = 1 at or below it
     lam: float = 1e-6
     num_perturb: int = 2  # N
-    # Eq. 3; a value by another of its field; what the policy might have written, in place of a token
-    # or in place of all that follows
+    # Eq. 3; a value by another of its field; what the policy might have written, in place of a
+    # token or in place of all that follows
     perturb: Literal["paper", "in-kind", "policy", "completion"] = "paper"
     # perturb = completion: places in a response from which the policy writes on, num_perturb times
     prefixes: int = 8

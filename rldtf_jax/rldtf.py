@@ -232,7 +232,8 @@ def draw(arm: Arm, step: int) -> Prompts:
     tasks, *prompts = arm.env.batch(step, arm.config.prompts_per_step)
     tasks = [task for task in tasks for _ in range(n)]
     keys_B = row_keys(step_key(arm.seed, step), jnp.arange(len(tasks)))
-    return Prompts(tasks, *(np.repeat(x, n, 0) for x in prompts), keys_B, n)  # type: ignore[misc]
+    tokens_BxP, lengths_B = (np.repeat(x, n, 0) for x in prompts)
+    return Prompts(tasks, tokens_BxP, lengths_B, keys_B, n)
 
 
 def places(lengths_B, number: int) -> np.ndarray:
@@ -264,7 +265,9 @@ def completions(
         )
         where.append(place_BxN)
     found: list[Perturbations | None] = []
-    for arm, s, place_BxN, rest in zip(arms, samples, where, models.sample(states, arms, asked, step)):
+    for arm, s, place_BxN, rest in zip(
+        arms, samples, where, models.sample(states, arms, asked, step)
+    ):
         if not arm.config.completes:
             found.append(None)
             continue
@@ -276,7 +279,9 @@ def completions(
                 row,
                 position,
                 [
-                    np.concatenate([s.tokens_BxR[b, :t], rest.tokens_BxR[i, : rest.lengths_B[i]]])[:T]
+                    np.concatenate([s.tokens_BxR[b, :t], rest.tokens_BxR[i, : rest.lengths_B[i]]])[
+                        :T
+                    ]
                     for i, b, t in zip(chosen, row, position)
                 ],
             )
@@ -514,12 +519,14 @@ class OneByOne(NamedTuple):
         ]
 
     def completions(self, *asked) -> list[Perturbations | None]:
+        """See `completions`."""
         return completions(self, *asked)
 
-    def judge(self, states, *asked) -> list[Judged]:
+    def judge(self, states, arms, prompts, samples, others, completed, step: int) -> list[Judged]:
         # f(a) may ask the policy; arms that share a judge have none
         policy = Policy(self.static.policy_def, self.policy(acting(states[0])))
-        return judge(*asked, policy if len(states) == 1 else None)
+        one = policy if len(states) == 1 else None
+        return judge(arms, prompts, samples, others, completed, step, one)
 
     def update(
         self,

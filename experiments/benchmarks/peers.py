@@ -155,12 +155,16 @@ def tunix(ppo: bool) -> list[float]:
     texts = [in_turns(task.prompt()) for task in tasks[: STEPS * PROMPTS]]
     each = SAMPLES if ppo else 1  # prompts that PPO samples once, GRPO SAMPLES times
     batches = [
-        {"prompts": np.repeat(texts[i : i + PROMPTS], each)}
-        for i in range(0, len(texts), PROMPTS)
+        {"prompts": np.repeat(texts[i : i + PROMPTS], each)} for i in range(0, len(texts), PROMPTS)
     ]
     longest = max(len(tokenizer.encode(text)) for text in texts)
     optimizer = optax.adamw(3e-4)
-    roles = clusters.Role.ACTOR, clusters.Role.CRITIC, clusters.Role.REFERENCE, clusters.Role.ROLLOUT
+    roles = (
+        clusters.Role.ACTOR,
+        clusters.Role.CRITIC,
+        clusters.Role.REFERENCE,
+        clusters.Role.ROLLOUT,
+    )
     critic = None
     if ppo:  # its head takes the place of an untied one, its weights are fresh
         untied = qwen2.Qwen2(qwen2.ModelConfig(**config), rngs=nnx.Rngs(0))

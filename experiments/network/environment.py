@@ -57,8 +57,7 @@ class NetworkEnvironment:
         asked = list(zip(tasks, map(self.text, responses)))
         if not all((task.request, text) in self._judged for task, text in asked):
             self._judged = {
-                (task.request, text): world.judge(task, text)
-                for task, text in dict.fromkeys(asked)
+                (task.request, text): world.judge(task, text) for task, text in dict.fromkeys(asked)
             }
         return [self._judged[task.request, text] for task, text in asked]
 

@@ -12,7 +12,6 @@ Dimensions in names: N users, M antennas, F features of a node, E of an edge, W 
 """
 
 import functools
-import json
 import sys
 import time
 from typing import Any, Callable, NamedTuple
@@ -300,7 +299,8 @@ def judged(kind: Kind, params, seed: int) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| | users | learnt, of the solver's utility | equal shares | ms a hundred: learnt | solver |",
+        "| | users | learnt, of the solver's utility | equal shares | ms a hundred: learnt |"
+        " solver |",
         "|---|---|---|---|---|---|",
     ]
     for name, sizes in found.items():

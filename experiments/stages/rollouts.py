@@ -1,5 +1,5 @@
-"""The rollout worker of a run (`rollouts.apart=true`): a process that samples and asks the twin, while
-the one that has started it learns. It is part of `python -m experiments.stages.rldtf`.
+"""The rollout worker of a run (`rollouts.apart=true`): a process that samples and asks the twin,
+while the one that has started it learns. It is part of `python -m experiments.stages.rldtf`.
 """
 
 import contextlib

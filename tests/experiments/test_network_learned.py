@@ -1,5 +1,5 @@
-"""The learned tools: whatever the order of users, within the power, nearer to the optimum than equal
-shares.
+"""The learned tools: whatever the order of users, within the power, nearer to the optimum than
+equal shares.
 """
 
 import jax
@@ -23,9 +23,7 @@ def one(problems):
 
 def parameters(name, seed=0):
     node, edge = KINDS[name].features(one(drawn(name, 4)))
-    return learned.init(
-        jax.random.key(seed), (node.shape[-1], edge.shape[-1]), KINDS[name].outputs
-    )
+    return learned.init(jax.random.key(seed), (node.shape[-1], edge.shape[-1]), KINDS[name].outputs)
 
 
 def in_order(name, problem, order):
