@@ -49,13 +49,16 @@ def test_responses_are_judged_as_their_texts(env):
     assert seen["calls/right_kind"] == seen["calls/carried_out"] == 1 and seen["calls/cost"] > 1
 
 
-def test_equal_texts_of_one_task_are_judged_once(env, monkeypatch):
+def test_equal_texts_of_one_task_are_carried_out_once(env, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "experiments.network.environment.judge",
+        "experiments.network.tasks.judge",
         lambda task, text: asked.append(text) or judge(task, text),
     )
-    env.judge([TASKS[0]] * 5 + [TASKS[1]], [ids(env, "{")] * 6)
+    some, responses = [TASKS[0]] * 5 + [TASKS[1]], [ids(env, "{")] * 6
+    verdict = env.judge(some, responses)
+    assert verdict.stats == {"sequences": 6, "distinct": 2}
+    assert env.summary(some, responses, verdict, [])["calls/carried_out"] == 0
     assert asked == ["{", "{"]
 
 
