@@ -105,6 +105,10 @@ class RolloutsConfig:
     apart: bool = False
     devices: str | None = None  # of that process, as CUDA_VISIBLE_DEVICES; null: those of this one
 
+    def __post_init__(self):
+        if self.devices is not None and not self.apart:
+            raise ConfigError(f"devices = {self.devices!r}: expected apart = True beside it")
+
 
 @dataclasses.dataclass(frozen=True)
 class TwinConfig:
@@ -499,10 +503,16 @@ def guarded(function):
     from rldtf_jax.checkpoint import OtherState
     from rldtf_jax.loop import Diverged, Interrupted
     from rldtf_jax.mesh import DoesNotDivide
+    from rldtf_jax.rollout_worker import WorkerFailed
 
     try:
         function()
-    except (ConfigError, DoesNotDivide, OtherState) as error:  # the same in all processes
+    except (
+        ConfigError,
+        DoesNotDivide,
+        OtherState,
+        WorkerFailed,
+    ) as error:  # the same in all processes
         hosts.say(f"error: {' '.join(str(error).split())}")
         sys.exit(2)
     except OSError as error:  # a disk of this one, say

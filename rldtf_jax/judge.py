@@ -182,7 +182,7 @@ def judge(
     verdicts share.
 
     A sequence without an EOS is incomplete, R = -1, and costs no simulation: a rollout cut off at
-    its budget (none of its tokens is perturbed) as well as a perturbed response that lost its EOS.
+    its budget (none of its tokens is replaced) as well as a perturbed response that lost its EOS.
     """
     tasks, sequences, perturbed, fields, responses = [], [], [], [], []
     for arm, asked, sampled, others, written in zip(

@@ -45,7 +45,7 @@ from rldtf_jax.update import (
 ALL = ...  # rows of a minibatch
 # folded into a row's key for its alternatives; beyond any response's positions
 OTHER_TOKENS = 1 << 20
-# and for what is written from its places
+# folded in, with the number of the place, for what the policy writes on from there
 COMPLETIONS = 1 << 21
 
 
@@ -251,42 +251,33 @@ def completions(
     """
     if not any(arm.config.completes for arm in arms):
         return [None] * len(arms)
-    K, N = max(arm.config.num_perturb for arm in arms), arms[0].config.prefixes
-    asked, where = [], []
-    for p, s, (tokens_BxS, _) in zip(prompts, samples, joined):
-        place_BxN = places(s.lengths_B, N)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(p.keys_B, COMPLETIONS)
-        keys = jax.vmap(row_keys, (0, None))(keys, jnp.arange(N))
-        keys = jax.vmap(jax.vmap(row_keys, (0, None)), (0, None))(keys, jnp.arange(K))
-        lengths = p.lengths_B[:, None] + place_BxN
-        rows = np.repeat(np.repeat(tokens_BxS, N, 0), K, 0)
-        asked.append(
-            Prompts([], rows, np.repeat(lengths.ravel(), K).astype(np.int32), keys.reshape(-1), K)
-        )
-        where.append(place_BxN)
-    found: list[Perturbations | None] = []
-    for arm, s, place_BxN, rest in zip(
-        arms, samples, where, models.sample(states, arms, asked, step)
-    ):
-        if not arm.config.completes:
-            found.append(None)
-            continue
-        T, k = s.tokens_BxR.shape[1], arm.config.num_perturb
-        chosen = np.arange(len(rest.lengths_B)).reshape(-1, K)[:, :k].ravel()
-        row, position = chosen // (N * K), place_BxN.ravel()[chosen // K]
-        found.append(
-            Perturbations(
-                row,
-                position,
-                [
-                    np.concatenate([s.tokens_BxR[b, :t], rest.tokens_BxR[i, : rest.lengths_B[i]]])[
-                        :T
-                    ]
-                    for i, b, t in zip(chosen, row, position)
-                ],
-            )
-        )
-    return found
+    K = max(arm.config.num_perturb for arm in arms if arm.config.completes)
+    found: list[list] = [[[], [], []] for _ in arms]  # rows, positions, tokens
+    for number in range(arms[0].config.prefixes):  # one place at a time: no more rows at once
+        asked, where = [], []
+        for p, s, (tokens_BxS, _) in zip(prompts, samples, joined):
+            place_B = places(s.lengths_B, arms[0].config.prefixes)[:, number]
+            keys = jax.vmap(jax.random.fold_in, (0, None))(p.keys_B, COMPLETIONS + number)
+            keys = jax.vmap(row_keys, (0, None))(keys, jnp.arange(K)).reshape(-1)
+            lengths = np.repeat(p.lengths_B + place_B, K).astype(np.int32)
+            asked.append(Prompts([], np.repeat(tokens_BxS, K, 0), lengths, keys, K))
+            where.append(place_B)
+        for arm, own, s, place_B, rest in zip(
+            arms, found, samples, where, models.sample(states, arms, asked, step)
+        ):
+            for i in range(len(rest.lengths_B)) if arm.config.completes else ():
+                b, draw = divmod(i, K)
+                if draw < arm.config.num_perturb:
+                    tokens = s.tokens_BxR[b, : place_B[b]], rest.tokens_BxR[i, : rest.lengths_B[i]]
+                    own[0].append(b)
+                    own[1].append(place_B[b])
+                    own[2].append(np.concatenate(tokens)[: s.tokens_BxR.shape[1]])
+    return [
+        Perturbations(np.asarray(own[0], int), np.asarray(own[1], int), own[2])
+        if arm.config.completes
+        else None
+        for arm, own in zip(arms, found)
+    ]
 
 
 def read_once(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
@@ -519,8 +510,13 @@ class OneByOne(NamedTuple):
         ]
 
     def completions(self, *asked) -> list[Perturbations | None]:
-        """See `completions`."""
-        return completions(self, *asked)
+        """See `completions`; of the arms that have a use for it."""
+        *each, step = asked
+        which = [i for i, arm in enumerate(each[1]) if arm.config.completes]
+        some = iter(
+            completions(self, *([x[i] for i in which] for x in each), step) if which else ()
+        )
+        return [next(some) if i in which else None for i in range(len(each[1]))]
 
     def judge(self, states, arms, prompts, samples, others, completed, step: int) -> list[Judged]:
         # f(a) may ask the policy; arms that share a judge have none

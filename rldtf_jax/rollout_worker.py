@@ -66,7 +66,7 @@ class Apart:
                     *heard, answer = self._connection.recv()
                     heard = tuple(heard)
                     if heard[1] == "failed":
-                        raise WorkerFailed(f"the rollout worker, step {heard[0]}: {answer}")
+                        raise WorkerFailed(f"the rollout worker: {answer}")
                 return answer
             except (EOFError, OSError):
                 self._connection, self._asked = None, step - 1
@@ -95,26 +95,40 @@ def serve(connection: Connection, policy, arm: Arm) -> None:
     # Read at all times: else both ends might wait for each other to read something long.
     asked: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, asked), daemon=True).start()
-    with contextlib.suppress(OSError):  # nobody listens any more
-        while (request := asked.get()) is not None:
-            step, leaves = request
+    while (request := asked.get()) is not None:
+        step, leaves = request
+        try:
             policy = jax.tree.unflatten(tree, jax.device_put(leaves, places))
             state = rldtf.RLState(Learner(policy, *[None] * 5), None, None, None)
-            try:
-                for part, answer in _rollouts(models, state, arm, step):
-                    connection.send((step, part, answer))
-            except OSError:
-                raise
-            except Exception as error:  # the trainer says it
-                connection.send((step, "failed", f"{type(error).__name__}: {error}"))
+            for part, answer in _rollouts(models, state, arm, step):
+                if not _sent(connection, (step, part, answer)):
+                    return
+        except Exception as error:  # the trainer says it
+            tell_failure(connection, step, error)
+
+
+def tell_failure(connection: Connection, step: int, error: Exception) -> None:
+    """The trainer raises it in its own words."""
+    _sent(connection, (step, "failed", f"{type(error).__name__}: {error}"))
+
+
+def _sent(connection: Connection, message: tuple) -> bool:
+    """Whether somebody still listens."""
+    try:
+        connection.send(message)
+    except OSError:
+        return False
+    return True
 
 
 def _listen(connection: Connection, asked: queue.SimpleQueue) -> None:
     """Puts there what comes, and None at the end."""
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            asked.put(connection.recv())
-    asked.put(None)
+    try:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                asked.put(connection.recv())
+    finally:
+        asked.put(None)
 
 
 def _rollouts(models, state, arm: Arm, step: int):

@@ -1,12 +1,12 @@
 """Eight arms together against eight runs one after the other: python -m
 experiments.benchmarks.ablate_speed [key=value ...]
 
-Both are commands as a user types them, each with nothing compiled, on the same cores, from one
-model after rejection sampling (trained first in run_dir if it is not there); both end with the
-evaluation of every arm on held-out tasks. "Cold" from an empty cache of the twin, "warm" once more
-with the cache that this has left. The results must be the same to the bit. Leaves
-ablate_speed.json in run_dir: how many simulations the k-th arm adds to those before it, and
-seconds, their ratio, and where they went:
+Both are commands as a user types them, each with nothing compiled and a cache of the twin of its
+own (runs of one directory share one if nothing is said), on the same cores, from one model after
+rejection sampling (trained first in run_dir if it is not there); both end with the evaluation of
+every arm on held-out tasks. "Cold" from an empty cache, "warm" once more with the cache that this
+has left. The results must be the same to the bit. Leaves ablate_speed.json in run_dir: how many
+simulations the k-th arm adds to those before it, and seconds, their ratio, and where they went:
   start      processes, imports, the twin's workers, reading the stages before;
   compile    the first step beyond a usual one;
   twin       what the steps waited for the twin at most (it works while the device does);

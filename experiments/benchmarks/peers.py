@@ -8,13 +8,15 @@ The policy is the one that ships after phase 1, 64 responses of at most 104 toke
 float32, one update a step. `rldtf` is the paper's step: critic, frozen reference, KL, entropy,
 token weights of the grammar. `group` leaves out critic and weights. `trl` is GRPOTrainer as it
 comes, with a reference (beta = 0.04). `tunix-ppo` has critic and reference, `tunix-grpo` the
-reference, both as they come, with Tunix's own sampler and its Qwen2 with the same weights. Contenders take turns, each turn in a process of its own; the
+reference, both as they come, with Tunix's own sampler and its
+Qwen2 with the same weights; its PPO reads each prompt once for each of its samples. Contenders take turns, each turn in a process of its own; the
 first steps of a turn, which compile, are left out. A figure is the mean over the steps of all turns
 with its 95 % interval (bootstrap). Needs the extra `trl`, and Tunix (`pip install
 google-tunix`).
 """  # noqa: E501
 
 import argparse
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -254,6 +256,7 @@ def main(argv=None) -> None:
     result = {
         "processor": processor(),
         "trl": library.__version__,
+        "tunix": importlib.metadata.version("google-tunix"),
         "steps": TURNS * (STEPS - UNTIMED),
         "responses": PROMPTS * SAMPLES,
         "seconds a step": {

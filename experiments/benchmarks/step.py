@@ -22,6 +22,7 @@ import math
 import multiprocessing
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -123,10 +124,10 @@ def watched(spans: list[tuple[str, float, float]]) -> Iterator[None]:
 
 
 def steps(
-    config, policy, env, parts: bool = False, worker: Any = None
+    config, policy, env, parts: bool = False, worker: Any = None, more: int = 0
 ) -> tuple[list[float], list[list]]:
     """Seconds of each step from the same start, and with `parts` the spans of its parts; worker:
-    starts a process that samples and judges.
+    starts a process that samples and judges; more: steps than STEPS.
     """
     import jax
 
@@ -137,9 +138,9 @@ def steps(
 
     models, state = rldtf.initial(policy, value_model(policy, 0), config, 0)
     if worker:
-        models = Apart(models, worker, config.steps)  # type: ignore[assignment]
+        models = Apart(models, worker, config.steps + more)  # type: ignore[assignment]
     states, seconds, timelines = (state,), [], []
-    for step in range(1 + STEPS):
+    for step in range(1 + STEPS + more):
         spans: list[tuple[str, float, float]] = []
         begun = time.perf_counter()
         with watched(spans) if parts else contextlib.nullcontext():
@@ -152,7 +153,9 @@ def steps(
 
 
 def beside(cache: str) -> list[float]:
-    """Seconds of each step where another process samples and asks a twin with this cache."""
+    """Seconds of each step where another process samples and asks a twin with this cache, but for
+    the last, for which it has nothing to do any more.
+    """
     from experiments.world.environment import TwinEnvironment
 
     config, policy, tok, tasks = settings({})
@@ -170,7 +173,7 @@ def beside(cache: str) -> list[float]:
 
     with ends:
         env = TwinEnvironment(tasks, tok, None, config.reward)
-        return steps(config, policy, env, worker=start)[0]
+        return steps(config, policy, env, worker=start, more=2)[0][1:-1]
 
 
 def serve_beside(connection, cache: str) -> None:
@@ -224,6 +227,9 @@ def usual() -> dict[str, Any]:
             found["prompt tokens"] = env.width
         cache = os.path.join(scratch, "beside.sqlite")
         found["simulated beside"] = beside(cache)
+        with contextlib.closing(sqlite3.connect(cache)) as database:
+            (rows,) = database.execute("SELECT COUNT(*) FROM results").fetchone()
+        found["simulations a step beside"] = rows / (1 + STEPS + 2)
         found["stored beside"] = beside(cache)
     return found
 
@@ -395,6 +401,8 @@ def main(argv=None) -> None:
             parser.error("--usual: expected --out with the figures of a whole run")
         with open(arguments.out, encoding="utf-8") as file:
             before = json.load(file)
+        if before["processor"] != processor():
+            parser.error(f"--usual: expected {before['processor']}, of which --out speaks")
     found = usual()
     parts: dict[str, float] = {}
     for timeline in found["timelines"]:

@@ -55,10 +55,10 @@ class NetworkEnvironment:
     ) -> list[world.Verdict]:
         """Each different answer is carried out once, and not again where it was asked last."""
         asked = list(zip(tasks, map(self.text, responses)))
-        if not all((task.request, text) in self._judged for task, text in asked):
-            self._judged = {
-                (task.request, text): world.judge(task, text) for task, text in dict.fromkeys(asked)
-            }
+        self._judged = {
+            (task.request, text): self._judged.get((task.request, text)) or world.judge(task, text)
+            for task, text in dict.fromkeys(asked)
+        }
         return [self._judged[task.request, text] for task, text in asked]
 
     def fields(self, tasks: Sequence[Task], responses: Sequence[np.ndarray]) -> list[list[Field]]:

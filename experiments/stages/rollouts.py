@@ -11,6 +11,7 @@ from typing import Callable, Iterator
 
 from experiments.config import ExperimentConfig
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 END_S = 10.0  # that the worker has to end once nobody asks any more
 
 
@@ -32,19 +33,31 @@ def rollout_worker(config: ExperimentConfig) -> Iterator[Callable[[], Connection
 @contextlib.contextmanager
 def _started(config: ExperimentConfig) -> Iterator[Connection]:
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(
-        target=_work, args=(theirs, config, os.getpid()), name="rollout worker"
-    )
-    with _devices(config.rollouts.devices):
-        process.start()
-    theirs.close()
+    with contextlib.closing(ours):
+        process = multiprocessing.get_context("spawn").Process(
+            target=_work, args=(theirs, config, os.getpid()), name="rollout worker"
+        )
+        with contextlib.closing(theirs), _without_signals(), _devices(config.rollouts.devices):
+            process.start()
+        try:
+            yield ours
+        finally:
+            ours.close()
+            process.join(END_S)
+            process.kill()
+            process.join()
+
+
+@contextlib.contextmanager
+def _without_signals() -> Iterator[None]:
+    """A process started in this block has these blocked: they are for the trainer, which hangs up
+    when it stops.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        yield ours
+        yield
     finally:
-        ours.close()
-        process.join(END_S)
-        process.kill()
-        process.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -53,17 +66,26 @@ def _devices(names: str | None) -> Iterator[None]:
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = names
-    yield
-    if names is not None:
-        del os.environ["CUDA_VISIBLE_DEVICES"]
-    if before is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = before
+    try:
+        yield
+    finally:
+        if names is not None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _work(connection: Connection, config: ExperimentConfig, parent: int) -> None:
-    """The worker's life. Signals are for the trainer, which hangs up when it stops."""
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)
+    """The worker's life."""
+    from rldtf_jax.rollout_worker import tell_failure
+
+    try:
+        _serve(connection, config, parent)
+    except Exception as error:
+        tell_failure(connection, -1, error)
+
+
+def _serve(connection: Connection, config: ExperimentConfig, parent: int) -> None:
     from experiments.hosts import end_with
     from experiments.stages.reject import reject
     from experiments.stages.rldtf import practice_environment

@@ -114,8 +114,8 @@ def opened(
     shared: others that are shared may have it open too (sweeps, which write to directories of their
       own); without, nobody else. inside: the process that has it open has started this one.
     may_differ: keys of the config that may not be those which the directory was made with.
-    start_twin: its workers import what they need while the caller goes on; without, they start when
-      they are first asked.
+    start_twin: its workers import what they need while the caller goes on; without, and where
+      another process asks them, they start when they are first asked.
 
     Raises:
       ConfigError: the directory was made with another config, tasks or tokenizer, or another
@@ -132,7 +132,7 @@ def opened(
         if device_mesh:
             stack.enter_context(jax.set_mesh(device_mesh))
         twins = open_twins(config, stack)
-        if start_twin:
+        if start_twin and (inside or not config.rollouts.apart):
             twins("train").start()
         tasks = prepare_tasks(config, twins)
         tok = prepare_tokenizer(config, tasks["train"])

@@ -39,6 +39,8 @@ class SweepConfig(ExperimentConfig):
                 f"translator = {self.translator!r}: expected 'grammar' or 'tolerant' in a sweep,"
                 " whose arms share the judge"
             )
+        if self.rollouts.apart:
+            raise ConfigError("rollouts.apart = True: expected False in a sweep")
         if self.mesh != MeshConfig():
             raise ConfigError("mesh: expected no axes in a sweep; arms are split over all devices")
 

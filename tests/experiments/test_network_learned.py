@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from experiments.network import learned
 from experiments.network.learned import KINDS
+from experiments.network.oracles import max_min
+from experiments.network.problems import Power
 
 
 def drawn(name, users, seed=0, count=1):
@@ -89,9 +91,21 @@ def test_wmmse_keeps_to_the_power_and_no_small_change_of_its_beams_is_better(see
         assert plain_sum_rate(h, other) <= rate * (1 + 2e-3)
 
 
+def test_the_solver_that_is_timed_is_as_good_as_it_has_to_be():
+    h = drawn("beams", 6, count=50)
+    best, start = (learned.solve_channels(h, n).mean() for n in (200, 1))
+    assert start < best
+    between = (start + best) / 2
+    assert between <= learned.as_good(h, between)().mean() <= best
+    np.testing.assert_allclose(learned.as_good(h, 2 * best)().mean(), best)
+
+
 def test_the_solver_makes_all_sinrs_equal_and_nobody_reaches_more():
     problems = drawn("max_min_power", 6, count=20)
     best = learned.solve_coupled(problems)
+    for i, (A, b) in enumerate(zip(*problems)):
+        one = Power(1.0, (1.0,) * 6, tuple(map(tuple, A.tolist())), tuple(b.tolist()))
+        assert one.utility(max_min(one)) == pytest.approx(best[i], rel=1e-6)
     rng = np.random.default_rng(0)
     for i in range(20):
         problem = jax.tree.map(lambda x: x[i], problems)  # noqa: B023

@@ -2,6 +2,7 @@
 process, to the bit.
 """
 
+import multiprocessing
 import os
 import signal
 import time
@@ -11,6 +12,8 @@ from running import finish, start, wait_for
 
 from experiments.benchmarks.faults import descendants, differences, digests
 from experiments.config import ConfigError, load
+from experiments.stages import rollouts
+from experiments.studies.grid import SweepConfig
 
 RLDTF = "experiments.stages.rldtf"
 FEW = ("preset=smoke", "instruct.reading=null", "instruct.sft.steps=4", "instruct.pairs=100")
@@ -71,8 +74,22 @@ def test_whatever_is_killed(tmp_path):
     assert len(found) > 8 and differences(found, digests(alone)) == []
 
 
+def test_a_worker_that_cannot_start_says_why(monkeypatch):
+    def refuse(*_):
+        raise ConfigError("mesh = 3: expected another")
+
+    monkeypatch.setattr(rollouts, "_serve", refuse)
+    ours, theirs = multiprocessing.Pipe()
+    rollouts._work(theirs, load(["preset=smoke"]), os.getpid())
+    assert ours.recv() == (-1, "failed", "ConfigError: mesh = 3: expected another")
+
+
 def test_staleness_is_of_the_run_and_one_process_samples(tmp_path):
     with pytest.raises(ConfigError, match=r"rollouts.apart = True: expected hosts = 1, not 2"):
         load(["preset=smoke", "hosts=2", "mesh.data=2", "rollouts.apart=true"])
     with pytest.raises(ConfigError, match=r"rldtf.staleness = -1: expected a number >= 0"):
         load(["preset=smoke", "rldtf.staleness=-1"])
+    with pytest.raises(ConfigError, match=r"rollouts.devices = '1': expected apart = True"):
+        load(["preset=smoke", "rollouts.devices='1'"])
+    with pytest.raises(ConfigError, match=r"rollouts.apart = True: expected False in a sweep"):
+        load(["preset=smoke", "rollouts.apart=true"], SweepConfig)

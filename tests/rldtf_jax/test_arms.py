@@ -110,6 +110,7 @@ OTHER = dict(
         (3, dict(lora_rank=2)),
         (3, dict(learn_from=4)),
         (3, dict(advantage="expected")),
+        (3, dict(advantage="prefix", perturb="completion", prefixes=2, staleness=1)),
     ],
 )
 def test_every_arm_is_what_it_is_alone(width, changes):

@@ -134,8 +134,18 @@ def test_one_that_always_ends_is_given_up_and_what_it_raises_is_told(tmp_path):
     def refuse(R):
         raise ZeroDivisionError("no such reward")
 
-    with pytest.raises(WorkerFailed, match="step 0: ZeroDivisionError: no such reward"):
+    with pytest.raises(WorkerFailed, match="worker: ZeroDivisionError: no such reward"):
         trained(ONE, tmp_path / "raises", Worker(ONE, Recording(refuse)))
+
+
+def test_an_error_of_the_operating_system_in_the_judge_is_told_too(tmp_path):
+    def away(R):
+        raise TimeoutError("the twin is away")
+
+    worker = Worker(ONE, Recording(away))
+    with pytest.raises(WorkerFailed, match="TimeoutError: the twin is away"):
+        trained(ONE, tmp_path, worker)
+    assert worker.started == 1
 
 
 def test_long_messages_in_both_directions_do_not_wait_for_each_other(tmp_path):
