@@ -509,14 +509,14 @@ class OneByOne(NamedTuple):
             )
         ]
 
-    def completions(self, *asked) -> list[Perturbations | None]:
-        """See `completions`; of the arms that have a use for it."""
-        *each, step = asked
-        which = [i for i, arm in enumerate(each[1]) if arm.config.completes]
-        some = iter(
-            completions(self, *([x[i] for i in which] for x in each), step) if which else ()
+    def completions(self, states, arms, prompts, samples, joined, step: int):
+        """See `completions`; only those arms are sampled that have a use for it."""
+        which = [i for i, arm in enumerate(arms) if arm.config.completes]
+        states, those, prompts, samples, joined = (
+            [x[i] for i in which] for x in (states, arms, prompts, samples, joined)
         )
-        return [next(some) if i in which else None for i in range(len(each[1]))]
+        some = iter(completions(self, states, those, prompts, samples, joined, step))
+        return [next(some) if i in which else None for i in range(len(arms))]
 
     def judge(self, states, arms, prompts, samples, others, completed, step: int) -> list[Judged]:
         # f(a) may ask the policy; arms that share a judge have none
