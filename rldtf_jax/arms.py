@@ -381,7 +381,7 @@ class SideBySide(NamedTuple):
         return rldtf.completions(self, *asked)
 
     def judge(self, states, arms, prompts, samples, others, completed, step: int) -> list[Judged]:
-        return judge(arms, prompts, samples, others, completed, step)
+        return judge(arms, prompts, samples, others, step, completed=completed)
 
     def update(
         self,

@@ -174,9 +174,9 @@ def judge(
     prompts: Sequence[Prompts],
     samples: Sequence[Samples],
     alternatives: Sequence[Alternatives | None],
-    completed: Sequence[Perturbations | None],
     step: int,
     policy: Policy | None = None,
+    completed: Sequence[Perturbations | None] | None = None,
 ) -> list[Judged]:
     """The responses of all arms and their perturbations in one call of the twin, whose stats all
     verdicts share.
@@ -186,7 +186,7 @@ def judge(
     """
     tasks, sequences, perturbed, fields, responses = [], [], [], [], []
     for arm, asked, sampled, others, written in zip(
-        arms, prompts, samples, alternatives, completed
+        arms, prompts, samples, alternatives, completed or [None] * len(arms)
     ):
         rollouts = [
             tokens[:n] if end else tokens[:0]

@@ -522,7 +522,7 @@ class OneByOne(NamedTuple):
         # f(a) may ask the policy; arms that share a judge have none
         policy = Policy(self.static.policy_def, self.policy(acting(states[0])))
         one = policy if len(states) == 1 else None
-        return judge(arms, prompts, samples, others, completed, step, one)
+        return judge(arms, prompts, samples, others, step, one, completed)
 
     def update(
         self,

@@ -56,7 +56,6 @@ def measure(tasks: list, num: int, kind: str, twin: Twin) -> dict:
         [Prompts(tasks, None, None, None)],
         [Samples(tokens, lengths, None, np.ones(len(ids), bool))],
         [None],
-        [None],
         0,
     )
     fields = environment.fields(tasks, [row[:n] for row, n in zip(tokens, lengths)])

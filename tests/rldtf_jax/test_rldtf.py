@@ -45,7 +45,6 @@ def judged(env, tasks, tokens, lengths, config, seed=0):
         [Prompts(tasks, None, None, None)],
         [Samples(tokens, lengths, None, ended)],
         [None],
-        [None],
         0,
     )
     return one.verdict, one.S.total
