@@ -237,7 +237,7 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
     ended = np.array([run.tokenizer.eos_id in ids for ids in responses])
     config = dataclasses.replace(
         config,
-        perturb="paper" if config.perturb == "policy" else config.perturb,
+        perturb="paper" if config.perturb in ("policy", "completion") else config.perturb,
         weight_by="sensitivity",
         # what S_t is, whatever was learnt from
         advantage="paper",

@@ -99,7 +99,7 @@ def test_help_of_a_command_is_its_docstring_and_the_presets():
     "line, expected",
     [
         ("rldtf eva", ["evaluate"]),
-        ("rldtf pipeline preset=smo", ["smoke", "smollm2-135m"]),
+        ("rldtf pipeline preset=smo", ["smoke", "smollm2-135m", "smollm2-135m-cpu"]),
         ("rldtf rldtf rldtf.alp", ["rldtf.alpha="]),
     ],
 )
