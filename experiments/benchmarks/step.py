@@ -374,6 +374,8 @@ def draw(result: dict, directory: str) -> None:
             axis.loglog(rows["sizes"], rows[key], "o-")
             first = rows[key][0] / rows["sizes"][0]
             axis.loglog(rows["sizes"], [first * size for size in rows["sizes"]], ":", color="grey")
+            axis.set_xticks(rows["sizes"], [f"{size:g}" for size in rows["sizes"]])
+            axis.minorticks_off()
             axis.set(xlabel=name, ylabel=key, title=f"slope {rows[f'slope of {key}']}")
     figure.savefig(os.path.join(directory, "growth.png"), dpi=100)
 
