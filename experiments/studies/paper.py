@@ -6,8 +6,9 @@
 RUN is a finished run directory; DIR an HF directory (Qwen2 or Llama) that nobody has trained here,
 asked by long prompts with its own chat template, zero-shot and with some training tasks' answers
 before the question. Every system answers the same test tasks on the same noise; its text goes
-through f(a), strict and tolerant. Leaves paper.json, paper.html and fig4-fig7 as PNG and PDF.
-Answers are kept as they come: a killed command goes on.
+through f(a), strict and tolerant, and, where the run has translator=model, through the policy that
+wrote it. Leaves paper.json, paper.html and fig4-fig7 as PNG and PDF. Answers are kept as they come:
+a killed command goes on.
 """
 
 import argparse
@@ -29,8 +30,10 @@ from experiments.stages.report import COLOURS, document, image, png
 from experiments.stages.run import Run, opened, reading_model, say, stage_model
 from experiments.world.environment import TwinEnvironment
 from experiments.world.tasks import Task
+from experiments.world.translator import ModelTranslator
 from rldtf_jax import hf, metrics, tokenizer
 from rldtf_jax.config import ConfigError
+from rldtf_jax.judge import Policy
 from rldtf_jax.sample import sample_batches
 
 matplotlib.use("Agg")
@@ -38,7 +41,7 @@ from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen
 
 SALT = 13  # of the sampling keys
 RAW_TOKENS = 176  # at most, of a raw model's answer
-READERS = ("grammar", "tolerant")
+READERS = {"grammar": "strict", "tolerant": "tolerant"}
 # What the paper's text says of its figures (IV.D); bars whose height it does not say are left out.
 LOSS = ((0, 7.5), (450, 0.5))
 REWARD = ((0, -0.3), (450, 0.75), (1500, 0.8))
@@ -157,15 +160,20 @@ def compared(run: Run, asked: Sequence[System], texts: Sequence[Sequence[str]], 
     found: dict[str, Any] = {}
     for system, said in zip(asked, texts):
         found[system.name] = {"title": system.title, "raw": system.stage is None}
-        for reader in READERS:
+        readers: dict[str, Any] = dict.fromkeys(READERS)
+        if system.stage and run.config.translator == "model":  # which its policy was taught
+            readers["model"] = stage_model(run, system.stage)
+        for reader, model in readers.items():
+            limit = run.config.rldtf.sample.max_new_tokens
             environment = TwinEnvironment(
                 tasks,
                 run.tokenizer,
                 run.twins("evaluate"),
                 run.config.rldtf.reward,
-                translator=reader,
+                translator=ModelTranslator(run.tokenizer, limit) if model else reader,
             )
-            found[system.name][reader] = summarise(environment.judge_text(tasks, said))
+            policy = Policy(*nnx.split(model)) if model else None
+            found[system.name][reader] = summarise(environment.judge_text(tasks, said, policy))
     return found
 
 
@@ -216,12 +224,13 @@ def table(found: dict, num_tasks: int) -> list[list[str]]:
     return [head] + [
         [
             row["title"],
-            "strict" if reader == "grammar" else "tolerant",
+            READERS.get(reader, "its own"),
             *(cell(row[reader], measure) for measure in ("fulfilment", "score", "reward")),
             f"{row[reader]['unusable'] * num_tasks:.0f} of {num_tasks}",
         ]
         for row in found.values()
-        for reader in READERS
+        for reader in (*READERS, "model")
+        if reader in row
     ]
 
 

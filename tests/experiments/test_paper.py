@@ -1,5 +1,6 @@
 """The paper's comparison: raw models and stages on the same tasks, figures, and going on."""
 
+import dataclasses
 import json
 import os
 
@@ -9,6 +10,7 @@ from experiments.config import PROJECT, ConfigError, load
 from experiments.stages.instruct import instruct
 from experiments.stages.run import opened
 from experiments.studies import paper
+from experiments.world.orchestration import read
 
 RAW = os.path.join(PROJECT, "experiments", "world", "data", "link-lite", "phase1")
 
@@ -51,6 +53,39 @@ def test_raw_models_and_stages_answer_the_same_tasks(run_dir, capsys, monkeypatc
     monkeypatch.setattr(paper, "answers", asked_again)
     paper.main(asked)  # goes on from the answers that are kept
     assert capsys.readouterr().out == out
+
+
+def test_where_a_run_has_its_policy_translate_that_is_a_third_reader_of_its_stages(
+    run_dir, monkeypatch
+):
+    asked = []
+
+    def read_too(self, texts, policy):
+        asked.append(policy)
+        return list(map(read, texts))
+
+    monkeypatch.setattr(paper.ModelTranslator, "read", read_too)
+    overrides = ["preset=smoke", "model=instructed", "instruct.sft=null", f"run_dir={run_dir}"]
+    with opened(load(overrides)) as run:
+        run.config = dataclasses.replace(run.config, translator="model")
+        tasks = run.tasks["test"][:3]
+        texts = [task.response(task.witness) for task in tasks[:2]] + ["nothing"]
+        systems = [
+            paper.System("mine 0-shot", "raw", directory=RAW),
+            paper.System("instruct", "phase 1", stage="instruct"),
+        ]
+        found = paper.compared(run, systems, [texts, texts], tasks)
+    assert "model" not in found["mine 0-shot"] and len(asked) == 1
+    assert found["instruct"]["model"] == found["instruct"]["grammar"]
+    assert found["instruct"]["model"]["unusable"] == pytest.approx(1 / 3)
+    readers = [(row[0], row[1]) for row in paper.table(found, 3)[1:]]
+    assert readers == [
+        ("raw", "strict"),
+        ("raw", "tolerant"),
+        ("phase 1", "strict"),
+        ("phase 1", "tolerant"),
+        ("phase 1", "its own"),
+    ]
 
 
 def test_a_raw_models_prompt_has_answers_of_training_tasks_and_no_target_of_the_tasks_own(run_dir):
