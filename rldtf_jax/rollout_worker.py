@@ -1,5 +1,5 @@
-"""Sampling and judging in a process of their own, beside the one that learns: the third server of
-the paper (IV.A). The trainer hands over the policy's weights after each update.
+"""Sampling and judging in a process of their own, beside the one that learns, as in the
+paper (IV.A). The trainer hands over the policy's weights after each update.
 
 With `staleness` = k a step's rollouts are asked for k steps ahead, so that both processes are at
 work at once; what each step learns from depends on k alone, not on who is faster. A worker that

@@ -50,8 +50,8 @@ def _started(config: ExperimentConfig) -> Iterator[Connection]:
 
 @contextlib.contextmanager
 def _without_signals() -> Iterator[None]:
-    """A process started in this block has these blocked: they are for the trainer, which hangs up
-    when it stops.
+    """A process started in this block has these blocked, until it does nothing about them itself:
+    they are for the trainer, which hangs up when it stops.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -77,6 +77,9 @@ def _devices(names: str | None) -> Iterator[None]:
 
 def _work(connection: Connection, config: ExperimentConfig, parent: int) -> None:
     """The worker's life."""
+    for one in SIGNALS:  # not SIG_IGN, which the twin's workers would inherit
+        signal.signal(one, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     from rldtf_jax.rollout_worker import tell_failure
 
     try:

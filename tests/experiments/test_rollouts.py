@@ -80,7 +80,12 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch):
 
     monkeypatch.setattr(rollouts, "_serve", refuse)
     ours, theirs = multiprocessing.Pipe()
-    rollouts._work(theirs, load(["preset=smoke"]), os.getpid())
+    before = {one: signal.getsignal(one) for one in rollouts.SIGNALS}
+    try:
+        rollouts._work(theirs, load(["preset=smoke"]), os.getpid())
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
     assert ours.recv() == (-1, "failed", "ConfigError: mesh = 3: expected another")
 
 
