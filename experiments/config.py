@@ -501,18 +501,13 @@ def guarded(function):
     """
     from rldtf_jax import hosts
     from rldtf_jax.checkpoint import OtherState
-    from rldtf_jax.loop import Diverged, Interrupted
+    from rldtf_jax.loop import Diverged, Interrupted, WorkerFailed
     from rldtf_jax.mesh import DoesNotDivide
-    from rldtf_jax.rollout_worker import WorkerFailed
 
     try:
         function()
-    except (
-        ConfigError,
-        DoesNotDivide,
-        OtherState,
-        WorkerFailed,
-    ) as error:  # the same in all processes
+    except (ConfigError, DoesNotDivide, OtherState, WorkerFailed) as error:
+        # the same in all processes
         hosts.say(f"error: {' '.join(str(error).split())}")
         sys.exit(2)
     except OSError as error:  # a disk of this one, say

@@ -27,6 +27,10 @@ class Diverged(Exception):
     """Several steps in a row were not finite; the last good state is saved."""
 
 
+class WorkerFailed(RuntimeError):
+    """The rollout worker has raised an exception, or ends whatever it is asked."""
+
+
 def run(
     step_fn: Callable[[Any, int], tuple[Any, dict]],
     state: Any,

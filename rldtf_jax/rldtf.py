@@ -251,19 +251,21 @@ def completions(
     """
     if not any(arm.config.completes for arm in arms):
         return [None] * len(arms)
-    K = max(arm.config.num_perturb for arm in arms if arm.config.completes)
+    K, N = (
+        max(arm.config.num_perturb for arm in arms if arm.config.completes),
+        arms[0].config.prefixes,
+    )
+    where = [places(s.lengths_B, N).T for s in samples]
     found: list[list] = [[[], [], []] for _ in arms]  # rows, positions, tokens
-    for number in range(arms[0].config.prefixes):  # one place at a time: no more rows at once
-        asked, where = [], []
-        for p, s, (tokens_BxS, _) in zip(prompts, samples, joined):
-            place_B = places(s.lengths_B, arms[0].config.prefixes)[:, number]
+    for number, *at in zip(range(N), *where):  # one place at a time: no more rows at once
+        asked = []
+        for p, place_B, (tokens_BxS, _) in zip(prompts, at, joined):
             keys = jax.vmap(jax.random.fold_in, (0, None))(p.keys_B, COMPLETIONS + number)
             keys = jax.vmap(row_keys, (0, None))(keys, jnp.arange(K)).reshape(-1)
             lengths = np.repeat(p.lengths_B + place_B, K).astype(np.int32)
             asked.append(Prompts([], np.repeat(tokens_BxS, K, 0), lengths, keys, K))
-            where.append(place_B)
         for arm, own, s, place_B, rest in zip(
-            arms, found, samples, where, models.sample(states, arms, asked, step)
+            arms, found, samples, at, models.sample(states, arms, asked, step)
         ):
             for i in range(len(rest.lengths_B)) if arm.config.completes else ():
                 b, draw = divmod(i, K)
@@ -520,9 +522,12 @@ class OneByOne(NamedTuple):
 
     def judge(self, states, arms, prompts, samples, others, completed, step: int) -> list[Judged]:
         # f(a) may ask the policy; arms that share a judge have none
-        policy = Policy(self.static.policy_def, self.policy(acting(states[0])))
-        one = policy if len(states) == 1 else None
-        return judge(arms, prompts, samples, others, step, one, completed)
+        policy = (
+            Policy(self.static.policy_def, self.policy(acting(states[0])))
+            if len(states) == 1
+            else None
+        )
+        return judge(arms, prompts, samples, others, step, policy, completed)
 
     def update(
         self,

@@ -16,14 +16,11 @@ import jax
 
 from rldtf_jax import rldtf
 from rldtf_jax.judge import Arm, Judged, Prompts
+from rldtf_jax.loop import WorkerFailed
 from rldtf_jax.sample import Samples
 from rldtf_jax.update import Learner
 
 STARTS = 3  # of a worker without an answer in between, before the trainer gives up
-
-
-class WorkerFailed(RuntimeError):
-    """The worker has raised an exception, or ends whatever it is asked."""
 
 
 class Apart:

@@ -8,10 +8,10 @@ The policy is the one that ships after phase 1, 64 responses of at most 104 toke
 float32, one update a step. `rldtf` is the paper's step: critic, frozen reference, KL, entropy,
 token weights of the grammar. `group` leaves out critic and weights. `trl` is GRPOTrainer as it
 comes, with a reference (beta = 0.04). `tunix-ppo` has critic and reference, `tunix-grpo` the
-reference, both as they come, with Tunix's own sampler and its
-Qwen2 with the same weights; its PPO reads each prompt once for each of its samples. Contenders take turns, each turn in a process of its own; the
-first steps of a turn, which compile, are left out. A figure is the mean over the steps of all turns
-with its 95 % interval (bootstrap). Needs the extra `trl`, and Tunix (`pip install
+reference, both as they come, with Tunix's own sampler and its Qwen2 with the same weights; its PPO
+reads each prompt once for each of its samples. Contenders take turns, each turn in a process of its
+own; the first steps of a turn, which compile, are left out. A figure is the mean over the steps of
+all turns with its 95 % interval (bootstrap). Needs the extra `trl`, and Tunix (`pip install
 google-tunix`).
 """  # noqa: E501
 

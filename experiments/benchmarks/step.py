@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import re
 import sqlite3
@@ -33,6 +32,7 @@ import numpy as np
 
 from experiments.files import leave, show
 from experiments.stages.machine import processor
+from experiments.stages.rollouts import started
 from experiments.world.tasks import DATA, load_splits
 
 WORLD = os.path.join(DATA, "link-lite")
@@ -160,19 +160,9 @@ def beside(cache: str) -> list[float]:
 
     config, policy, tok, tasks = settings({})
     config = dataclasses.replace(config, staleness=1)
-    context, ends = multiprocessing.get_context("spawn"), contextlib.ExitStack()
-
-    def start():
-        ours, theirs = multiprocessing.Pipe()
-        process = context.Process(target=serve_beside, args=(theirs, cache))
-        process.start()
-        theirs.close()
-        ends.callback(process.join)
-        ends.enter_context(contextlib.closing(ours))
-        return ours
-
-    with ends:
+    with contextlib.ExitStack() as ends:
         env = TwinEnvironment(tasks, tok, None, config.reward)
+        start = lambda: ends.enter_context(started(serve_beside, cache))
         return steps(config, policy, env, worker=start, more=2)[0][1:-1]
 
 

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 from multiprocessing.connection import Connection
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 from experiments.config import ExperimentConfig
 
@@ -25,19 +25,26 @@ def rollout_worker(config: ExperimentConfig) -> Iterator[Callable[[], Connection
 
         def start() -> Connection:
             stack.close()  # the one before, which has ended
-            return stack.enter_context(_started(config))
+            return stack.enter_context(
+                started(_serve, config, os.getpid(), devices=config.rollouts.devices)
+            )
 
         yield start
 
 
 @contextlib.contextmanager
-def _started(config: ExperimentConfig) -> Iterator[Connection]:
+def started(
+    serve: Callable[..., None], *arguments: Any, devices: str | None = None
+) -> Iterator[Connection]:
+    """The connection to a process that runs serve(its own end, *arguments) and ends with the
+    block.
+    """
     ours, theirs = multiprocessing.Pipe()
     with contextlib.closing(ours):
         process = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(theirs, config, os.getpid()), name="rollout worker"
+            target=_work, args=(theirs, serve, *arguments), name="rollout worker"
         )
-        with contextlib.closing(theirs), _without_signals(), _devices(config.rollouts.devices):
+        with contextlib.closing(theirs), _without_signals(), _devices(devices):
             process.start()
         try:
             yield ours
@@ -75,7 +82,7 @@ def _devices(names: str | None) -> Iterator[None]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def _work(connection: Connection, config: ExperimentConfig, parent: int) -> None:
+def _work(connection: Connection, serve: Callable[..., None], *arguments: Any) -> None:
     """The worker's life."""
     for one in SIGNALS:  # not SIG_IGN, which the twin's workers would inherit
         signal.signal(one, lambda *_: None)
@@ -83,7 +90,7 @@ def _work(connection: Connection, config: ExperimentConfig, parent: int) -> None
     from rldtf_jax.rollout_worker import tell_failure
 
     try:
-        _serve(connection, config, parent)
+        serve(connection, *arguments)
     except Exception as error:
         tell_failure(connection, -1, error)
 

@@ -74,15 +74,14 @@ def test_whatever_is_killed(tmp_path):
     assert len(found) > 8 and differences(found, digests(alone)) == []
 
 
-def test_a_worker_that_cannot_start_says_why(monkeypatch):
+def test_a_worker_that_cannot_start_says_why():
     def refuse(*_):
         raise ConfigError("mesh = 3: expected another")
 
-    monkeypatch.setattr(rollouts, "_serve", refuse)
     ours, theirs = multiprocessing.Pipe()
     before = {one: signal.getsignal(one) for one in rollouts.SIGNALS}
     try:
-        rollouts._work(theirs, load(["preset=smoke"]), os.getpid())
+        rollouts._work(theirs, refuse, load(["preset=smoke"]), os.getpid())
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)

@@ -14,8 +14,9 @@ from tiny_training import ONE, RL, SHAPE, HighTokens, Recording, critic, policy
 
 from rldtf_jax import rldtf
 from rldtf_jax.judge import Arm
+from rldtf_jax.loop import WorkerFailed
 from rldtf_jax.metrics import JSONL, read
-from rldtf_jax.rollout_worker import STARTS, WorkerFailed, serve
+from rldtf_jax.rollout_worker import STARTS, serve
 
 SEED = 3
 
