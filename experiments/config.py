@@ -232,6 +232,21 @@ class EmulatorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AskConfig:
+    """Questions before the answer, with rldtf.turns > 1, see `stages.ask`."""
+
+    slots: int = 16  # of the quick run of the twin that says what a question's workflow does
+    share: float = 0.67  # of what is taught are conversations, the others answers at once
+    # after rejection sampling; None: nothing is taught, RLDTF goes on from there
+    sft: SFTConfig | None = None
+
+    def __post_init__(self):
+        _at_least(1, self, "slots")
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"share = {self.share!r}: expected a number in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     batch_size: int = 200
     temperature: float = 1.0  # of the one-shot response to a held-out task; 0 is greedy
@@ -265,6 +280,7 @@ class ExperimentConfig:
     # fits the critic to the rewards of the rejection rounds before the first step
     critic: SFTConfig = SFTConfig()
     emulator: EmulatorConfig = EmulatorConfig()
+    ask: AskConfig = AskConfig()
     rldtf: RLDTFConfig = RLDTFConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 

@@ -164,6 +164,7 @@ def sample_arms(
     lengths_AxG,
     keys_AxB,
     temperature_A,
+    room_AxB=None,
     *,
     max_new_tokens: int,
     eos_id: int,
@@ -171,7 +172,7 @@ def sample_arms(
 ) -> Samples:
     """`sample` over axis A."""
 
-    def one(frozen, policy, prompts_GxP, lengths_G, keys_B, temperature):
+    def one(frozen, policy, prompts_GxP, lengths_G, keys_B, temperature, room_B):
         return sample(
             static.policy_def,
             lora.merge(frozen, policy),
@@ -181,6 +182,7 @@ def sample_arms(
             max_new_tokens=max_new_tokens,
             eos_id=eos_id,
             temperature=temperature,
+            room_B=room_B,
         )
 
     return _over_arms(
@@ -192,6 +194,7 @@ def sample_arms(
         lengths_AxG,
         keys_AxB,
         temperature_A,
+        room_AxB,
     )
 
 
@@ -298,15 +301,19 @@ class SideBySide(NamedTuple):
     def skipped_in_a_row(self, states) -> np.ndarray:
         return np.concatenate(jax.device_get([group.learner.skipped_in_a_row for group in states]))
 
-    def sample(
+    def respond(
         self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], step: int
     ) -> list[Samples]:
+        return rldtf.respond(self, states, arms, prompts)
+
+    def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
         config, eos_id, drawn = arms[0].config, arms[0].env.eos_id, []
         for group, (some, p) in zip(states, self.groups(arms, prompts)):
             inputs = self.put(
                 *(np.stack(x) for x in zip(*map(rldtf.read_once, p))),
                 jnp.stack([one.keys_B for one in p]),
                 _temperatures(some),
+                None if p[0].room_B is None else np.stack([one.room_B for one in p]),
             )
             drawn.append(
                 sample_arms(
@@ -320,7 +327,7 @@ class SideBySide(NamedTuple):
                 )
             )
         return [
-            Samples(*(x[i] for x in group))
+            jax.tree.map(lambda x: x[i], group)  # noqa: B023
             for group in jax.device_get(drawn)
             for i in range(self.width)
         ][: len(arms)]

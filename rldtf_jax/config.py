@@ -94,6 +94,8 @@ class RLDTFConfig:
     perturb: Literal["paper", "in-kind", "policy", "completion"] = "paper"
     # perturb = completion: places in a response from which the policy writes on, num_perturb times
     prefixes: int = 8
+    # messages of a response at most; before the last one the policy may ask the world
+    turns: int = 1
     # perturb = policy: no question about tokens that are another one with at most this probability
     ask_above: float = 0.0
     delete_prob: float = 0.5  # share of the paper's perturbations that remove the token
@@ -150,6 +152,7 @@ class RLDTFConfig:
             "keep",
             "num_perturb",
             "prefixes",
+            "turns",
             "epochs",
             "minibatches",
             "microbatches",
@@ -223,6 +226,15 @@ class RLDTFConfig:
             "judge_first",
             self.judge_first,
             "null where advantage, critic or token weights need the twin's verdicts",
+        )
+        _expect(
+            self.turns == 1
+            or self.advantage in ("paper", "group", "leave-one-out")
+            and not self.completes,
+            "turns",
+            self.turns,
+            "1 unless advantage is 'paper', 'group' or 'leave-one-out' and perturb is not"
+            " 'completion'",
         )
         asked = {"counterfactual": "policy", "prefix": "completion"}.get(self.advantage)
         _expect(

@@ -11,7 +11,7 @@ import numpy as np
 
 from rldtf_jax.config import RLDTFConfig
 from rldtf_jax.reward import NO_SERVICE
-from rldtf_jax.sample import Samples
+from rldtf_jax.sample import Samples, answers, behind
 from rldtf_jax.token_weight import (
     NO_PERTURBATIONS,
     Field,
@@ -92,6 +92,13 @@ class Environment(Protocol):
         was sampled.
         """
 
+    def reply(
+        self, tasks: Sequence[Any], messages: Sequence[np.ndarray]
+    ) -> Sequence[np.ndarray | None]:
+        """For `turns` > 1 alone: what the world says to each message, in token ids up to where the
+        next message begins; None to one that asks nothing, which then is the answer.
+        """
+
     def imagine(
         self,
         tasks: Sequence[Any],
@@ -125,6 +132,7 @@ class Prompts(NamedTuple):
     lengths_B: np.ndarray
     keys_B: jax.Array
     each: int = 1  # neighbours that are of one prompt
+    room_B: np.ndarray | None = None  # int32, a row's most tokens; None: as many as a response has
 
 
 class Judged(NamedTuple):
@@ -149,20 +157,23 @@ def perturbations(
     step: int,
 ) -> Perturbations:
     """Eq. 3 of the rollouts that have their EOS (of all, where the policy writes on), in the kind
-    that the config names; none where nothing asks for them.
+    that the config names; none where nothing asks for them. Of a conversation its answer alone,
+    which positions are counted in: what the policy asked before has had its result.
     """
     config, seed = arm.config, hash_seed(arm.seed, step)
+    samples, start_B = answers(samples), samples.answer_B
     lengths_B = samples.lengths_B * samples.ended_B
     if not config.perturbs:
         return NO_PERTURBATIONS
     if completed is not None:
         return completed
     if config.perturb == "policy":
+        others_NxBxT, other_BxT = np.asarray(alternatives.tokens_NxBxT), alternatives.other_BxT
+        if start_B is not None:
+            others_NxBxT = np.stack([behind(one, start_B) for one in others_NxBxT])
+            other_BxT = behind(other_BxT, start_B)
         return perturb_by_policy(
-            samples.tokens_BxR,
-            lengths_B,
-            np.asarray(alternatives.tokens_NxBxT),
-            np.asarray(alternatives.other_BxT) > config.ask_above,
+            samples.tokens_BxR, lengths_B, others_NxBxT, np.asarray(other_BxT) > config.ask_above
         )
     if config.perturb == "in-kind":
         return perturb_in_kind(fields, config.num_perturb, seed)
@@ -188,9 +199,9 @@ def judge(
     for arm, asked, sampled, others, written in zip(
         arms, prompts, samples, alternatives, completed or [None] * len(arms)
     ):
+        read = answers(sampled)
         rollouts = [
-            tokens[:n] if end else tokens[:0]
-            for tokens, n, end in zip(*sampled[:2], sampled.ended_B)
+            tokens[:n] if end else tokens[:0] for tokens, n, end in zip(*read[:2], read.ended_B)
         ]
         responses.append(rollouts)
         fields.append(arm.env.fields(asked.tasks, rollouts) if arm.config.reads_fields else [])
@@ -211,6 +222,8 @@ def judge(
         arms, prompts, samples, responses, perturbed, fields
     ):
         B, T = sampled.tokens_BxR.shape
+        start_B = np.zeros(B, int) if sampled.answer_B is None else sampled.answer_B
+        changed = changed._replace(position=changed.position + start_B[changed.row])
         n = len(rollouts[: arm.config.judge_first])
         own, others = slice(start, start + n), slice(start + n, start + n + len(changed.row))
         failure_M = [
@@ -221,7 +234,7 @@ def judge(
         read_BxT = np.zeros((B, T), bool)
         for b, row in enumerate(found):
             for field in row:
-                read_BxT[b, field.start : field.stop] = True
+                read_BxT[b, start_B[b] + field.start : start_B[b] + field.stop] = True
         margin_Mx3 = None if verdict.margin_Mx3 is None else verdict.margin_Mx3[own]
         own_verdict = Verdict(
             R_M[own],

@@ -28,8 +28,9 @@ from rldtf_jax.judge import (
     unjudged,
 )
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, run
-from rldtf_jax.sample import Samples, row_keys, sample_on_host
+from rldtf_jax.sample import Samples, answers, row_keys, sample_on_host
 from rldtf_jax.token_weight import WEIGHTS, Evidence, Perturbations, mean_one
+from rldtf_jax.turns import calls, converse
 from rldtf_jax.update import (
     Alternatives,
     Frozen,
@@ -244,7 +245,7 @@ def places(lengths_B, number: int) -> np.ndarray:
 
 
 def completions(
-    models, states, arms: Sequence[Arm], prompts: Sequence[Prompts], samples, joined, step: int
+    models, states, arms: Sequence[Arm], prompts: Sequence[Prompts], samples, joined
 ) -> list[Perturbations | None]:
     """What the policy writes from `places` of each response within the budget of a response; None
     for arms that have no use for it.
@@ -265,7 +266,7 @@ def completions(
             lengths = np.repeat(p.lengths_B + place_B, K).astype(np.int32)
             asked.append(Prompts([], np.repeat(tokens_BxS, K, 0), lengths, keys, K))
         for arm, own, s, place_B, rest in zip(
-            arms, found, samples, at, models.sample(states, arms, asked, step)
+            arms, found, samples, at, models.sample(states, arms, asked)
         ):
             for i in range(len(rest.lengths_B)) if arm.config.completes else ():
                 b, draw = divmod(i, K)
@@ -280,6 +281,19 @@ def completions(
         else None
         for arm, own in zip(arms, found)
     ]
+
+
+def respond(models, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
+    """A response of every arm's policy to each of its prompts: a message, or a conversation."""
+    config = arms[0].config
+    if config.turns == 1:
+        return models.sample(states, arms, prompts)
+    return converse(
+        lambda asked: models.sample(states, arms, asked),
+        [arm.env.reply for arm in arms],
+        prompts,
+        config.turns,
+    )
 
 
 def read_once(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
@@ -301,7 +315,7 @@ def weigh(
     step: int,
 ) -> tuple[Rollouts, jax.Array]:
     """(what the updates of a step are made of, the token weights)."""
-    config, mask = arm.config, np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
+    config, mask = arm.config, samples.own_BxR
     other_BxT, entropy_BxT = (
         (None, None) if others is None else map(np.asarray, (others.other_BxT, others.entropy_BxT))
     )
@@ -323,6 +337,7 @@ def weigh(
             scaled,
             recalled.value_BxT,
             *options(config, judged, mask.shape),
+            author_BxT=samples.author_BxR,
         ),
         w,
     )
@@ -384,12 +399,12 @@ def rldtf_step(models, arms: Sequence[Arm], states: tuple, step: int) -> tuple[t
     running = models.skipped_in_a_row(states)[: len(arms)] < MAX_SKIPPED_IN_A_ROW
 
     prompts = [draw(arm, step) for arm in arms]
-    samples = models.sample(states, arms, prompts, step)
+    samples = models.respond(states, arms, prompts, step)
     joined = [join(*p[1:3], *s[:2]) for p, s in zip(prompts, samples)]
     # Dispatched before the twin is asked: these forward passes don't wait for rewards.
     recalled = models.recall(states, arms, prompts, joined)
     others = models.alternatives(states, arms, prompts, joined)
-    completed = models.completions(states, arms, prompts, samples, joined, step)
+    completed = models.completions(states, arms, prompts, samples, joined)
 
     asked = zip(arms, prompts, samples, others, completed)
     going = [list(x) for x in zip(*(x for x, runs in zip(asked, running) if runs))]
@@ -445,15 +460,19 @@ class OneByOne(NamedTuple):
             else np.array(jax.device_get([state.learner.skipped_in_a_row for state in states]))
         )
 
-    def sample(
+    def respond(
         self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], step: int
     ) -> list[Samples]:
+        return respond(self, states, arms, prompts)
+
+    def sample(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
         return [
             sample_on_host(
                 self.static.policy_def,
                 self.policy(acting(state)),
                 *read_once(p),
                 p.keys_B,
+                p.room_B,
                 eos_id=env.eos_id,
                 max_new_tokens=config.sample.max_new_tokens,
                 temperature=config.sample.temperature,
@@ -511,13 +530,13 @@ class OneByOne(NamedTuple):
             )
         ]
 
-    def completions(self, states, arms, prompts, samples, joined, step: int):
+    def completions(self, states, arms, prompts, samples, joined):
         """See `completions`; only those arms are sampled that have a use for it."""
         which = [i for i, arm in enumerate(arms) if arm.config.completes]
         states, those, prompts, samples, joined = (
             [x[i] for i in which] for x in (states, arms, prompts, samples, joined)
         )
-        some = iter(completions(self, states, those, prompts, samples, joined, step))
+        some = iter(completions(self, states, those, prompts, samples, joined))
         return [next(some) if i in which else None for i in range(len(arms))]
 
     def judge(self, states, arms, prompts, samples, others, completed, step: int) -> list[Judged]:
@@ -652,11 +671,11 @@ def rollout_metrics(
     weights amount to.
     """
     verdict, R_B, n = judged.verdict, judged.verdict.reward_M, arm.config.samples_per_prompt
-    mask_BxT = np.arange(samples.tokens_BxR.shape[1]) < samples.lengths_B[:, None]
+    mask_BxT, read = samples.own_BxR, answers(samples)
     w = np.asarray(w_BxT)[mask_BxT]
     responses, logp = (
-        [row[:length] for row, length in zip(np.asarray(rows), samples.lengths_B)]
-        for rows in (samples.tokens_BxR, samples.logp_BxR)
+        [row[:length] for row, length in zip(np.asarray(rows), read.lengths_B)]
+        for rows in (read.tokens_BxR, read.logp_BxR)
     )
     residual = np.where(mask_BxT, judged.reward_B[:, None] - np.asarray(recalled.value_BxT), 0)
     spread = np.where(mask_BxT, judged.reward_B[:, None] - R_B.mean(), 0)
@@ -682,6 +701,7 @@ def rollout_metrics(
         **arm.env.summary(
             prompts.tasks[: len(R_B)], responses[: len(R_B)], verdict, logp[: len(R_B)]
         ),
+        **({} if arm.config.turns == 1 else {"calls": calls(samples).mean()}),
         "tokens": prompts.lengths_B.sum() + samples.lengths_B.sum(),
         "response_tokens": samples.lengths_B.mean(),
     }

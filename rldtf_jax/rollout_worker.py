@@ -38,7 +38,7 @@ class Apart:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._models, name)
 
-    def sample(
+    def respond(
         self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], step: int
     ) -> list[Samples]:
         samples, self._others = self._hear(states, step, "sampled")
@@ -131,9 +131,9 @@ def _listen(connection: Connection, asked: queue.SimpleQueue) -> None:
 def _rollouts(models, state, arm: Arm, step: int):
     """(part, answer) of a step, as `rldtf.rldtf_step` has them."""
     asked = (state,), [arm], [rldtf.draw(arm, step)]
-    samples = models.sample(*asked, step)
+    samples = models.respond(*asked, step)
     joined = [rldtf.join(*p[1:3], *s[:2]) for p, s in zip(asked[2], samples)]
     others = jax.device_get(models.alternatives(*asked, joined))
     yield "sampled", (samples[0], others[0])
-    completed = models.completions(*asked, samples, joined, step)
+    completed = models.completions(*asked, samples, joined)
     yield "judged", models.judge(*asked, samples, others, completed, step)[0]

@@ -28,6 +28,35 @@ class Samples(NamedTuple):
     lengths_B: jax.Array  # int32, the EOS counted where there is one
     logp_BxR: jax.Array  # float32 behaviour log-probabilities, 0 after the end
     ended_B: jax.Array  # bool: the row has its EOS (False: cut off at R tokens)
+    # Of conversations (`turns`): bool, the policy's own tokens, the others being the world's; None:
+    # all. And where the last of its messages begins, which is its answer; None: at the beginning.
+    author_BxR: np.ndarray | None = None
+    answer_B: np.ndarray | None = None
+
+    @property
+    def own_BxR(self) -> np.ndarray:
+        """bool: the tokens that the policy wrote, which alone it learns from."""
+        within = np.arange(self.tokens_BxR.shape[1]) < np.asarray(self.lengths_B)[:, None]
+        return within if self.author_BxR is None else within & self.author_BxR
+
+
+def answers(samples: Samples) -> Samples:
+    """The last message of each conversation alone, which the judge reads."""
+    if samples.answer_B is None:
+        return samples
+    return Samples(
+        behind(samples.tokens_BxR, samples.answer_B),
+        samples.lengths_B - samples.answer_B,
+        behind(samples.logp_BxR, samples.answer_B),
+        samples.ended_B,
+    )
+
+
+def behind(x_BxR, start_B) -> np.ndarray:
+    """Each row from its start on, moved to the beginning; zeros behind it."""
+    at_BxR = np.arange(x_BxR.shape[1]) + np.asarray(start_B)[:, None]
+    moved = np.take_along_axis(np.asarray(x_BxR), np.minimum(at_BxR, x_BxR.shape[1] - 1), axis=1)
+    return np.where(at_BxR < x_BxR.shape[1], moved, 0)
 
 
 def bucket(length: int) -> int:
@@ -78,6 +107,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    room_B: jax.Array | None = None,
 ) -> Samples:
     """Samples as many responses to every right-padded prompt as there are keys for it, B / G
     neighbours, after reading it once; may be vmapped over a leading axis of params, prompts and
@@ -85,7 +115,8 @@ def sample(
 
     Row b draws its t-th token with fold_in(keys_B[b], t). temperature 0 is greedy; top_k 0 and
     top_p 1 filter nothing. The log-probabilities are those of the unfiltered distribution at the
-    temperature (at temperature 1 when greedy).
+    temperature (at temperature 1 when greedy). room_B: a row's most tokens, 0 for one that only
+    keeps its place; default: max_new_tokens.
     """
     model = nnx.merge(graphdef, params)
     B, (G, P) = len(keys_B), prompts_GxP.shape
@@ -96,19 +127,24 @@ def sample(
     )
     cache = cache | {"kv": kv, "visible_BxS": visible_BxS}
 
+    def over(samples, t):
+        return samples.ended_B if room_B is None else samples.ended_B | (t >= room_B)
+
     def alive(state):
         t, samples = state[:2]
-        return (t < max_new_tokens) & _any_alive(samples.ended_B)
+        return (t < max_new_tokens) & _any_alive(over(samples, t))
 
     def step(state):
-        t, (tokens_BxR, lengths_B, logp_BxR, ended_B), hidden_BxD, cache = state
+        t, samples, hidden_BxD, cache = state
+        tokens_BxR, lengths_B, logp_BxR, ended_B = samples[:4]
+        over_B = over(samples, t)
         token_B, logp_B = _next(model.unembed(hidden_BxD), keys_B, t, temperature, top_k, top_p)
-        token_B = jnp.where(ended_B, PAD_ID, token_B)
+        token_B = jnp.where(over_B, PAD_ID, token_B)
         samples = Samples(
             tokens_BxR.at[:, t].set(token_B),
-            lengths_B + ~ended_B,
-            logp_BxR.at[:, t].set(jnp.where(ended_B, 0.0, logp_B)),
-            ended_B | (token_B == eos_id),
+            lengths_B + ~over_B,
+            logp_BxR.at[:, t].set(jnp.where(over_B, 0.0, logp_B)),
+            ended_B | ~over_B & (token_B == eos_id),
         )
         hidden_BxD, cache = model.decode(token_B, prompt_lengths_B + t, cache)
         return t + 1, samples, hidden_BxD, cache
@@ -122,7 +158,9 @@ def sample(
     return jax.lax.while_loop(alive, step, (jnp.int32(0), empty, hidden_BxD, cache))[1]
 
 
-def sample_on_host(graphdef, params, prompts_GxP, prompt_lengths_G, keys_B, **options) -> Samples:
+def sample_on_host(
+    graphdef, params, prompts_GxP, prompt_lengths_G, keys_B, room_B=None, **options
+) -> Samples:
     """`sample`, its result as numpy arrays. On one CPU device the batch goes in up to CPU_PARTS
     parts that run side by side.
 
@@ -133,19 +171,19 @@ def sample_on_host(graphdef, params, prompts_GxP, prompt_lengths_G, keys_B, **op
     parts = next(n for n in range(CPU_PARTS, 0, -1) if n == 1 or G % n == 0 and B // n >= MIN_PART)
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         parts = 1
+    part = lambda x, i: x[i * len(x) // parts : (i + 1) * len(x) // parts]
     samples = [
         sample(
             graphdef,
             params,
-            *(
-                x[i * len(x) // parts : (i + 1) * len(x) // parts]
-                for x in (prompts_GxP, prompt_lengths_G, keys_B)
-            ),
+            *(part(x, i) for x in (prompts_GxP, prompt_lengths_G, keys_B)),
+            room_B=None if room_B is None else part(room_B, i),
             **options,
         )
         for i in range(parts)
     ]
-    return Samples(*map(np.concatenate, zip(*jax.device_get(hosts.fetched(samples)))))
+    samples = jax.device_get(hosts.fetched(samples))
+    return jax.tree.map(lambda *x: np.concatenate(x), *samples)
 
 
 def sample_batches(

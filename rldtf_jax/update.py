@@ -79,6 +79,8 @@ class Rollouts(NamedTuple):
     # int32, tokens that might stand at t, and what each is worth; advantage = expected
     option_BxTxK: Any = None
     worth_BxTxK: Any = None
+    # bool, the policy's own tokens among a conversation's; None: all are
+    author_BxT: Any = None
 
 
 @functools.partial(jax.jit, static_argnames=("static", "num_tokens"))
@@ -143,6 +145,13 @@ def alternatives(
     return Alternatives(jnp.moveaxis(drawn_BxNxT, 0, 1), *rest)
 
 
+def counted(rows: Rollouts):
+    """(tokens, which of them count), (B, T) each: the policy's own, up to the response's end."""
+    T = rows.old_logp_BxT.shape[1]
+    tokens_BxT, mask = response_tokens(rows.tokens_BxS, rows.prompt_lengths_B, rows.lengths_B, T)
+    return tokens_BxT, mask if rows.author_BxT is None else mask & rows.author_BxT
+
+
 def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hyper, num_counted):
     """Eq. 9 of some rows, scaled so that the mean over equal micro-batches is Eq. 9 of the batch:
     (loss, metrics).
@@ -159,7 +168,7 @@ def rldtf_loss(static: Static, policy, critic, anchor, rows: Rollouts, hyper: Hy
         )
     )
     T = rows.old_logp_BxT.shape[1]
-    tokens_BxT, mask = response_tokens(rows.tokens_BxS, rows.prompt_lengths_B, rows.lengths_B, T)
+    tokens_BxT, mask = counted(rows)
     states = functools.partial(
         response_states, prompt_lengths_B=rows.prompt_lengths_B, num_tokens=T
     )
@@ -232,8 +241,7 @@ def update(
     """One step of AdamW on policy and critic along the gradient of Eq. 9, averaged over
     micro-batches in a scan.
     """
-    N, T = static.microbatches, rows.old_logp_BxT.shape[1]
-    _, mask = response_tokens(rows.tokens_BxS, rows.prompt_lengths_B, rows.lengths_B, T)
+    N, (_, mask) = static.microbatches, counted(rows)
     num_counted = jnp.maximum(jnp.sum(mask), 1) / N
 
     def grads_and_metrics(part):

@@ -1,12 +1,23 @@
 """What all tests share."""
 
+import atexit
 import contextlib
+import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Many tests start the same commands: what one process compiles, the others of this run read. The
+# first process makes the directory, pytest's workers and all that tests start inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    programs = tempfile.mkdtemp(prefix="programs")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 # the first example of a test compiles, which no deadline allows for
 settings.register_profile("rldtf", deadline=None)

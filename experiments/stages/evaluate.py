@@ -61,7 +61,7 @@ def compare(run: Run, split: str, asked: dict) -> dict:
     one has met.
     """
     tasks, environment = run.tasks[split], run.environment(split)
-    verdicts, intents = {}, {}
+    verdicts, intents, calls = {}, {}, {}
     for stage in MODELS:
         model = stage_model(run, stage)
         if model is not None:
@@ -75,6 +75,8 @@ def compare(run: Run, split: str, asked: dict) -> dict:
                 temperature=run.config.evaluate.temperature,
             )
             verdicts[stage], intents[stage] = responses.verdict, intent(tasks, responses.texts)
+            if responses.calls is not None:
+                calls[stage] = {"calls": float(responses.calls.mean())}
     say(f"evaluate: baselines, {split}")
     for name, choose in asked.items():
         verdicts[name] = _judge(environment, tasks, choose(tasks))
@@ -84,7 +86,9 @@ def compare(run: Run, split: str, asked: dict) -> dict:
         "temperature": run.config.evaluate.temperature,
         "all_fulfil": int(all_good.sum()),
         "methods": {
-            name: summarise(verdict, verdicts.get("oracle"), all_good) | intents.get(name, {})
+            name: summarise(verdict, verdicts.get("oracle"), all_good)
+            | intents.get(name, {})
+            | calls.get(name, {})
             for name, verdict in verdicts.items()
         },
         "by_task": {

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from experiments.config import ExperimentConfig, command
 from experiments.files import exists, whole
+from experiments.stages.ask import ask
 from experiments.stages.emulate import emulated
-from experiments.stages.reject import all_sampled, practised, reject
+from experiments.stages.reject import all_sampled, practised
 from experiments.stages.rollouts import rollout_worker
 from experiments.stages.run import (
     Run,
@@ -34,7 +35,7 @@ def train_rldtf(run: Run) -> Qwen2:
     done = stage_model(run, "rldtf")
     if done is not None:
         return done
-    policy = reject(run)
+    policy = ask(run)
     with rollout_worker(run.config) as worker:
         model = rldtf.train(
             policy,

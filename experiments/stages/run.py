@@ -37,6 +37,7 @@ from rldtf_jax.judge import Policy, Verdict
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config, param_table
 from rldtf_jax.sample import sample_batches
 from rldtf_jax.tokenizer import Tokenizer
+from rldtf_jax.turns import converse_batches
 from twin import Twin
 
 BPE_TASKS = 1000  # that a tokenizer is trained on
@@ -97,6 +98,7 @@ class Run:
             seed=self.config.seed if seed is None else seed,
             translator=translator,
             form=self.config.tasks.prompt,
+            preview=self.twins("ask") if self.config.rldtf.turns > 1 else None,
         )
 
 
@@ -167,9 +169,10 @@ def open_twins(config: ExperimentConfig, stack: contextlib.ExitStack) -> Callabl
         seed = worlds.noise_seed(config.twin.seed, purpose)
         if not hosts.first():
             return ToldTwin(None)
-        own = stack.enter_context(
-            Twin(**dataclasses.asdict(config.twin) | {"cache": cache, "seed": seed})
-        )
+        settings = dataclasses.asdict(config.twin) | {"cache": cache, "seed": seed}
+        if purpose == "ask":
+            settings["max_blocks"] = config.ask.slots
+        own = stack.enter_context(Twin(**settings))
         return ToldTwin(own) if hosts.several() else own
 
     return twin
@@ -384,6 +387,7 @@ class Responses(NamedTuple):
     texts: list[str]
     tokens: list[np.ndarray]  # ids, EOS included where there is one
     verdict: Verdict
+    calls: np.ndarray | None = None  # int, how often each asked; None: nobody may
 
 
 def respond(
@@ -395,27 +399,35 @@ def respond(
     salt: int,
     temperature: float,
 ) -> Responses:
-    """Samples and judges one response to each of the environment's tasks in `indices`."""
+    """Samples and judges one response to each of the environment's tasks in `indices`: the last
+    message of a conversation, where the config has these.
+    """
     graphdef, params = nnx.split(model)
-    sampled = list(
-        sample_batches(
-            graphdef,
-            params,
-            [environment.prompts[i] for i in indices],
-            jax.random.fold_in(jax.random.key(run.config.seed), salt),
-            batch_size=run.config.evaluate.batch_size,
-            width=environment.width,
-            eos_id=run.tokenizer.eos_id,
-            max_new_tokens=run.config.rldtf.sample.max_new_tokens,
-            temperature=temperature,
+    tasks, turns = [environment.tasks[i] for i in indices], run.config.rldtf.turns
+    prompts = [environment.prompts[i] for i in indices]
+    key = jax.random.fold_in(jax.random.key(run.config.seed), salt)
+    options = {
+        "batch_size": run.config.evaluate.batch_size,
+        "width": environment.width,
+        "eos_id": run.tokenizer.eos_id,
+        "max_new_tokens": run.config.rldtf.sample.max_new_tokens,
+        "temperature": temperature,
+    }
+    sampled: list[tuple[np.ndarray, bool, int]] = (
+        [(*one, 0) for one in sample_batches(graphdef, params, prompts, key, **options)]
+        if turns == 1
+        else list(
+            converse_batches(
+                graphdef, params, environment.reply, tasks, prompts, key, turns=turns, **options
+            )
         )
     )
-    tokens = [ids for ids, _ in sampled]
-    tasks = [environment.tasks[i] for i in indices]
+    tokens = [ids for ids, *_ in sampled]
     texts = environment.texts(tokens)
     verdict = environment.judge_text(
         tasks,
-        [text if ended else "" for text, (_, ended) in zip(texts, sampled)],
+        [text if ended else "" for text, (_, ended, *_) in zip(texts, sampled)],
         Policy(graphdef, params),
     )
-    return Responses(tasks, texts, tokens, verdict)
+    calls = None if turns == 1 else np.array([calls for *_, calls in sampled])
+    return Responses(tasks, texts, tokens, verdict, calls)

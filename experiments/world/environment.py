@@ -9,7 +9,7 @@ from typing import Any, Literal, Sequence
 
 import numpy as np
 
-from experiments.world import orchestration
+from experiments.world import asking, orchestration
 from experiments.world.emulator import Emulator
 from experiments.world.imagine import imagine
 from experiments.world.orchestration import read
@@ -80,11 +80,13 @@ class TwinEnvironment:
         translator: ModelTranslator | Literal["grammar", "tolerant"] = "grammar",
         form: str = "short",
         emulator: Emulator | None = None,
+        preview: Twin | None = None,
     ):
         """translator: f(a) of III.B. form: of the prompts, see Task.prompt. emulator: what
-        `imagine` asks.
+        `imagine` asks. preview: the quick twin that answers questions, see `asking`; without one
+        there are none.
         """
-        self.emulator = emulator
+        self.emulator, self.preview = emulator, preview
         self.translator = translator
         self.tasks, self.tokenizer, self.twin, self.config, self.seed = (
             list(tasks),
@@ -150,6 +152,11 @@ class TwinEnvironment:
             if self.translator == "grammar"
             else self.translator.read(texts, policy)
         )
+        if self.preview is not None:
+            readings = [
+                reading if asking.question(text) is None else (None, asking.UNANSWERED)
+                for text, reading in zip(texts, readings)
+            ]
         return self.judge_readings(tasks, readings)
 
     def judge_readings(self, tasks: Sequence[Task], readings: Sequence[Reading]) -> Verdict:
@@ -186,6 +193,20 @@ class TwinEnvironment:
             stats,
             margin_Mx3,
         )
+
+    def reply(
+        self, tasks: Sequence[Task], messages: Sequence[np.ndarray]
+    ) -> list[np.ndarray | None]:
+        """What a quick run of the twin says to each question, see `asking`; None to an answer."""
+        questions = [asking.question(text) for text in self.texts(messages)]
+        asks = [i for i, one in enumerate(questions) if one is not None]
+        found = asking.results(
+            [tasks[i] for i in asks], [questions[i] for i in asks], self.preview, self.config
+        )
+        said: list[np.ndarray | None] = [None] * len(messages)
+        for i, text in zip(asks, found):
+            said[i] = np.array(asking.spoken(self.tokenizer, text), np.int32)
+        return said
 
     def imagine(
         self,

@@ -20,7 +20,7 @@ from twin import Twin
 
 CONFIRMATIONS = ("confirm 1", "confirm 2", "confirm 3")
 EVALUATIONS = ("evaluate", "evaluate 2", "evaluate 3")
-NOISE = ("search", *CONFIRMATIONS, "train", "select", *EVALUATIONS)
+NOISE = ("search", *CONFIRMATIONS, "train", "select", *EVALUATIONS, "ask")
 NOISE_OF_SPLIT = {"train": "train", "validation": "select"}  # others: evaluate
 MAX_DELAY_MS = 4.0
 BATCH = 128  # candidates searched side by side

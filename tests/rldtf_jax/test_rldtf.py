@@ -471,9 +471,9 @@ def written(config, seed=3, step=0):
     models = OneByOne(static())
     arm, state = Arm(config, seed, HighTokens()), first_state()
     asked = (state,), [arm], [rldtf.draw(arm, step)]
-    (samples,) = models.sample(*asked, step)
+    (samples,) = models.sample(*asked)
     joined = [rldtf.join(*asked[2][0][1:3], *samples[:2])]
-    (found,) = models.completions(*asked, [samples], joined, step)
+    (found,) = models.completions(*asked, [samples], joined)
     return samples, found
 
 
