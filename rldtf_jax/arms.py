@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rldtf_jax import lora, rldtf
-from rldtf_jax.config import ConfigError, RLDTFConfig, flat
+from rldtf_jax.config import ConfigError, PricesConfig, RLDTFConfig, flat
 from rldtf_jax.judge import Arm, Judged, Prompts, judge
 from rldtf_jax.rldtf import OneByOne, Recalled, RLState
 from rldtf_jax.sample import Samples, sample
@@ -42,6 +42,7 @@ TRACED = (  # what may differ between arms; anything else shapes the compiled pr
     "gae_lam",
     "critic_warmup",
     "sample.temperature",
+    *(f"prices.{name}" for name in vars(PricesConfig())),
     *(
         f"{model}.{name}"
         for model in ("policy", "critic")

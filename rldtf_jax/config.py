@@ -75,6 +75,21 @@ class SFTConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PricesConfig:
+    """What a response's costs take off its reward, each a unit of R for a unit of the cost."""
+
+    calls: float = 0.0  # of a question to the world
+    tokens: float = 0.0  # of a hundred tokens of the policy's
+    prb: float = 0.0  # of the whole grant, in resource blocks
+    energy: float = 0.0  # of ten thousand operations of both ends for a carried bit
+    tools: float = 0.0  # of the network world's tools, in units of the cheapest
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            _expect(value >= 0, name, value, "a number >= 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class RLDTFConfig:
     """Eq. 2-9 and the loop around them."""
 
@@ -141,6 +156,7 @@ class RLDTFConfig:
     lora_rank: int | None = None
     sample: SampleConfig = SampleConfig()
     reward: RewardConfig = RewardConfig()
+    prices: PricesConfig = PricesConfig()  # several objectives: R less what each cost takes off it
 
     def __post_init__(self):
         for name in (
@@ -218,6 +234,12 @@ class RLDTFConfig:
                 self.learn_from,
                 "null for advantage = 'expected', which has no A_t to choose by",
             )
+        _expect(
+            self.advantage != "expected" or self.prices == PricesConfig(),
+            "prices",
+            self.prices,
+            "0 for advantage = 'expected', whose worth knows no costs",
+        )
         _expect(
             self.judge_first is None
             or self.advantage == "expected"

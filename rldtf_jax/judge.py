@@ -11,7 +11,7 @@ import numpy as np
 
 from rldtf_jax.config import RLDTFConfig
 from rldtf_jax.reward import NO_SERVICE
-from rldtf_jax.sample import Samples, answers, behind
+from rldtf_jax.sample import Samples, answers, behind, calls
 from rldtf_jax.token_weight import (
     NO_PERTURBATIONS,
     Field,
@@ -37,6 +37,8 @@ class Verdict(NamedTuple):
     stats: dict[str, float]  # sequences, distinct workflows, cache hits, simulated, seconds
     # of `reward.margins`, NaN where there was nothing to run; None: not known
     margin_Mx3: np.ndarray | None = None
+    # (M,) each by its name in `PricesConfig`: what else a response takes; nothing where none ran
+    costs: dict[str, np.ndarray] | None = None
 
 
 class Policy(NamedTuple):
@@ -139,12 +141,14 @@ class Judged(NamedTuple):
     """What the twin says of a step's responses."""
 
     verdict: Verdict  # of the first `judge_first` rollouts, or of all
-    reward_B: np.ndarray  # R; NaN where the twin was not asked
+    reward_B: np.ndarray  # R less what its costs are priced at; NaN where the twin was not asked
     S: Sensitivity  # Eq. 4
     change_BxT: np.ndarray  # R(y) less the mean reward over the perturbations of token t
     # bool, tokens of values that the judge reads; all False where the config has no use for them
     read_BxT: np.ndarray
     imagined: Imagined | None = None  # where the config has a use for it
+    # (B,) each by its name in `PricesConfig`, of the rollouts that the twin was asked about
+    costs: dict[str, np.ndarray] | None = None
 
 
 def perturbations(
@@ -230,7 +234,12 @@ def judge(
             reason if end else "truncated"
             for reason, end in zip(verdict.failure_M[own], sampled.ended_B)
         ]
-        reward_B = np.pad(R_M[own], (0, B - n), constant_values=np.nan)
+        paid_M, written = costs_of(verdict), costs_of_writing(sampled)
+        prices = vars(arm.config.prices)
+        less_M = R_M - priced(paid_M, prices, len(R_M))
+        less_B = priced(written, prices, B)
+        reward_B = np.pad(less_M[own] - less_B[:n], (0, B - n), constant_values=np.nan)
+        perturbed_M = less_M[others] - less_B[changed.row]
         read_BxT = np.zeros((B, T), bool)
         for b, row in enumerate(found):
             for field in row:
@@ -247,18 +256,40 @@ def judge(
             Judged(
                 own_verdict,
                 reward_B,
-                sensitivity(reward_B, R_M[others], changed, T, unreadable_M[others]),
-                signed_change(reward_B, R_M[others], changed, T),
+                sensitivity(reward_B, perturbed_M, changed, T, unreadable_M[others]),
+                signed_change(reward_B, perturbed_M, changed, T),
                 read_BxT,
                 (
                     arm.env.imagine(asked.tasks, rollouts, T, own_verdict)
                     if arm.config.advantage == "expected"
                     else None
                 ),
+                {name: x[own] for name, x in paid_M.items()}
+                | {name: x[:n] for name, x in written.items()},
             )
         )
         start = others.stop
     return judged
+
+
+def costs_of(verdict: Verdict) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x, np.float32) for name, x in (verdict.costs or {}).items()}
+
+
+def costs_of_writing(samples: Samples) -> dict[str, np.ndarray]:
+    """(B,) each: what the policy itself has taken."""
+    return {
+        "calls": calls(samples).astype(np.float32),
+        "tokens": samples.own_BxR.sum(-1, dtype=np.float32) / 100,
+    }
+
+
+def priced(costs: dict[str, np.ndarray], prices: dict[str, float], number: int) -> np.ndarray:
+    """The sum of costs times their prices: (number,) float32."""
+    total = np.zeros(number, np.float32)
+    for name, x in costs.items():
+        total += np.float32(prices[name]) * x
+    return total
 
 
 def unjudged(samples: Samples) -> Judged:

@@ -30,7 +30,7 @@ from rldtf_jax.judge import (
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, run
 from rldtf_jax.sample import Samples, answers, row_keys, sample_on_host
 from rldtf_jax.token_weight import WEIGHTS, Evidence, Perturbations, mean_one
-from rldtf_jax.turns import calls, converse
+from rldtf_jax.turns import converse
 from rldtf_jax.update import (
     Alternatives,
     Frozen,
@@ -701,7 +701,8 @@ def rollout_metrics(
         **arm.env.summary(
             prompts.tasks[: len(R_B)], responses[: len(R_B)], verdict, logp[: len(R_B)]
         ),
-        **({} if arm.config.turns == 1 else {"calls": calls(samples).mean()}),
+        "earned": np.nanmean(judged.reward_B),
+        **{f"costs/{name}": x.mean() for name, x in (judged.costs or {}).items()},
         "tokens": prompts.lengths_B.sum() + samples.lengths_B.sum(),
         "response_tokens": samples.lengths_B.mean(),
     }

@@ -40,6 +40,14 @@ class Samples(NamedTuple):
         return within if self.author_BxR is None else within & self.author_BxR
 
 
+def calls(samples: Samples) -> np.ndarray:
+    """(B,) how often the world has spoken in each conversation."""
+    if samples.author_BxR is None:
+        return np.zeros(len(samples.lengths_B), int)
+    own_BxR = np.pad(samples.author_BxR, ((0, 0), (1, 0)), constant_values=True)
+    return (own_BxR[:, :-1] & ~own_BxR[:, 1:]).sum(-1)
+
+
 def answers(samples: Samples) -> Samples:
     """The last message of each conversation alone, which the judge reads."""
     if samples.answer_B is None:

@@ -14,7 +14,16 @@ import jax
 import numpy as np
 
 from rldtf_jax.judge import Prompts
-from rldtf_jax.sample import PAD_ID, Samples, answers, bucket, pad_prompts, row_keys, sample_on_host
+from rldtf_jax.sample import (
+    PAD_ID,
+    Samples,
+    answers,
+    bucket,
+    calls,
+    pad_prompts,
+    row_keys,
+    sample_on_host,
+)
 
 # folded into a row's key, with the number of the turn; beyond any response's positions
 TURNS = 1 << 22
@@ -113,14 +122,6 @@ def resumed(talk: Samples, more: Samples, said: Sequence[np.ndarray | None]) -> 
         talk.lengths_B[b] += n
         talk.ended_B[b] = more.ended_B[b]
     return talk
-
-
-def calls(samples: Samples) -> np.ndarray:
-    """(B,) how often the world has spoken in each conversation."""
-    if samples.author_BxR is None:
-        return np.zeros(len(samples.lengths_B), int)
-    own_BxR = np.pad(samples.author_BxR, ((0, 0), (1, 0)), constant_values=True)
-    return (own_BxR[:, :-1] & ~own_BxR[:, 1:]).sum(-1)
 
 
 def converse_batches(

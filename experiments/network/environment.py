@@ -48,6 +48,7 @@ class NetworkEnvironment:
             np.array([one.share >= ENOUGH for one in verdicts], bool),
             [one.failure for one in verdicts],
             {"sequences": len(verdicts), "distinct": len(set(map(id, verdicts)))},
+            costs={"tools": np.array([one.cost for one in verdicts], np.float32)},
         )
 
     def _verdicts(

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment, minimize
 
 from experiments.network.problems import (
+    TOLERANCE,
     MAX_MIN,
     MAX_PRODUCT,
     Assignment,
@@ -66,7 +67,7 @@ def bandwidth(problem: Bandwidth) -> np.ndarray | None:
     units = np.zeros(problem.size, int)
     if problem.least is not None:
         for user, least in enumerate(problem.least):
-            while problem.rates(units)[user] < least - 1e-12:
+            while problem.rates(units)[user] < least - TOLERANCE:
                 units[user] += 1
                 if units.sum() > problem.units:
                     return None

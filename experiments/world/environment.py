@@ -25,7 +25,9 @@ from rldtf_jax.sample import bucket, pad_prompts
 from rldtf_jax.sft import batch_rows
 from rldtf_jax.token_weight import Field
 from rldtf_jax.tokenizer import Tokenizer
-from twin import Twin
+from twin import Scenario, Twin, Workflow
+from twin.delay import operations, throughput_mbps
+from twin.spec import slot_ms
 
 
 class TwinBar:
@@ -64,6 +66,16 @@ class Respelt(Sequence):
         return np.concatenate(
             [self.head, self.tokenizer.encode(self.texts[i], special=False), self.tail]
         ).astype(self.head.dtype)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def taken(scenario: Scenario, workflow: Workflow) -> tuple[float, float]:
+    """What a workflow takes of its platform: (the share of the widest grant, ten thousand
+    operations of both ends for a bit that a slot carries, which energy goes with).
+    """
+    bits = throughput_mbps(workflow, 0.0) * slot_ms(workflow.scs_khz) * 1e3
+    done = sum(operations(scenario, workflow).values())
+    return workflow.num_prb / scenario.max_prb, done / max(bits, 1.0) * 1e-4
 
 
 class TwinEnvironment:
@@ -180,18 +192,22 @@ class TwinEnvironment:
             "seconds": after.seconds - before.seconds,
         }
         margin_Mx3 = np.full((len(tasks), 3), np.nan)
+        costs = {name: np.zeros(len(tasks), np.float32) for name in ("prb", "energy")}
         if ran := [i for i, one in enumerate(judgements) if one.qos]:
             margin_Mx3[ran] = margins(
                 np.array([tasks[i].measured(judgements[i].qos) for i in ran]),
                 np.array([tasks[i].required for i in ran]),
                 self.config,
             )
+            for i in ran:
+                costs["prb"][i], costs["energy"][i] = taken(tasks[i].scenario, readings[i][0])
         return Verdict(
             np.array([one.R for one in judgements], np.float32),
             np.array([one.fulfilled for one in judgements], bool),
             [one.failure for one in judgements],
             stats,
             margin_Mx3,
+            costs,
         )
 
     def reply(

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp, minimize
 
@@ -53,6 +53,7 @@ def compositions(total, parts):
     st.floats(0, 0.9),
     st.booleans(),
 )
+@example([1.0, 1.0, 1.0], 2, 0.0, 1e-10, False)  # a rate within the rounding of what is asked
 def test_bandwidth_is_the_best_of_all_ways_to_share(snr, units, alpha, demand, literal):
     problem = Bandwidth(units, tuple(snr), alpha, literal=literal)
     equal = problem.rates(np.full(len(snr), units / len(snr)))

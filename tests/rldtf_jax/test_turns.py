@@ -18,7 +18,7 @@ from rldtf_jax import rldtf, turns
 from rldtf_jax.config import ConfigError, RLDTFConfig
 from rldtf_jax.judge import Arm, Prompts
 from rldtf_jax.rldtf import OneByOne
-from rldtf_jax.sample import Samples, answers, row_keys
+from rldtf_jax.sample import Samples, answers, calls, row_keys
 from rldtf_jax.update import Rollouts, rldtf_loss
 
 R = 14
@@ -111,7 +111,7 @@ def test_a_conversation_is_what_was_said_in_turn(data):
         said = messages_of(talk, b)
         assert [tokens for own, tokens in said if own] == written[b]
         assert len(written[b]) <= most and talk.lengths_B[b] <= R
-        assert turns.calls(talk)[b] == len(written[b]) - 1
+        assert calls(talk)[b] == len(written[b]) - 1
         assert read.tokens_BxR[b, : read.lengths_B[b]].tolist() == written[b][-1]
         assert talk.ended_B[b] == (written[b][-1][-1:] == [EOS])
         own = talk.own_BxR[b]
@@ -129,7 +129,7 @@ def test_what_follows_is_sampled_behind_all_that_was_said():
     the first update is 1 wherever the policy wrote, and nowhere else is it asked.
     """
     prompts, talk = conversations()
-    asks = turns.calls(talk)
+    asks = calls(talk)
     assert set(asks.tolist()) >= {0, 1} and talk.author_BxR[asks == 0].all()
     tokens_BxS, lengths_B = rldtf.join(*prompts[1:3], *talk[:2])
     hidden = POLICY.hidden(jnp.asarray(tokens_BxS), jnp.asarray(lengths_B))
@@ -141,7 +141,7 @@ def test_what_follows_is_sampled_behind_all_that_was_said():
     state = rldtf.RLState(learner(), nnx.state(POLICY), jnp.int32(0), jnp.float32(1))
     _, metrics = take_step(OneByOne(static()), Answering(), TALK, 3, state, 0)
     assert metrics["ratio"] == pytest.approx(1, rel=1e-5) and abs(metrics["kl"]) < 1e-6
-    assert metrics["calls"] == asks.mean() > 0
+    assert metrics["costs/calls"] == asks.mean() > 0
 
 
 @pytest.mark.parametrize("option", [{}, {"perturb": "policy"}, {"perturb": "in-kind"}])
@@ -154,7 +154,7 @@ def test_a_world_that_never_speaks_changes_nothing(option):
         config, env = dataclasses.replace(TALK, turns=most, **option), Answering(deaf=True)
         state = rldtf.RLState(learner(), nnx.state(REFERENCE), jnp.int32(0), jnp.float32(1))
         state, metrics = take_step(OneByOne(static()), env, config, 3, state, 0)
-        assert metrics.pop("calls", 0) == 0 and bool(env.heard) == (most > 1)
+        assert metrics["costs/calls"] == 0 and bool(env.heard) == (most > 1)
         ends.append(jax.device_get((env.judged, state, metrics)))
     assert ends[0][0] == ends[1][0]
     assert_close(*(end[1:] for end in ends), rtol=1e-4, atol=1e-4)
@@ -212,7 +212,7 @@ def test_only_the_answer_is_perturbed_and_judged(perturb):
     """
     config = dataclasses.replace(TALK, perturb=perturb, num_perturb=2)
     prompts, talk = conversations(config)
-    assert (turns.calls(talk) > 0).any()
+    assert (calls(talk) > 0).any()
     rng = np.random.default_rng(1)
     others = rldtf.Alternatives(
         rng.integers(2, SHAPE.num_tokens, (2, *talk.tokens_BxR.shape)).astype(np.int32),
@@ -258,7 +258,7 @@ def test_a_worker_apart_and_arms_together_hold_the_same_conversations(tmp_path):
         np.testing.assert_array_equal(talk.tokens_BxR, one.tokens_BxR)
         np.testing.assert_array_equal(talk.author_BxR, one.author_BxR)
     _, metrics = rldtf.rldtf_step(models, arms, states, 0)
-    assert all(np.isfinite(m["loss"]) and m["calls"] > 0 for m in metrics["arms"])
+    assert all(np.isfinite(m["loss"]) and m["costs/calls"] > 0 for m in metrics["arms"])
 
 
 @pytest.mark.parametrize(
