@@ -10,9 +10,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment, minimize
 
 from experiments.network.problems import (
-    TOLERANCE,
     MAX_MIN,
     MAX_PRODUCT,
+    TOLERANCE,
     Assignment,
     Bandwidth,
     Power,
