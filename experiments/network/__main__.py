@@ -11,13 +11,14 @@ import json
 import random
 import re
 import sys
+from typing import Sequence
 
 import numpy as np
 
 from experiments.config import guarded
 from experiments.files import leave
-from experiments.network.problems import Assignment, Bandwidth, Power, Slicing, WaterFilling
-from experiments.network.tasks import Task, Verdict, figures, judge, tasks
+from experiments.network.problems import Assignment, Bandwidth, Leftover, Power, WaterFilling
+from experiments.network.tasks import Task, Verdict, figures, judge, right_tools, tasks
 from experiments.network.tools import BY_NAME, TOOLS, Tool
 from experiments.statistics import mean_interval
 from experiments.world.__main__ import options
@@ -45,33 +46,42 @@ ALPHAS = (
 
 
 def call(tool: Tool, found: dict) -> str:
+    return json.dumps(_step(tool, found))
+
+
+def plan(first: Tool, then: Tool, found: dict) -> str:
+    """The calls of both; the second shares what the first has left."""
     return json.dumps(
-        {"tool": tool.name, "arguments": {name: found[name] for name in tool.arguments}}
+        [{"id": "a", **_step(first, found)}, _step(then, found | {"units": "@a.left"})]
     )
 
 
-def right_tool(task: Task) -> Tool:
-    names = {
-        Bandwidth.kind: "bandwidth_marginal",
-        WaterFilling.kind: "water_filling",
-        Assignment.kind: "hungarian",
-        Slicing.kind: "slice_exact",
-        "max-min": "max_min_power",
-        "max-product": "max_product_power",
-        "sum-rate": "wmmse",
-    }
-    return BY_NAME[names[getattr(task.problem, "objective", task.problem.kind)]]
+def _step(tool: Tool, found: dict) -> dict:
+    return {"tool": tool.name, "arguments": {name: found[name] for name in tool.arguments}}
+
+
+def written(some: Sequence[Tool], found: dict) -> str:
+    """A call of one tool, or a plan of two."""
+    return call(some[0], found) if len(some) == 1 else plan(some[0], some[1], found)
 
 
 def oracle_tool(task: Task) -> str:
-    """The right tool with the right figures."""
-    return call(right_tool(task), figures(task.problem))
+    """The right tools with the right figures."""
+    return written(right_tools(task.problem), figures(task.problem))
+
+
+def any_tools(task: Task, rng: random.Random, shown: Sequence[str] = tuple(BY_NAME)) -> list[Tool]:
+    """Of the kind of each step, of those that are shown as far as there are any."""
+    found = []
+    for right in right_tools(task.problem):
+        fitting = [tool for tool in TOOLS if tool.kind == right.kind]
+        found.append(rng.choice([tool for tool in fitting if tool.name in shown] or fitting))
+    return found
 
 
 def random_tool(task: Task, rng: random.Random) -> str:
     """Any tool of the problem's kind, with the right figures."""
-    fitting = [tool for tool in TOOLS if tool.kind == task.problem.kind]
-    return call(rng.choice(fitting), figures(task.problem))
+    return written(any_tools(task, rng), figures(task.problem))
 
 
 def numbers(text: str) -> list[float]:
@@ -87,12 +97,23 @@ def keyword_rule(task: Task) -> str:
     choices = next((found for word, found in KEYWORDS if word in text), KEYWORDS[-1][1])
     tool = BY_NAME[next(name for word, name in choices if word in goal)]
     after = lambda mark: text.partition(mark)[2].partition(". ")[0]
+    alpha = next(value for word, value in ALPHAS if word in goal)
+    if "What they leave" in text:
+        found = {
+            "blocks": int(numbers(after("grant of"))[0]),
+            "wanted": [int(x) for x in numbers(after("want ").partition(" and ")[0])],
+            "worth": numbers(after("are worth").partition(":")[0]),
+            "snr": numbers(text.partition("one block")[2].partition(": ")[2].partition(". ")[0]),
+            "alpha": alpha,
+            "least": None,
+        }
+        return plan(BY_NAME["slice_exact"], BY_NAME["bandwidth_marginal"], found)
     if tool.kind == Bandwidth.kind:
         least = numbers(after("at least"))
         found = {
             "units": int(numbers(after("share"))[0]),
             "snr": numbers(text.partition("one unit")[2].partition(": ")[2].partition(". ")[0]),
-            "alpha": next(value for word, value in ALPHAS if word in goal),
+            "alpha": alpha,
             "least": least or None,
         }
     elif tool.kind == WaterFilling.kind:
@@ -128,6 +149,11 @@ def equal_numbers(task: Task) -> str:
         solution = [problem.power / problem.size] * problem.size
     elif isinstance(problem, Assignment):
         solution = list(range(problem.size))
+    elif isinstance(problem, Leftover):
+        fits = np.cumsum(problem.services.wanted) <= problem.services.blocks
+        each, more = divmod(problem.left(fits), problem.users.size)
+        shared = [float(each + (i < more)) for i in range(problem.users.size)]
+        return json.dumps({"solution": [[float(x) for x in fits], shared]})
     else:
         fits = np.cumsum(problem.wanted) <= problem.blocks
         solution = [int(fit) for fit in fits]

@@ -4,7 +4,7 @@ other, a good point and a bound, which is no oracle.
 
 import heapq
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment, minimize
@@ -15,6 +15,7 @@ from experiments.network.problems import (
     TOLERANCE,
     Assignment,
     Bandwidth,
+    Leftover,
     Power,
     Problem,
     Slicing,
@@ -26,7 +27,7 @@ from experiments.network.problems import (
 class Solved(NamedTuple):
     """solution: the best point that is known, feasible; bound: no point has a higher utility."""
 
-    solution: np.ndarray
+    solution: Any  # an array; of sub-tasks a tuple of them
     utility: float
     bound: float
 
@@ -42,7 +43,12 @@ def solve(problem: Problem) -> Solved | None:
     if isinstance(problem, Power) and problem.objective not in (MAX_MIN, MAX_PRODUCT):
         found = sum_rate(problem)
         return Solved(found, problem.utility(found), sum_rate_bound(problem))
-    if isinstance(problem, Bandwidth):
+    solution: Any
+    if isinstance(problem, Leftover):
+        served = slicing(problem.services)
+        shared = bandwidth(problem.after(served)) if problem.left(served) else None
+        solution = None if shared is None else (served, shared)
+    elif isinstance(problem, Bandwidth):
         solution = bandwidth(problem)
     elif isinstance(problem, WaterFilling):
         solution = water_filling(problem)

@@ -199,7 +199,50 @@ class Slicing:
         return max(0.0, float(x @ np.asarray(self.wanted) - self.blocks) / self.blocks)
 
 
-Problem = Bandwidth | WaterFilling | Power | Assignment | Slicing
+@dataclasses.dataclass(frozen=True)
+class Leftover:
+    """Two sub-tasks, of which the second depends on the first: services that take all or nothing of
+    a grant, and users who share the blocks that those leave. The services come first, whatever is
+    left. A solution is (served, units).
+
+    users: as if they had the whole grant.
+    """
+
+    kind: ClassVar[str] = "two-step"
+    services: Slicing
+    users: Bandwidth
+
+    @property
+    def size(self) -> int:
+        return self.services.size + self.users.size
+
+    def left(self, served) -> int:
+        return int(self.services.blocks - np.asarray(served) @ np.asarray(self.services.wanted))
+
+    def after(self, served) -> Bandwidth:
+        """What is left to share."""
+        return dataclasses.replace(self.users, units=self.left(served))
+
+    def utility(self, solution) -> float:
+        """Of the services, which decide."""
+        return self.services.utility(solution[0])
+
+    def level(self, utility: float) -> float:
+        return utility
+
+    def violation(self, solution) -> float:
+        if not isinstance(solution, tuple) or len(solution) != 2:
+            return math.inf
+        served, units = solution
+        first = self.services.violation(served)
+        if first > 0:
+            return first
+        if self.left(served) == 0:
+            return math.inf if np.shape(units) != (self.users.size,) else float(np.sum(units))
+        return self.after(served).violation(units)
+
+
+Problem = Bandwidth | WaterFilling | Power | Assignment | Slicing | Leftover
 
 
 def _overspent(power, limit: float, size: int) -> float:
@@ -321,9 +364,18 @@ def draw(kind: str, rng: np.random.Generator, size: int) -> Problem:
         worth = np.round(wanted * rng.uniform(0.5, 1.5, size), 1)
         blocks = int(max(1, wanted.sum() * rng.uniform(0.3, 0.8)))
         return Slicing(blocks, tuple(map(int, wanted)), tuple(map(float, worth)))
+    if kind == Leftover.kind:
+        few = max(2, size // 2)
+        services = draw(Slicing.kind, rng, few)
+        users = draw(Bandwidth.kind, rng, max(2, size - few))
+        blocks = services.blocks + 2 * users.size
+        return Leftover(
+            dataclasses.replace(services, blocks=blocks),
+            dataclasses.replace(users, units=blocks, least=None),
+        )
     raise ValueError(f"kind = {kind!r}: expected one of {', '.join(KINDS)}")
 
 
 KINDS: Sequence[str] = tuple(
-    one.kind for one in (Bandwidth, WaterFilling, Power, Assignment, Slicing)
+    one.kind for one in (Bandwidth, WaterFilling, Power, Assignment, Slicing, Leftover)
 )

@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
@@ -22,11 +22,14 @@ from experiments.network.problems import (
     SUM_RATE,
     Assignment,
     Bandwidth,
+    Leftover,
     Power,
     Problem,
+    Slicing,
     WaterFilling,
     draw,
 )
+from experiments.network.tools import Tool
 
 NOTHING = -1.0  # the reward of an answer that cannot be read
 # what is wanted, in words of training; the last of each is held out
@@ -124,6 +127,10 @@ def figures(problem: Problem) -> dict[str, Any]:
             "alpha": "inf" if math.isinf(problem.alpha) else problem.alpha,
             "least": None if problem.least is None else list(problem.least),
         }
+    if isinstance(problem, Leftover):
+        users = figures(problem.users)
+        users.pop("units")
+        return figures(problem.services) | users
     found = dataclasses.asdict(problem)
     found.pop("objective", None)
     return json.loads(json.dumps(found))  # lists for tuples
@@ -174,6 +181,18 @@ def in_words(problem: Problem, rng: random.Random, held_out: bool) -> Task:
             f"{problem.size} users, {len(problem.value[0])} resource units. What each user gets"
             f" from each unit: {table}. Make the most of them; {wish}."
         )
+    elif isinstance(problem, Leftover):
+        services = problem.services
+        ratios = _ratios(problem.users.snr, rng, "SNR of each with all its power in one block")
+        users = dataclasses.replace(problem.users, snr=said(ratios))
+        problem = dataclasses.replace(problem, users=users)
+        wish = "half a slice is worth nothing" if held_out else "each takes all it wants or none"
+        request = (
+            f"A grant of {services.blocks} resource blocks. First the {services.size} services that"
+            f" want {_figures(services.wanted)} and are worth {_figures(services.worth)}: {wish}."
+            f" What they leave is for {users.size} users. {ratios}. Give each a whole number of"
+            f" blocks; {goal(users.alpha)}."
+        )
     else:
         wish = "half a slice is worth nothing" if held_out else "each takes all it wants or none"
         request = (
@@ -207,15 +226,47 @@ def tasks(seed: int, count: int, sizes: tuple[int, int], held_out: bool = False)
     return found
 
 
+def right_tools(problem: Problem) -> list[Tool]:
+    """That of each step."""
+    if isinstance(problem, Leftover):
+        return right_tools(problem.services) + right_tools(problem.users)
+    names = {
+        Bandwidth.kind: "bandwidth_marginal",
+        WaterFilling.kind: "water_filling",
+        Assignment.kind: "hungarian",
+        Slicing.kind: "slice_exact",
+        MAX_MIN: "max_min_power",
+        MAX_PRODUCT: "max_product_power",
+        SUM_RATE: "wmmse",
+    }
+    return [tools.BY_NAME[names[getattr(problem, "objective", problem.kind)]]]
+
+
+def right_steps(task: Task) -> list[tuple[str, dict[str, Any]]]:
+    """(tool, arguments) of each."""
+    found = figures(task.problem)
+    if isinstance(task.problem, Leftover):
+        found["units"] = task.problem.left(task.best.solution[0])
+    return [
+        (tool.name, {name: found[name] for name in tool.arguments})
+        for tool in right_tools(task.problem)
+    ]
+
+
 class Verdict(NamedTuple):
     reward: float
     share: float  # of the best level that is known; 0 of an infeasible answer
     failure: str | None
-    cost: int  # of the tool
-    kind: str | None = None  # of problems that the tool is for; None: none has run
+    cost: int  # of the tools
+    steps: tuple[tools.Step, ...] = ()  # those that have run
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of problems that its tools are for: its plan."""
+        return tuple(step.tool.kind for step in self.steps)
 
 
-def judged(task: Task, solution: np.ndarray, cost: int = 0) -> Verdict:
+def judged(task: Task, solution: Any, cost: int = 0) -> Verdict:
     """1 minus the regret of a feasible solution, the regret being what it lacks of the best level
     that is known, as a share; -1 plus a closeness of at most 1/2 of one that is not.
     """
@@ -224,23 +275,53 @@ def judged(task: Task, solution: np.ndarray, cost: int = 0) -> Verdict:
         return Verdict(NOTHING, 0.0, "no solution of this problem", cost)
     if violation > 0:
         return Verdict(NOTHING + 0.5 / (1 + violation), 0.0, "breaks a constraint", cost)
-    levels = [task.problem.level(u) for u in (task.problem.utility(solution), task.best.utility)]
-    share = min(1.0, levels[0] / levels[1]) if levels[1] > 0 else 1.0
-    return Verdict(share, share, None, cost)
+    reached = share(task.problem, solution, task.best.solution)
+    return Verdict(reached, reached, None, cost)
 
 
-def judge(task: Task, answer: str) -> Verdict:
-    """Of an answer's text: a call, or {"solution": [...]}."""
+def share(problem: Problem, solution: Any, best: Any) -> float:
+    """What a feasible solution reaches of the best level that is known, at most 1; of two sub-tasks
+    the mean.
+    """
+    if isinstance(problem, Leftover):
+        most = problem.after(best[0])
+        if not problem.left(solution[0]):
+            return share(problem.services, solution[0], best[0]) / 2
+        levels = [
+            users.level(users.utility(units))
+            for users, units in ((problem.after(solution[0]), solution[1]), (most, best[1]))
+        ]
+        then = min(1.0, levels[0] / levels[1]) if levels[1] > 0 else 1.0
+        return (share(problem.services, solution[0], best[0]) + then) / 2
+    levels = [problem.level(problem.utility(one)) for one in (solution, best)]
+    return min(1.0, levels[0] / levels[1]) if levels[1] > 0 else 1.0
+
+
+def judge(
+    task: Task, answer: str, shown: Sequence[str] | None = None, run: tools.Run = tools.directly
+) -> Verdict:
+    """Of an answer's text: a call or a plan, see `tools.carry_out`, or {"solution": [...]}."""
     try:
         direct = json.loads(answer)
-        if isinstance(direct, dict) and direct.keys() == {"solution"}:
-            if not tools.FORMS["list of numbers"](direct["solution"]):
-                return Verdict(NOTHING, 0.0, "no list of numbers", 0)
-            return judged(task, np.asarray(direct["solution"], float))
     except (ValueError, RecursionError):
         return Verdict(NOTHING, 0.0, "no JSON", 0)
+    if isinstance(direct, dict) and direct.keys() == {"solution"}:
+        written = direct["solution"]
+        parts = written if isinstance(task.problem, Leftover) else [written]
+        if not isinstance(parts, list) or not all(map(tools.FORMS["list of numbers"], parts)):
+            return Verdict(NOTHING, 0.0, "no list of numbers", 0)
+        solution = tuple(np.asarray(part, float) for part in parts)
+        return judged(task, solution if isinstance(task.problem, Leftover) else solution[0])
     try:
-        tool, solution = tools.call(answer, task.figures)
+        steps = tools.carry_out(answer, task.figures, shown, run)
     except tools.CallError as error:
         return Verdict(NOTHING, 0.0, str(error), 0)
-    return judged(task, solution, tool.cost)._replace(kind=tool.kind)
+    cost = sum(step.tool.cost for step in steps)
+    two = isinstance(task.problem, Leftover)
+    if two and tuple(step.tool.kind for step in steps) != (Slicing.kind, Bandwidth.kind):
+        verdict = Verdict(NOTHING, 0.0, "another plan than the two steps that it takes", cost)
+    elif two:
+        verdict = judged(task, (steps[0].solution, steps[1].solution), cost)
+    else:
+        verdict = judged(task, steps[-1].solution, cost)
+    return verdict._replace(steps=tuple(steps))

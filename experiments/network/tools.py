@@ -7,7 +7,7 @@ card before anything runs.
 
 import json
 import math
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 
@@ -28,8 +28,11 @@ LARGEST = 100_000  # of a whole number
 LARGEST_NUMBER = 1e12
 
 
+STEPS = 4  # of a plan
+
+
 class CallError(ValueError):
-    """A call that is no JSON, names no tool or does not fit its card."""
+    """A call that is no JSON, names no tool, does not fit its card or takes too long."""
 
 
 class Tool(NamedTuple):
@@ -47,6 +50,10 @@ class Tool(NamedTuple):
         """A line for a prompt."""
         said = ", ".join(f"{name}: {form}" for name, form in self.arguments.items())
         return f"{self.name}({said})  # {self.does} Valid {self.valid}. Cost {self.cost}."
+
+    def brief(self) -> str:
+        """Less of it."""
+        return f"{self.name}({', '.join(self.arguments)}): {self.does}"
 
 
 def _number(value: Any) -> bool:
@@ -316,26 +323,74 @@ def referred(value: Any, figures: dict[str, Any]) -> Any:
     return [10 ** (x / 10) for x in found]
 
 
-def call(text: str, figures: dict[str, Any] | None = None) -> tuple[Tool, np.ndarray]:
-    """Runs a call, {"tool": name, "arguments": {...}}: (the tool, its solution).
+class Step(NamedTuple):
+    """A call that was carried out: with which arguments, all references resolved, and its
+    solution.
+    """
 
-    figures: what an argument may refer to, see `referred`.
+    tool: Tool
+    arguments: dict[str, Any]
+    solution: np.ndarray
+
+
+Run = Callable[[str, dict[str, Any]], np.ndarray]  # (name of a tool, arguments) -> solution
+
+
+def directly(name: str, arguments: dict[str, Any]) -> np.ndarray:
+    """Runs a tool here and now; `worker.Worker` runs it within limits."""
+    return np.asarray(BY_NAME[name].run(**arguments))
+
+
+def carry_out(
+    text: str,
+    figures: dict[str, Any] | None = None,
+    shown: Sequence[str] | None = None,
+    run: Run = directly,
+) -> list[Step]:
+    """Runs a call, {"tool": name, "arguments": {...}}, or a plan, a list of calls that each have an
+    "id" too. A step depends on those that its arguments refer to, which stand before it: "@id" is a
+    step's solution, "@id.left" the blocks that a slicing has left.
+
+    figures: of the request, which arguments may refer to as well, see `referred`. shown: the tools
+      that may be called; None: all.
 
     Raises:
-      CallError: in a line that names what is wrong and what was expected.
+      CallError: in a line that names what is wrong and what was expected; what stands behind the
+        wrong step is not run.
     """
     try:
         asked = json.loads(text, parse_constant=lambda name: name)
     except (ValueError, RecursionError):
         raise CallError("expected one JSON object with tool and arguments") from None
-    if not isinstance(asked, dict) or asked.keys() != {"tool", "arguments"}:
-        raise CallError("expected one JSON object with tool and arguments, and nothing else")
-    if not isinstance(asked["tool"], str) or asked["tool"] not in BY_NAME:
-        raise CallError(f"tool = {asked['tool']!r}: expected one of {', '.join(BY_NAME)}"[:300])
+    plan = asked if isinstance(asked, list) else [asked]
+    if not 1 <= len(plan) <= STEPS:
+        raise CallError(f"expected a call, or a plan of at most {STEPS}")
+    known, steps = dict(figures or {}), []
+    for one in plan:
+        if not isinstance(one, dict) or one.keys() - {"id"} != {"tool", "arguments"}:
+            raise CallError("expected one JSON object with tool and arguments, and nothing else")
+        step = _carried_out(one, known, shown, run)
+        steps.append(step)
+        if (name := one.get("id")) is not None:
+            if not isinstance(name, str) or not name.isidentifier() or name in known:
+                raise CallError(f"id = {name!r}: expected a word that nothing else is called"[:300])
+            known[name] = step.solution.tolist()
+            if step.tool.kind == Slicing.kind:
+                blocks, wanted = step.arguments["blocks"], step.arguments["wanted"]
+                known[f"{name}.left"] = blocks - int(step.solution @ np.asarray(wanted))
+    return steps
+
+
+def _carried_out(
+    asked: dict[str, Any], known: dict[str, Any], shown: Sequence[str] | None, run: Run
+) -> Step:
+    names = BY_NAME if shown is None else shown
+    if not isinstance(asked["tool"], str) or asked["tool"] not in names:
+        raise CallError(f"tool = {asked['tool']!r}: expected one of {', '.join(names)}"[:300])
     tool, arguments = BY_NAME[asked["tool"]], asked["arguments"]
     if not isinstance(arguments, dict) or arguments.keys() != tool.arguments.keys():
         raise CallError(f"{tool.name}: expected the arguments {', '.join(tool.arguments)}")
-    arguments = {name: referred(value, figures or {}) for name, value in arguments.items()}
+    arguments = {name: referred(value, known) for name, value in arguments.items()}
     for name, form in tool.arguments.items():
         if not FORMS[form](arguments[name]):
             raise CallError(f"{tool.name}: {name}: expected {form}")
@@ -349,4 +404,10 @@ def call(text: str, figures: dict[str, Any] | None = None) -> tuple[Tool, np.nda
         raise CallError(f"{tool.name}: expected lists of one length")
     if tool.kind == Assignment.kind and len(arguments["value"][0]) < len(arguments["value"]):
         raise CallError(f"{tool.name}: value: expected at least as many units as users")
-    return tool, np.asarray(tool.run(**arguments))
+    return Step(tool, arguments, run(tool.name, arguments))
+
+
+def call(text: str, figures: dict[str, Any] | None = None) -> tuple[Tool, np.ndarray]:
+    """(the tool, its solution) of a single call; raises CallError as `carry_out`."""
+    step = carry_out(text, figures)[-1]
+    return step.tool, step.solution

@@ -13,11 +13,22 @@ from hypothesis import strategies as st
 from running import finish
 
 from experiments.network import __main__ as arms
-from experiments.network.problems import KINDS, Bandwidth
-from experiments.network.tasks import GOALS, Task, figures, judge, judged, said, tasks
-from experiments.network.tools import BY_NAME, TOOLS, CallError, call
+from experiments.network.problems import KINDS, Bandwidth, Leftover, Slicing
+from experiments.network.tasks import (
+    GOALS,
+    Task,
+    figures,
+    judge,
+    judged,
+    right_tools,
+    said,
+    share,
+    tasks,
+)
+from experiments.network.tools import BY_NAME, TOOLS, CallError, call, carry_out, directly
+from experiments.network.worker import Worker
 
-TASKS = tasks(3, 40, (3, 8))
+TASKS = tasks(3, 60, (3, 8))
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
     lambda inner: (
@@ -64,7 +75,7 @@ def test_the_keyword_rule_reads_figures_and_not_their_unit():
 def test_requests_hold_the_figures_of_their_problem():
     for task in TASKS:
         asked = json.loads(arms.keyword_rule(task))
-        if "in dB" not in task.request and task.problem.kind != "bandwidth":
+        if "in dB" not in task.request and task.problem.kind not in ("bandwidth", "two-step"):
             right = json.loads(arms.oracle_tool(task))["arguments"]
             for name, value in asked["arguments"].items():
                 assert np.allclose(np.asarray(value, float), np.asarray(right[name], float)), name
@@ -88,7 +99,11 @@ CALL = {"tool": "bandwidth_equal", "arguments": {"snr": [1.0, 2.0], "units": 4}}
     [
         ("{", "expected one JSON object"),
         ("[1]", "expected one JSON object"),
+        ("[]", "expected a call, or a plan of at most 4"),
+        (json.dumps([CALL] * 5), "expected a call, or a plan of at most 4"),
         ({"more": 1}, "and nothing else"),
+        ({"id": "a b"}, "id = 'a b': expected a word that nothing else is called"),
+        ({"id": 7}, "id = 7: expected a word"),
         ({"tool": "os.system"}, "tool = 'os.system': expected one of bandwidth_marginal"),
         ({"tool": ["bandwidth_equal"]}, "expected one of"),
         ({"arguments": {"snr": [1.0]}}, "expected the arguments snr, units"),
@@ -113,18 +128,17 @@ def test_arguments_may_refer_to_the_requests_figures():
     """A call by reference is the call with the figures, decibels made linear where it says so."""
     seen, lost = set(), []
     for task in TASKS:
-        tool = arms.right_tool(task)
-        asked = {name: f"@{name}" for name in tool.arguments}
+        asked = {name: f"@{name}" for name in task.figures} | {"units": "@units"}
         for name in ("snr", "noise"):
             if task.decibels and name in asked:
                 asked[name] += " from dB"
-        answer = json.dumps({"tool": tool.name, "arguments": asked})
+        answer = arms.written(right_tools(task.problem), asked)
         assert judge(task, answer).reward == pytest.approx(1, abs=1e-6)
         assert len(task.prompt) <= len(task.request)
         if task.decibels:
             seen.add(task.problem.kind)
             lost.append(1 - judge(task, answer.replace(" from dB", "")).reward)
-    assert seen == {"bandwidth", "water-filling"}
+    assert seen == {"bandwidth", "water-filling", "two-step"}
     assert np.mean(np.array(lost) > 1e-6) > 0.5 and max(lost) > 0.5  # now and then nothing changes
 
 
@@ -143,6 +157,81 @@ def test_a_wrong_reference_is_named(value, said):
     with pytest.raises(CallError) as error:
         call(text, found)
     assert said in str(error.value)
+
+
+PLAN = [
+    {
+        "id": "a",
+        "tool": "slice_exact",
+        "arguments": {"blocks": 9, "wanted": [4, 6], "worth": [1.0, 9.0]},
+    },
+    {"id": "b", "tool": "bandwidth_equal", "arguments": {"snr": [1.0, 2.0], "units": "@a.left"}},
+]
+
+
+def test_a_step_of_a_plan_may_refer_to_what_stands_before_it_and_only_to_that():
+    steps = carry_out(json.dumps(PLAN))
+    assert [step.solution.tolist() for step in steps] == [[0, 1], [2, 1]]
+    assert steps[1].arguments["units"] == 3
+    ran = []
+    run = lambda name, arguments: ran.append(name) or directly(name, arguments)  # noqa: E731
+    with pytest.raises(CallError, match="'@a.left': expected @ and one of"):
+        carry_out(json.dumps(PLAN[::-1]), {"snr": [1.0]}, run=run)
+    assert ran == []
+    with pytest.raises(CallError, match="id = 'a': expected a word that nothing else is called"):
+        carry_out(json.dumps([PLAN[0], PLAN[0] | {"id": "a"}]))
+    with pytest.raises(CallError, match="id = 'snr': expected a word"):
+        carry_out(json.dumps([PLAN[0] | {"id": "snr"}]), {"snr": [1.0]})
+    with pytest.raises(CallError, match="tool = 'bandwidth_equal': expected one of slice_exact"):
+        carry_out(json.dumps(PLAN), shown=["slice_exact"])
+
+
+def test_two_sub_tasks_are_graded_each_by_what_it_could_be():
+    """The services come first; users are held against what the best choice of services leaves."""
+    problem = Leftover(Slicing(9, (4, 6), (1.0, 9.0)), Bandwidth(9, (1.0, 50.0), math.inf))
+    task = Task(problem, "")
+    assert [list(part) for part in task.best.solution] == [[0, 1], [2, 1]]
+    assert judged(task, task.best.solution).reward == 1
+    few = judged(task, (np.array([1, 0]), np.array([4, 1]))).reward
+    assert few == pytest.approx((1 / 9 + 1) / 2)  # more than the best leaves is worth no more
+    equal = problem.after([0, 1]).rates([1, 2]).min() / problem.after([0, 1]).rates([2, 1]).min()
+    assert judged(task, (np.array([0, 1]), np.array([1, 2]))).reward == pytest.approx(
+        (1 + equal) / 2
+    )
+    assert judged(task, (np.array([1, 1]), np.array([0, 0]))).reward < -0.5  # 10 of 9 blocks
+    assert -1 < judged(task, (np.array([0, 1]), np.array([3, 3]))).reward < -0.5
+    assert judged(task, np.array([0, 1])).reward == judged(task, (np.array([0, 1]),)).reward == -1
+    full = Leftover(Slicing(6, (6,), (9.0,)), Bandwidth(6, (1.0, 50.0)))
+    assert share(full, (np.array([1]), np.zeros(2)), (np.array([1]), np.zeros(2))) == 0.5
+    assert full.violation((np.array([1]), np.array([1, 0]))) > 0
+
+
+def test_a_worker_says_what_the_tools_say_and_survives_those_that_do_not_end():
+    with Worker(seconds=20) as worker:
+        for task in TASKS[:12]:
+            here, there = (
+                judge(task, arms.oracle_tool(task), run=run) for run in (directly, worker)
+            )
+            assert here.reward == there.reward
+        first = worker._process.pid
+        with pytest.raises(CallError, match="no solution meets the constraints"):
+            worker("bandwidth_marginal", {"snr": [1.0], "units": 1, "alpha": 1.0, "least": [99.0]})
+        with pytest.raises(CallError, match="bandwidth_equal: TypeError"):
+            worker("bandwidth_equal", {"snr": [1.0]})
+        with pytest.raises(CallError, match="slice_exact: took more than 1024 MB"):
+            worker("slice_exact", {"blocks": 10**9, "wanted": [1], "worth": [1.0]})
+        assert worker._process.pid == first
+        worker.seconds = 0.2
+        with pytest.raises(CallError, match="slice_exact: took longer than 0.2 s"):
+            worker("slice_exact", {"blocks": 10**6, "wanted": [1] * 60, "worth": [1.0] * 60})
+        worker.seconds = 20
+        assert worker("bandwidth_equal", {"snr": [1.0, 1.0], "units": 4}).tolist() == [2, 2]
+        assert worker._process.pid != first
+        worker._process.kill()
+        worker._process.join()
+        with pytest.raises(CallError, match="its process has ended"):
+            worker("bandwidth_equal", {"snr": [1.0, 1.0], "units": 4})
+        assert worker("bandwidth_equal", {"snr": [1.0, 1.0], "units": 4}).tolist() == [2, 2]
 
 
 def test_lists_of_several_lengths_are_refused():
@@ -188,7 +277,7 @@ def test_the_cards_say_what_a_prompt_needs():
     for tool in TOOLS:
         card = tool.card()
         assert card.startswith(f"{tool.name}(") and "\n" not in card and "Valid" in card
-    assert {tool.kind for tool in TOOLS} == set(KINDS)
+    assert {tool.kind for tool in TOOLS} == set(KINDS) - {"two-step"}
 
 
 def test_the_command_prints_its_table(tmp_path):

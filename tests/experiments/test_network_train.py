@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from experiments.network import train
-from experiments.network.__main__ import right_tool
-from experiments.network.environment import ENOUGH, NetworkEnvironment, by_reference
-from experiments.network.tasks import judge, tasks
+from experiments.network.__main__ import written
+from experiments.network.environment import ENOUGH, NetworkEnvironment, View, parts, same
+from experiments.network.memory import Memory
+from experiments.network.problems import Leftover
+from experiments.network.ranking import SHOWN, Ranking
+from experiments.network.tasks import judge, right_steps, right_tools, tasks
+from experiments.network.tools import BY_NAME, TOOLS
 from rldtf_jax import tokenizer
 from rldtf_jax.config import SFTConfig
 
@@ -18,12 +22,10 @@ TASKS = tasks(5, 20, (3, 6))
 
 
 def careful(task):
-    arguments = {name: f"@{name}" for name in right_tool(task).arguments}
-    for name in arguments.keys() & {"snr", "noise"} if task.decibels else ():
-        arguments[name] += " from dB"
-    if "alpha" in arguments:
-        arguments["alpha"] = task.figures["alpha"]
-    return by_reference(right_tool(task).name, arguments)
+    found = {name: f"@{name}" for name in task.figures} | {"units": "@units"}
+    for name in found.keys() & {"snr", "noise"} if task.decibels else ():
+        found[name] += " from dB"
+    return written(right_tools(task.problem), found | {"alpha": task.figures.get("alpha")})
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +48,20 @@ def test_responses_are_judged_as_their_texts(env):
     wrong = env.judge(TASKS, [ids(env, "{")] * len(TASKS))
     assert (wrong.reward_M == -1).all() and not wrong.fulfilled_M.any() and all(wrong.failure_M)
     seen = env.summary(TASKS, [ids(env, text) for text in texts], verdict, [])
-    assert seen["calls/right_kind"] == seen["calls/carried_out"] == 1 and seen["calls/cost"] > 1
+    assert {seen[f"calls/{name}"] for name in ("carried_out", "plan", "selected")} == {1}
+    assert seen["calls/arguments"] > 0.9  # decibels are rounded
+    assert seen["calls/cost"] > 1 and 1 < seen["calls/number"] < 2
+    np.testing.assert_array_equal(
+        verdict.costs["tools"],
+        [sum(BY_NAME[name].cost for name, _ in right_steps(task)) for task in TASKS],
+    )
 
 
 def test_equal_texts_of_one_task_are_carried_out_once(env, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "experiments.network.tasks.judge",
-        lambda task, text: asked.append(text) or judge(task, text),
+        lambda task, text, *rest: asked.append(text) or judge(task, text, *rest),
     )
     some, responses = [TASKS[0]] * 5 + [TASKS[1]], [ids(env, "{")] * 6
     verdict = env.judge(some, responses)
@@ -74,7 +82,9 @@ def test_a_step_is_a_function_of_its_number(env):
 
 def test_the_careless_engineer_is_right_more_than_half_of_the_time_and_can_be_carried_out():
     rng = random.Random(0)
-    verdicts = [judge(task, train.engineer(task, rng)) for task in TASKS for _ in range(10)]
+    verdicts = [
+        judge(task, train.engineer(task, rng, list(BY_NAME))) for task in TASKS for _ in range(10)
+    ]
     share = np.mean([one.share >= ENOUGH for one in verdicts])
     assert 0.55 < share < 0.9
     assert max(one.reward for one in verdicts) == 1
@@ -82,8 +92,9 @@ def test_the_careless_engineer_is_right_more_than_half_of_the_time_and_can_be_ca
 
 @pytest.fixture
 def short(monkeypatch):
-    few = dataclasses.replace(train.PHASE1, steps=40, save_every=40)
-    monkeypatch.setattr(train, "TRAIN", 60)
+    few = dataclasses.replace(train.PHASE1, steps=6, batch_size=8, save_every=6)
+    monkeypatch.setattr(train, "TRAIN", 30)
+    monkeypatch.setattr(train, "ENOUGH", 0.0)  # so short a phase 1 teaches no call
     monkeypatch.setattr(train, "TEST", 10)
     monkeypatch.setattr(train, "SIZES", (3, 5))
     monkeypatch.setattr(train, "SPLITS", {"test": ((3, 5), False)})
@@ -96,13 +107,122 @@ def short(monkeypatch):
 
 def test_all_stages_run_and_a_second_start_has_the_same_table(short, tmp_path, capsys):
     """With the paper's token weights on, so that perturbed calls are judged too."""
-    asked = [f"out={tmp_path / 'run'}", "steps=2"]
+    asked = [f"out={tmp_path / 'run'}", "steps=2", "view=memory"]
     train.main(asked)
     once = capsys.readouterr().out
     assert all(f"| {name} |" in once for name in ("phase 1", "+ rejection sampling", "+ RLDTF"))
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert found["test"]["phase 1"]["carried out"][0] > 0  # it has learnt what a call is
+    assert set(found["splits"]["test"]["+ RLDTF"]["steps"]) >= {"plan", "selected", "arguments"}
+    near = found["splits"]["test"]["nearest call of the memory"]
+    assert near["reward"][0] > 0
+    spared = found["stream"]
+    assert 0 < spared["exact hits"] < spared["requests"]
+    assert spared["with"]["reward"][0] >= spared["without"]["reward"][0] - 0.02
     rows = (tmp_path / "run" / "rldtf" / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == 2 and "calls/right_kind" in json.loads(rows[0])
+    assert len(rows) == 2 and "calls/plan" in json.loads(rows[0])
     train.main(asked)
     assert capsys.readouterr().out == once
+
+
+def test_what_phase_1_shows_can_be_carried_out_under_every_view():
+    """By tools that the prompt shows, or in figures."""
+    for kind in train.VIEWS:
+        view, rng = train.view_of(kind, TASKS), random.Random(0)
+        write = train.figured if view.figures else lambda *x: train.engineer(*x, view.shown(x[0]))  # noqa: B023, E501
+        rewards = [judge(task, write(task, rng), view.shown(task)).reward for task in TASKS]
+        assert np.mean(np.array(rewards) >= 0) > 0.8 and max(rewards) > 0.999, kind
+
+
+def test_a_wrong_view_is_one_line(tmp_path):
+    with pytest.raises(train.ConfigError, match="view = 'all': expected one of ranked, unranked"):
+        train.main([f"out={tmp_path}", "view=all"])
+
+
+@pytest.fixture(scope="module")
+def ranking():
+    return Ranking([task.prompt for task in tasks(1000, 300, (3, 9))])
+
+
+def test_the_cards_most_like_a_request_are_shown_and_no_other_tool_may_be_called(ranking, env):
+    shown = [ranking(task.prompt) for task in TASKS]
+    assert {len(some) for some in shown} == {SHOWN}
+    found = [all(t in some for t in right_tools(task.problem)) for task, some in zip(TASKS, shown)]
+    assert np.mean(found) > 0.85
+    view = View(ranking)
+    narrow = NetworkEnvironment(TASKS, env.tokenizer, view=view)
+    for task, some in zip(TASKS, shown):
+        prompt = view.prompt(task)
+        assert all(tool.brief() in prompt for tool in some) and task.prompt in prompt
+        hidden = [tool for tool in TOOLS if tool not in some]
+        assert not any(tool.brief() in prompt for tool in hidden)
+        call = written([hidden[0]], dict.fromkeys(hidden[0].arguments))
+        (one,) = narrow.verdicts([task], [call])
+        assert one.reward == -1 and one.failure.startswith(f"tool = '{hidden[0].name}'")
+    every = View().prompt(TASKS[0])
+    assert all(f"{tool.name}(" in every for tool in TOOLS)
+
+
+def test_words_that_nobody_knows_count_for_nothing(ranking):
+    """Not even for a request of nothing else, which is like no card."""
+    text = TASKS[0].prompt
+    np.testing.assert_allclose(
+        ranking.embedding(f"{text} zyxwv"), ranking.embedding(text), atol=1e-12
+    )
+    assert not ranking.embedding("zyxwv").any() and len(ranking("zyxwv")) == SHOWN
+    assert np.linalg.norm(ranking.embedding(text)) == pytest.approx(1)
+
+
+def test_a_memory_knows_the_same_request_and_the_nearest_other(ranking, tmp_path):
+    path = str(tmp_path / "memory.sqlite")
+    plans = [
+        (task.prompt, call, judge(task, call).reward, judge(task, call).cost)
+        for task in TASKS
+        for call in (careful(task), "{}")
+    ]
+    with Memory(path, ranking.embedding) as memory:
+        assert memory.exact(TASKS[0].prompt) is None and memory.nearest(TASKS[0].prompt) == []
+        memory.add(plans)
+        memory.add(plans)  # nothing twice
+    with Memory(path, ranking.embedding) as memory:
+        assert len(memory) == len(TASKS)
+        rewards = []
+        for task in TASKS:
+            own = memory.exact(task.prompt)
+            assert own.call == careful(task) and own.reward == pytest.approx(1, abs=1e-5)
+            (near,) = memory.nearest(task.prompt)
+            others = [ranking.embedding(other.prompt) for other in TASKS if other is not task]
+            assert near.alike == pytest.approx(
+                max(np.stack(others) @ ranking.embedding(task.prompt)), abs=1e-5
+            )
+            rewards.append(judge(task, near.call).reward)
+        assert np.mean(rewards) > 0.5  # a call by reference is worth as much to another
+        assert len(memory.nearest(TASKS[0].prompt, 7)) == 7
+        assert memory.exact("what nobody has asked") is None
+
+
+def test_a_file_that_is_no_memory_is_one_line(ranking, tmp_path):
+    path = tmp_path / "memory.sqlite"
+    path.write_text("no database at all, but some text" * 100)
+    with pytest.raises(train.ConfigError, match=f"{path}: expected a memory of plans"):
+        Memory(str(path), ranking.embedding)
+    other = Ranking(["something else"])
+    with Memory(str(tmp_path / "other"), other.embedding) as memory:
+        memory.add([("a", "b", 0.5, 1)])
+    with pytest.raises(train.ConfigError, match="of this embedding"):
+        Memory(str(tmp_path / "other"), ranking.embedding)
+
+
+def test_the_parts_of_a_coordinators_work_are_told_apart():
+    two = next(task for task in TASKS if isinstance(task.problem, Leftover))
+    right = careful(two)
+    for text, plan, selected, arguments in (
+        (right, 1, 1, 1),
+        (right.replace("slice_exact", "slice_by_worth"), 1, 0, 0),
+        (right.replace("@a.left", "@blocks"), 1, 1, 0),
+        (json.dumps(json.loads(right)[0]), 0, 0, 0),
+        ("{", 0, 0, 0),
+    ):
+        seen = parts([two], [judge(two, text)])
+        assert (seen["plan"], seen["selected"], seen["arguments"]) == (plan, selected, arguments)
+    assert same({"a": [1.0, 2.0], "b": "inf"}, {"a": [1.0, 2.0 + 1e-9], "b": "inf"})
+    assert not same({"a": [1.0]}, {"a": [1.0, 2.0]}) and not same({"a": None}, {"a": 1})
