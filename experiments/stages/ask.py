@@ -3,10 +3,8 @@ result may be.
 
     python -m experiments.stages.ask preset=asking
 
-The conversations are made of the rounds' own samples: the first response of a task becomes a
-question; where a quick run of the twin finds that all targets are met it is the answer too, else
-another sample of the task is, one that has fulfilled it. Nothing says when to ask and when not:
-`ask.share` of the rows do.
+The conversations are made of the rounds' own samples: what fulfils is a first message, `ask.share`
+of them as questions; what does not is a question, to whose result the task's best sample answers.
 """
 
 import json
@@ -58,62 +56,60 @@ def taught(run: Run) -> sft.Sequences:
     and never learnt.
     """
     tok, form = run.tokenizer, run.config.tasks.prompt
-    tasks, rows = run.tasks_of("train"), []
+    tasks, rows, rng = run.tasks_of("train"), [], np.random.default_rng(run.config.seed)
     write = lambda text: tok.encode(text, special=False) + [tok.eos_id]  # noqa: E731
-    direct = [(row["task"], row["response"]) for row in keep(all_sampled(run), 1)]
-    talks = conversations(run)
-    number = round(len(talks) * (1 - run.config.ask.share) / max(run.config.ask.share, 1e-9))
-    if not run.config.ask.share:
-        talks, number = [], len(direct)
-    order = np.random.default_rng(run.config.seed).permutation(len(direct))[:number]
-    for i in np.sort(order):
-        task, response = direct[i]
-        rows.append((tok.apply_chat(tasks[task].prompt(form)), write(response)))
+    first = keep(all_sampled(run), run.config.reject.keep_per_task)
+    for row, asks in zip(first, rng.random(len(first)) < run.config.ask.share):
+        text = asking(row["response"]) if asks else row["response"]
+        rows.append((tok.apply_chat(tasks[row["task"]].prompt(form)), write(text)))
+    talks = conversations(run) if run.config.ask.share else []
     for talk in talks:
-        prompt = tok.apply_chat(tasks[talk["task"]].prompt(form))
-        asked = write(talk["question"])
-        rows.append((prompt, asked))
-        rows.append((prompt + asked + spoken(tok, talk["result"]), write(talk["answer"])))
-    say(f"ask: {len(talks)} conversations and {len(order)} answers without a question")
+        prompt = tok.apply_chat(tasks[talk["task"]].prompt(form)) + write(talk["question"])
+        rows.append((prompt + spoken(tok, talk["result"]), write(talk["answer"])))
+    say(f"ask: {len(first)} first messages and {len(talks)} second ones")
     return sft.Sequences.of(rows)
 
 
 def conversations(run: Run) -> list[dict[str, str]]:
-    """Rows of task, question, result, answer."""
+    """Rows of task, question, result, answer: a sample that a quick run finds wanting, what that
+    says, and the best sample of the task that has fulfilled it.
+    """
     path = run.path("ask", "conversations.jsonl")
     if not exists(path):
-        pairs = list(first_and_best(all_sampled(run)))
+        pairs = list(with_the_best(all_sampled(run)))
         tasks = run.tasks_of("train")
-        asked = [asking(first["response"]) for first, _ in pairs]
+        asked = [asking(row["response"]) for row, _ in pairs]
         heard = results(
-            [tasks[first["task"]] for first, _ in pairs],
+            [tasks[row["task"]] for row, _ in pairs],
             [question(text) or "" for text in asked],
             run.twins("ask"),
             run.config.rldtf.reward,
         )
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with whole(path) as file:
-            for (first, best), text, result in zip(pairs, asked, heard):
-                answer = first if "all met" in result else best
-                if answer is not None:
-                    row = {
-                        "task": first["task"],
+            for (row, best), text, result in zip(pairs, asked, heard):
+                if result is not None:
+                    talk = {
+                        "task": row["task"],
                         "question": text,
                         "result": result,
-                        "answer": answer["response"].rpartition(END_THINK)[2].lstrip(),
+                        "answer": best["response"].rpartition(END_THINK)[2].lstrip(),
                     }
-                    file.write(json.dumps(row) + "\n")
+                    file.write(json.dumps(talk) + "\n")
     return json_lines(path)
 
 
-def first_and_best(sampled: Sequence[dict]) -> Iterator[tuple[dict, dict | None]]:
-    """(the first sample of each task, the best other one that fulfils, if any does)."""
+def with_the_best(sampled: Sequence[dict]) -> Iterator[tuple[dict, dict]]:
+    """(a sample that does not fulfil its task, the task's best one that does), where there are
+    both.
+    """
     by_task: dict[int, list[dict]] = {}
     for row in sampled:
         by_task.setdefault(row["task"], []).append(row)
-    for _, (first, *others) in sorted(by_task.items()):
-        good = [row for row in others if row["fulfilled"]]
-        yield first, max(good, key=lambda row: row["reward"], default=None)
+    for _, rows in sorted(by_task.items()):
+        best = max(rows, key=lambda row: (row["fulfilled"], row["reward"]))
+        if best["fulfilled"]:
+            yield from ((row, best) for row in rows if not row["fulfilled"])
 
 
 def main(config: ExperimentConfig) -> None:

@@ -1,9 +1,11 @@
 """Conversations of the link world: before it answers, a policy may ask what a workflow would do.
 
-A question is a message that ends with `<call>...</call>`, a workflow in words inside. The world
-says in `<result>...</result>` what a quick run of the twin has measured, on noise of its own, which
-is not the judge's, and which targets that would miss. It speaks as a user does in the chat; who
-wrote what is known by the turn, so these words mean nothing elsewhere.
+A question is a message that ends with `<call>...</call>`, a workflow in words inside. Where a quick
+run of the twin finds all targets met, that workflow is the answer; else the world says in
+`<result>...</result>` what was measured, on noise of its own, which is not the judge's, and which
+targets it misses, and the policy goes on. It speaks as a user does in the chat; who wrote what is
+known by the turn, so these words mean nothing elsewhere. The last message is the answer, question
+or not.
 """
 
 from typing import Sequence
@@ -16,7 +18,6 @@ from rldtf_jax.tokenizer import Tokenizer
 from twin import Twin
 
 CALL, END_CALL, RESULT, END_RESULT = "<call>", "</call>", "<result>", "</result>"
-UNANSWERED = "unanswered"  # the failure of a conversation that ends with a question
 SLOTS = 16  # of a quick run of the twin
 
 
@@ -41,10 +42,10 @@ def asking(response: str) -> str:
 
 def results(
     tasks: Sequence[Task], questions: Sequence[str], twin: Twin, config: RewardConfig
-) -> list[str]:
-    """The world's words to each question."""
+) -> list[str | None]:
+    """The world's words to each question; None to one whose workflow meets all targets."""
     judgements = judge_readings(tasks, list(map(read, questions)), twin, config)
-    return [said(task, one) for task, one in zip(tasks, judgements)]
+    return [None if one.fulfilled else said(task, one) for task, one in zip(tasks, judgements)]
 
 
 def said(task: Task, judgement: Judgement) -> str:

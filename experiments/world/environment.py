@@ -164,11 +164,6 @@ class TwinEnvironment:
             if self.translator == "grammar"
             else self.translator.read(texts, policy)
         )
-        if self.preview is not None:
-            readings = [
-                reading if asking.question(text) is None else (None, asking.UNANSWERED)
-                for text, reading in zip(texts, readings)
-            ]
         return self.judge_readings(tasks, readings)
 
     def judge_readings(self, tasks: Sequence[Task], readings: Sequence[Reading]) -> Verdict:
@@ -213,14 +208,16 @@ class TwinEnvironment:
     def reply(
         self, tasks: Sequence[Task], messages: Sequence[np.ndarray]
     ) -> list[np.ndarray | None]:
-        """What a quick run of the twin says to each question, see `asking`; None to an answer."""
+        """What a quick run of the twin says to each question, see `asking`; None to an answer, and
+        to a question that it finds nothing amiss with.
+        """
         questions = [asking.question(text) for text in self.texts(messages)]
         asks = [i for i, one in enumerate(questions) if one is not None]
         found = asking.results(
             [tasks[i] for i in asks], [questions[i] for i in asks], self.preview, self.config
         )
         said: list[np.ndarray | None] = [None] * len(messages)
-        for i, text in zip(asks, found):
+        for i, text in ((i, text) for i, text in zip(asks, found) if text is not None):
             said[i] = np.array(asking.spoken(self.tokenizer, text), np.int32)
         return said
 

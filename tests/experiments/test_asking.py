@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.stages.ask import first_and_best
+from experiments.stages.ask import with_the_best
 from experiments.world import asking, tasks, worlds
 from experiments.world.environment import TwinEnvironment
 from experiments.world.orchestration import read
@@ -72,9 +72,11 @@ def test_the_world_says_what_its_own_twin_measures(environment, drawn, answers):
         (qos,) = environment.preview.evaluate([(task.scenario, workflow)])
         (judged,) = asking.judge_readings([task], [(workflow, None)], environment.preview)
         said = heard(environment, task, asking.asking(text))
+        assert (said is None) == judged.fulfilled and qos == judged.qos
+        if said is None:
+            continue
         assert said.startswith("\n<|im_start|>user\n<result>")
         assert said.endswith("</result><|im_end|>\n<|im_start|>assistant\n")
-        assert ("all met" in said) == judged.fulfilled and qos == judged.qos
         assert said.count("<|im_end|>") == 1
     assert environment.preview.seed != environment.twin.seed  # the judge's noise is never told
 
@@ -107,39 +109,26 @@ def test_a_hostile_word_in_what_the_world_repeats_ends_no_turn(environment, draw
     assert said.count("<|im_end|>") == 1
 
 
-def test_who_ends_with_a_question_has_not_answered(environment, drawn, answers):
-    verdict = environment.judge([drawn[0]], [message(environment, asking.asking(answers[0]))])
-    assert verdict.reward_M[0] == -1 and verdict.failure_M == [asking.UNANSWERED]
-    alone = TwinEnvironment(drawn, environment.tokenizer, environment.twin)
-    verdict = alone.judge([drawn[0]], [message(environment, asking.asking(answers[0]))])
-    assert verdict.failure_M == [None]  # without turns, words like others
+def test_a_question_that_comes_last_is_the_answer(environment, drawn, answers):
+    asked, said = (
+        environment.judge(drawn, [message(environment, write(text)) for text in answers])
+        for write in (asking.asking, str)
+    )
+    np.testing.assert_array_equal(asked.reward_M, said.reward_M)
+    assert (said.reward_M > -1).all()
 
 
 def test_figures_of_a_result_are_those_measured_in_two_digits(drawn):
     task = dataclasses.replace(drawn[0], errors="packet")
     delay, rate, errors = task.required
     judgement = asking.Judgement(0.5, True, None, None)
-    good = QoS(
-        delay / 2, 2 * rate, errors / 2, errors / 2, 64, delays_ms=(delay / 2,), delivered=(1.0,)
-    )
-    assert asking.said(task, judgement._replace(qos=good)).endswith(": all met</result>")
     bad = QoS(4.04, 0.0, 1.0, 1.0, 64, delays_ms=(4.04,), delivered=(0.0,))
     text = asking.said(task, judgement._replace(qos=bad, fulfilled=False))
     assert text == "<result>4 ms, 0 kbps, errors 1e+0: misses delay, throughput, errors</result>"
 
 
 def test_a_conversation_is_made_of_a_tasks_own_samples():
-    row = lambda task, R, good: {
-        "task": task,
-        "response": f"{task} {R}",
-        "reward": R,
-        "fulfilled": good,
-    }  # noqa: E731, E501
-    sampled = [
-        row(4, 0.1, False),
-        row(1, 0.9, True),
-        row(4, 0.6, True),
-        row(4, 0.7, True),
-        row(1, 0.2, False),
-    ]  # noqa: E501
-    assert list(first_and_best(sampled)) == [(sampled[1], None), (sampled[0], sampled[3])]
+    row = lambda task, R: {"task": task, "reward": R, "fulfilled": R > 0}  # noqa: E731
+    sampled = [row(4, -0.1), row(1, 0.9), row(4, 0.6), row(4, 0.7), row(1, 0.2), row(2, -0.3)]
+    sampled += [row(4, -0.2)]
+    assert list(with_the_best(sampled)) == [(sampled[0], sampled[3]), (sampled[6], sampled[3])]
