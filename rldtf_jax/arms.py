@@ -360,11 +360,13 @@ class SideBySide(NamedTuple):
             for i, value_BxT in enumerate(np.asarray(value))
         ][: len(arms)]
 
-    def alternatives(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined):
+    def alternatives(
+        self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, always: bool = False
+    ):
         """See `rldtf.OneByOne.alternatives`."""
         T, found = arms[0].config.sample.max_new_tokens, []
         for group, (some, p, j) in zip(states, self.groups(arms, prompts, joined)):
-            if not any(arm.config.asks_the_policy for arm in some):
+            if not (always or any(arm.config.asks_the_policy for arm in some)):
                 found += [None] * self.width
                 continue
             drawn = alternatives_arms(

@@ -109,6 +109,8 @@ class RLDTFConfig:
     perturb: Literal["paper", "in-kind", "policy", "completion"] = "paper"
     # perturb = completion: places in a response from which the policy writes on, num_perturb times
     prefixes: int = 8
+    # of a prompt's samples, those that go on from others where the policy was least sure
+    branches: int = 0
     # messages of a response at most; before the last one the policy may ask the world
     turns: int = 1
     # perturb = policy: no question about tokens that are another one with at most this probability
@@ -130,7 +132,7 @@ class RLDTFConfig:
     # nats a token; beta_kl grows while the KL is above it and shrinks below
     adaptive_kl: float | None = None
     advantage: Literal[
-        "paper", "gae", "group", "leave-one-out", "counterfactual", "prefix", "expected"
+        "paper", "gae", "group", "leave-one-out", "tree", "counterfactual", "prefix", "expected"
     ] = "paper"
     # with `expected`, whose loss needs no verdict: the twin is asked about so many rollouts of a
     # step; None: all
@@ -187,6 +189,7 @@ class RLDTFConfig:
             "k2",
             "critic_warmup",
             "staleness",
+            "branches",
         ):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
         _expect(
@@ -248,6 +251,25 @@ class RLDTFConfig:
             "judge_first",
             self.judge_first,
             "null where advantage, critic or token weights need the twin's verdicts",
+        )
+        families = self.samples_per_prompt - self.branches
+        _expect(
+            not self.branches or families > 0 and self.samples_per_prompt % families == 0,
+            "branches",
+            self.branches,
+            "so few that samples_per_prompt is a multiple of the other samples",
+        )
+        _expect(
+            (self.advantage == "tree") == (self.branches > 0),
+            "advantage",
+            self.advantage,
+            "'tree' with branches, and with them alone",
+        )
+        _expect(
+            not self.branches or self.turns == 1 and not self.completes and not self.with_critic,
+            "branches",
+            self.branches,
+            "0 with turns > 1, a critic or perturb = 'completion'",
         )
         _expect(
             self.turns == 1

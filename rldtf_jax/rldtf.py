@@ -15,6 +15,7 @@ from flax import nnx
 
 from rldtf_jax import advantage as adv
 from rldtf_jax import hosts, lora, optim
+from rldtf_jax.branching import branched, tree_advantage
 from rldtf_jax.config import RLDTFConfig
 from rldtf_jax.judge import (
     OPTIONS,
@@ -79,6 +80,8 @@ def advantages(config: RLDTFConfig, reward_B, value_BxT, mask_BxT, change_BxT=No
         A, ret = adv.group_relative(reward_B, value_BxT, mask_BxT, config.samples_per_prompt)
     elif config.advantage == "leave-one-out":
         A, ret = adv.leave_one_out(reward_B, value_BxT, mask_BxT, config.samples_per_prompt)
+    elif config.advantage == "tree":
+        A, ret = tree_advantage(reward_B, mask_BxT, config.samples_per_prompt, config.branches)
     elif config.advantage == "counterfactual":
         A, ret = adv.counterfactual(reward_B, change_BxT, other_BxT, mask_BxT)
     elif config.advantage == "prefix":
@@ -284,8 +287,20 @@ def completions(
 
 
 def respond(models, states, arms: Sequence[Arm], prompts: Sequence[Prompts]) -> list[Samples]:
-    """A response of every arm's policy to each of its prompts: a message, or a conversation."""
+    """A response of every arm's policy to each of its prompts: a message, a conversation, or one of
+    a family.
+    """
     config = arms[0].config
+    if config.branches:
+
+        def entropy(asked, samples) -> list[np.ndarray]:
+            rows = [join(*p[1:3], *s[:2]) for p, s in zip(asked, samples)]
+            found = models.alternatives(states, arms, asked, rows, always=True)
+            return [np.asarray(one.entropy_BxT) for one in found]
+
+        return branched(
+            lambda asked: models.sample(states, arms, asked), entropy, prompts, config.branches
+        )
     if config.turns == 1:
         return models.sample(states, arms, prompts)
     return converse(
@@ -505,9 +520,11 @@ class OneByOne(NamedTuple):
         )
         return Recalled(hosts.fetched(value_BxT), anchor, hidden_BxTxD)
 
-    def alternatives(self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined):
+    def alternatives(
+        self, states, arms: Sequence[Arm], prompts: Sequence[Prompts], joined, always: bool = False
+    ):
         """What the policy that has sampled might have written instead; None where the config has no
-        use for it.
+        use for it, unless always.
         """
         return [
             hosts.fetched(
@@ -523,7 +540,7 @@ class OneByOne(NamedTuple):
                     config.num_perturb,
                 )
             )
-            if config.asks_the_policy
+            if always or config.asks_the_policy
             else None
             for state, (config, _, _), p, (tokens_BxS, lengths_B) in zip(
                 states, arms, prompts, joined

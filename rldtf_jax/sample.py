@@ -42,7 +42,7 @@ class Samples(NamedTuple):
 
 def calls(samples: Samples) -> np.ndarray:
     """(B,) how often the world has spoken in each conversation."""
-    if samples.author_BxR is None:
+    if samples.answer_B is None:
         return np.zeros(len(samples.lengths_B), int)
     own_BxR = np.pad(samples.author_BxR, ((0, 0), (1, 0)), constant_values=True)
     return (own_BxR[:, :-1] & ~own_BxR[:, 1:]).sum(-1)
