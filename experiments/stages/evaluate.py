@@ -150,6 +150,9 @@ def summarise(
         "reward_interval": mean_interval(R),
         "unusable": sum(reason is not None for reason in verdict.failure_M) / len(good),
     }
+    ran = np.array([reason is None for reason in verdict.failure_M])
+    if verdict.costs and ran.any():
+        row["costs"] = {name: float(np.mean(x[ran])) for name, x in verdict.costs.items()}
     if oracle is not None:
         regret, interval = paired_difference(oracle.reward_M, R)
         row |= {

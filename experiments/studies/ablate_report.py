@@ -93,8 +93,10 @@ def write(config: SweepConfig, axes: dict[str, tuple], grid: Sequence[Cell]) -> 
     """
     arms = Arms(config, grid)
     figures = {"curves": curves_figure(arms)}
+    priced = [name.removeprefix("prices.") for name in axes if name.startswith("prices.")]
     if any(arms.sound(key) for key in arms.cells):
-        figures = {"heat": heat_figure(arms, axes)} | figures
+        front = {"front": front_figure(arms, priced)} if priced else {}
+        figures = {"heat": heat_figure(arms, axes)} | front | figures
     os.makedirs(os.path.join(config.directory, "figures"), exist_ok=True)
     pngs = {}
     for name, figure in figures.items():
@@ -130,7 +132,11 @@ def write(config: SweepConfig, axes: dict[str, tuple], grid: Sequence[Cell]) -> 
             *(f"<p>{html.escape(line)}</p>" for line in lines),
             *(
                 f"<h2>{title}</h2>{image(pngs[name], title)}"
-                for name, title in (("heat", "Held-out tasks"), ("curves", "Learning curves"))
+                for name, title in (
+                    ("heat", "Held-out tasks"),
+                    ("front", "What is earned, and what it costs"),
+                    ("curves", "Learning curves"),
+                )
                 if name in pngs
             ),
             "<h2>Arms</h2>",
@@ -165,6 +171,7 @@ def table(arms: Arms, grid: Sequence[Cell]) -> list[dict[str, Any]]:
                 "validation_fulfilment": validation.get("fulfilment"),
                 "validation_reward": validation.get("reward"),
                 "unusable": test.get("unusable"),
+                **{f"cost_{name}": value for name, value in (test.get("costs") or {}).items()},
                 **{
                     name.replace("/", "_"): _mean([row.get(name) for row in last])
                     for name in WEIGHTS
@@ -359,6 +366,27 @@ def heat_figure(arms: Arms, axes: dict[str, tuple]):
             yticks=range(len(ys)) if y_name else [],
             yticklabels=[f"{y:g}" for y in ys] if y_name else [],
         )
+    return figure
+
+
+def front_figure(arms: Arms, costs: Sequence[str]):
+    """Mean reward, Eq. 2 alone, against the mean of each cost that the arms have prices for; a
+    point an arm, with the reward's interval over seeds and tasks.
+    """
+    figure, panels = plt.subplots(
+        1, len(costs), figsize=(4.5 * len(costs), 3.6), layout="constrained", squeeze=False
+    )
+    for panel, cost in zip(panels[0], costs):
+        for key in filter(arms.sound, arms.cells):
+            found = [arms.results[cell.name]["test"] for cell in arms.sound(key)]
+            x = np.mean([one["costs"][cost] for one in found])
+            R = np.array([one["task_reward"] for one in found])
+            low, high = nested_interval(R)
+            y = float(R.mean())
+            panel.errorbar(x, y, [[y - low], [high - y]], fmt="o", color="C0", capsize=2)
+            panel.annotate(key, (x, y), (4, 4), textcoords="offset points", fontsize=7)
+        panel.set(xlabel=f"mean {cost}", ylabel="Mean reward")
+        panel.grid(alpha=0.3)
     return figure
 
 

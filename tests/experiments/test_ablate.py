@@ -280,6 +280,33 @@ def test_the_report_finds_what_is_there(results):
     assert [row["weight_mean"] for row in table[:9:3]] == [1.0, 1.5, 2.0]
 
 
+def test_a_sweep_of_prices_shows_what_is_earned_against_what_it_costs(tmp_path):
+    """A point for every arm, where its mean cost and its reward say; diverged ones have none."""
+    config, prices = SweepConfig(run_dir=str(tmp_path), seeds=2), (0.0, 0.2, 0.5)
+    grid = cells(config, {"prices.prb": prices})
+    assert [cell.config.prices.prb for cell in grid] == [0.0, 0.0, 0.2, 0.2, 0.5, 0.5]
+    for cell in grid:
+        price = cell.values["prices.prb"]
+        one = {"task_reward": [0.4 - price, 0.2 - price], "task_fulfilled": [True, False]}
+        one |= {"costs": {"prb": 0.9 - price + 0.1 * cell.seed, "energy": 1.0}, "fulfilment": 0.5}
+        result = {"diverged": False, "test": one, "validation": one}
+        os.makedirs(arm_path(config, cell.name))
+        with open(arm_path(config, cell.name, "evaluation.json"), "w", encoding="utf-8") as file:
+            cost = {"seconds": 60.0, "simulated": 5.0, "arms_together": 6}
+            json.dump(result | {"cost": cost}, file)
+        with open(arm_path(config, cell.name, "metrics.jsonl"), "w", encoding="utf-8") as file:
+            file.write(json.dumps({"step": 0, "reward": 0.1}) + "\n")
+    arms = ablate_report.Arms(config, grid)
+    (panel,) = ablate_report.front_figure(arms, ["prb"]).axes
+    points = [
+        (bars[0].get_xdata()[0], bars[0].get_ydata()[0]) for bars in panel.containers if len(bars)
+    ]
+    np.testing.assert_allclose(points, [(0.95 - p, 0.3 - p) for p in prices])
+    assert [row["cost_prb"] for row in ablate_report.table(arms, grid)[:2]] == [0.9, 1.0]
+    ablate_report.write(config, {"prices.prb": prices}, grid)
+    assert os.path.exists(os.path.join(config.directory, "figures", "front.pdf"))
+
+
 # 57 on average; with three seeds, fewer
 @pytest.mark.parametrize("S, at_least", [(12, 51), (3, 44)])
 def test_the_nested_interval_covers_seeds_and_tasks(S, at_least):
