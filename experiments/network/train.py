@@ -1,6 +1,6 @@
 """Trains a tiny policy on the network world: phase 1, rejection sampling, RLDTF, and its table.
 
-    python -m experiments.network.train out=runs/network [seed=0] [steps=60] [view=ranked]
+    python -m experiments.network.train out=runs/network [seed=0] [steps=60] [view=ranked] [branches=0] [price=0]
 
 Phase 1 shows calls of a careless engineer, who takes any tool of the kind half of the time and
 forgets about decibels; rejection sampling keeps the model's own calls that reach 99 % of the best
@@ -10,8 +10,10 @@ requests, and what a memory of training requests spares on a stream in which hal
 
 view: what a prompt shows beside the request. ranked: the cards most like it, and only those may be
 called; unranked: the names of all tools; memory: ranked, and the nearest earlier call; figures:
-none, the policy answers in figures.
-"""
+none, the policy answers in figures. branches: of RLDTF's four responses, those that go on from
+others (`rldtf.branches`). price: of a unit of a tool's cost in hundredths of R, which RLDTF takes
+off the reward.
+"""  # noqa: E501
 
 import dataclasses
 import json
@@ -46,7 +48,14 @@ from experiments.network.worker import Worker
 from experiments.stages.rldtf import value_model
 from experiments.world.__main__ import REQUIRED, options
 from rldtf_jax import hf, rldtf, sft, tokenizer
-from rldtf_jax.config import ConfigError, OptimConfig, RLDTFConfig, SampleConfig, SFTConfig
+from rldtf_jax.config import (
+    ConfigError,
+    OptimConfig,
+    PricesConfig,
+    RLDTFConfig,
+    SampleConfig,
+    SFTConfig,
+)
 from rldtf_jax.hosts import say
 from rldtf_jax.qwen2 import Qwen2, Qwen2Config
 from rldtf_jax.sample import sample_batches
@@ -175,7 +184,7 @@ class Trained(NamedTuple):
     calls: list[str]  # the engineer's for them
 
 
-def train(out: str, seed: int, steps: int, kind: str, run: Run) -> Trained:
+def train(out: str, seed: int, kind: str, config: RLDTFConfig, run: Run) -> Trained:
     train_tasks, rng = tasks(1000 + seed, TRAIN, SIZES), random.Random(f"engineer {seed}")
     view = view_of(kind, train_tasks)
     calls = [engineer(task, rng, view.shown(task) or list(BY_NAME)) for task in train_tasks]
@@ -220,8 +229,7 @@ def train(out: str, seed: int, steps: int, kind: str, run: Run) -> Trained:
     rejected = kept(out, "reject", refined)
 
     def learnt() -> Qwen2:
-        config, critic = dataclasses.replace(RL, steps=steps), value_model(rejected, seed)
-        return rldtf.train(rejected, critic, env, config, **where("rldtf"))
+        return rldtf.train(rejected, value_model(rejected, seed), env, config, **where("rldtf"))
 
     models = {
         "phase 1": instructed,
@@ -282,12 +290,19 @@ def stream(trained: Trained, memory: Memory, seed: int, run: Run) -> dict:
 
 
 def main(argv: list[str]) -> None:
-    asked = options(argv, out=REQUIRED, seed=0, steps=60, view=VIEWS[0])
+    asked = options(argv, out=REQUIRED, seed=0, steps=60, view=VIEWS[0], branches=0, price=0)
     if asked.view not in VIEWS:
         raise ConfigError(f"view = {asked.view!r}: expected one of {', '.join(VIEWS)}")
+    config = dataclasses.replace(
+        RL,
+        steps=asked.steps,
+        branches=asked.branches,
+        advantage="tree" if asked.branches else RL.advantage,
+        prices=PricesConfig(tools=asked.price / 100),
+    )
     os.makedirs(asked.out, exist_ok=True)
     with Worker() as run:
-        trained = train(asked.out, asked.seed, asked.steps, asked.view, run)
+        trained = train(asked.out, asked.seed, asked.view, config, run)
         ranking = Ranking([task.prompt for task in trained.tasks])
         with remembered(asked.out, ranking, trained.tasks, trained.calls) as memory:
             found = compared(trained, memory, asked.seed, run)
