@@ -232,6 +232,21 @@ class EmulatorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SurrogateConfig:
+    """The emulator's networks in the twin's place in RLDTF, see `world.surrogate`."""
+
+    # the probability, by every network, beyond which it answers; None: the twin is always asked
+    sure: float | None = None
+    audit: float = 0.05  # share of its answers that the twin is asked about
+
+    def __post_init__(self):
+        if self.sure is not None and not 0.5 < self.sure <= 1:
+            raise ConfigError(f"sure = {self.sure!r}: expected a number in (0.5, 1], or null")
+        if not 0 <= self.audit <= 1:
+            raise ConfigError(f"audit = {self.audit!r}: expected a number in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
 class AskConfig:
     """Questions before the answer, with rldtf.turns > 1, see `stages.ask`."""
 
@@ -282,6 +297,7 @@ class ExperimentConfig:
     # fits the critic to the rewards of the rejection rounds before the first step
     critic: SFTConfig = SFTConfig()
     emulator: EmulatorConfig = EmulatorConfig()
+    surrogate: SurrogateConfig = SurrogateConfig()
     ask: AskConfig = AskConfig()
     rldtf: RLDTFConfig = RLDTFConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -40,8 +40,8 @@ def emulated(run: Run) -> Emulator:
         rows = all_sampled(run)
         if not rows:
             raise ConfigError(
-                "rldtf.advantage = 'expected': expected samples of rejection sampling, whose"
-                " verdicts a model of the twin is fitted to"
+                "rldtf.advantage = 'expected' or surrogate.sure: expected samples of rejection"
+                " sampling, whose verdicts a model of the twin is fitted to"
             )
         os.makedirs(os.path.dirname(path), exist_ok=True)
         sampled = list(rows)

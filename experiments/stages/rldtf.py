@@ -25,6 +25,7 @@ from experiments.stages.run import (
     stage_model,
 )
 from experiments.world.environment import TwinEnvironment
+from experiments.world.surrogate import Surrogate
 from rldtf_jax import critic, rldtf
 from rldtf_jax.config import RLDTFConfig
 from rldtf_jax.qwen2 import Qwen2
@@ -59,6 +60,10 @@ def practice_environment(run: Run, config: RLDTFConfig, seed: int | None = None)
     found = run.environment("train", seed, practised(run))
     if config.advantage == "expected":
         found.emulator = emulated(run)
+    if run.config.surrogate.sure is not None:
+        found.surrogate = Surrogate(
+            emulated(run), run.config.surrogate.sure, run.config.surrogate.audit
+        )
     return found
 
 

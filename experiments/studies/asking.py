@@ -145,7 +145,7 @@ def table(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, row in found.items():
-        gain = "" if name == "asks" else cell(*row["gain"]["reward"], "+")
+        gain = "" if name == "asks" else cell(*row["gain"]["reward"], "+")  # type: ignore[call-arg]
         lines.append(
             f"| {NAMES[name]} | {row['calls'][0]:.2f} | {cell(*row['fulfilled'])} |"
             f" {cell(*row['reward'])} | {gain} |"

@@ -59,11 +59,20 @@ class Emulator(NamedTuple):
 
     def of_figures(self, features_NxF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same of what `features` has made of them."""
+        R, logit = self._said(features_NxF)
         N = len(features_NxF)
-        # few shapes, few compilations
-        rows = np.resize(features_NxF, (bucket(N), features_NxF.shape[1]))
-        R, logit = _all_networks(self.params, (rows - self.mean) / self.scale)
         return np.asarray(R.mean(0))[:N], np.asarray(jax.nn.sigmoid(logit).mean(0))[:N]
+
+    def each(self, pairs: Sequence[tuple[Task, Workflow]]) -> tuple[np.ndarray, np.ndarray]:
+        """(R, probability), (NETWORKS, N), of N workflows by every network."""
+        rows = np.array([features(task, workflow, self.channels) for task, workflow in pairs])
+        R, logit = self._said(rows)
+        return np.asarray(R)[:, : len(rows)], np.asarray(jax.nn.sigmoid(logit))[:, : len(rows)]
+
+    def _said(self, features_NxF: np.ndarray):
+        # few shapes, few compilations
+        rows = np.resize(features_NxF, (bucket(len(features_NxF)), features_NxF.shape[1]))
+        return _all_networks(self.params, (rows - self.mean) / self.scale)
 
     def save(self, path: str) -> None:
         arrays = {

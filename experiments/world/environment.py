@@ -15,6 +15,7 @@ from experiments.world.imagine import imagine
 from experiments.world.orchestration import read
 from experiments.world.scoring import Reading, judge_readings
 from experiments.world.search import written
+from experiments.world.surrogate import Surrogate
 from experiments.world.tasks import Task
 from experiments.world.tolerant import PRICE, mend
 from experiments.world.translator import ModelTranslator
@@ -93,12 +94,13 @@ class TwinEnvironment:
         form: str = "short",
         emulator: Emulator | None = None,
         preview: Twin | None = None,
+        surrogate: Surrogate | None = None,
     ):
         """translator: f(a) of III.B. form: of the prompts, see Task.prompt. emulator: what
         `imagine` asks. preview: the quick twin that answers questions, see `asking`; without one
-        there are none.
+        there are none. surrogate: answers for the twin where it is sure, in training alone.
         """
-        self.emulator, self.preview = emulator, preview
+        self.emulator, self.preview, self.surrogate = emulator, preview, surrogate
         self.translator = translator
         self.tasks, self.tokenizer, self.twin, self.config, self.seed = (
             list(tasks),
@@ -169,7 +171,14 @@ class TwinEnvironment:
     def judge_readings(self, tasks: Sequence[Task], readings: Sequence[Reading]) -> Verdict:
         """Rewards of M workflows, or words for why there is none."""
         before = dataclasses.replace(self.twin.stats)
-        judgements = judge_readings(tasks, readings, self.twin, self.config, TwinBar())
+        ask = functools.partial(
+            judge_readings, twin=self.twin, config=self.config, progress=TwinBar()
+        )
+        judgements, spared = (
+            (ask(tasks, readings), {})
+            if self.surrogate is None
+            else self.surrogate.judge(tasks, readings, ask)
+        )
         after = self.twin.stats
         workflows = {
             (task.scenario, workflow)
@@ -185,17 +194,19 @@ class TwinEnvironment:
                 after.memory_hits + after.disk_hits - before.memory_hits - before.disk_hits
             ),
             "seconds": after.seconds - before.seconds,
+            **spared,
         }
         margin_Mx3 = np.full((len(tasks), 3), np.nan)
         costs = {name: np.zeros(len(tasks), np.float32) for name in ("prb", "energy")}
+        for i, one in enumerate(judgements):
+            if one.failure is None:
+                costs["prb"][i], costs["energy"][i] = taken(tasks[i].scenario, readings[i][0])
         if ran := [i for i, one in enumerate(judgements) if one.qos]:
             margin_Mx3[ran] = margins(
                 np.array([tasks[i].measured(judgements[i].qos) for i in ran]),
                 np.array([tasks[i].required for i in ran]),
                 self.config,
             )
-            for i in ran:
-                costs["prb"][i], costs["energy"][i] = taken(tasks[i].scenario, readings[i][0])
         return Verdict(
             np.array([one.R for one in judgements], np.float32),
             np.array([one.fulfilled for one in judgements], bool),
