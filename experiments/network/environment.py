@@ -8,7 +8,7 @@ import numpy as np
 from experiments.network import tasks as world
 from experiments.network import tools
 from experiments.network.memory import Memory
-from experiments.network.ranking import SHOWN, Ranking
+from experiments.network.ranking import Ranking
 from experiments.network.tasks import Task
 from experiments.network.tools import TOOLS
 from rldtf_jax.judge import Imagined, Policy, Verdict
@@ -35,7 +35,7 @@ class View:
 
     def shown(self, task: Task) -> list[str]:
         """The tools that may be called."""
-        some = TOOLS if self.ranking is None else self.ranking(task.prompt, SHOWN)
+        some = TOOLS if self.ranking is None else self.ranking(task.prompt, task.figures)
         return [] if self.figures else [tool.name for tool in some]
 
     def prompt(self, task: Task) -> str:

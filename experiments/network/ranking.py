@@ -1,4 +1,5 @@
-"""Which tools a prompt shows: their cards ranked by how much a request is like them.
+"""Which tools a prompt shows: of those for which it has the figures, the ones whose cards a request
+is most like.
 
 Texts are vectors of their words and pairs of words, weighted by how rare these are among cards and
 training requests (TF-IDF), and similar by the cosine.
@@ -6,7 +7,7 @@ training requests (TF-IDF), and similar by the cosine.
 
 import re
 from collections import Counter
-from typing import Sequence
+from typing import Collection, Sequence
 
 import numpy as np
 
@@ -48,7 +49,10 @@ class Ranking:
         self.embedding = Embedding([*cards, *requests])
         self.cards = np.stack([self.embedding(card) for card in cards])
 
-    def __call__(self, request: str, number: int = SHOWN) -> list[Tool]:
-        """The tools most like a request, the first most of all."""
+    def __call__(self, request: str, figures: Collection[str], number: int = SHOWN) -> list[Tool]:
+        """At most so many tools that can be called with these figures, or after one that can: the
+        one most like the request first.
+        """
         order = np.argsort(-(self.cards @ self.embedding(request)), kind="stable")
-        return [TOOLS[i] for i in order[:number]]
+        known = {*figures, *(("units",) if "wanted" in figures else ())}  # what a slicing leaves
+        return [TOOLS[i] for i in order if known.issuperset(TOOLS[i].arguments)][:number]
