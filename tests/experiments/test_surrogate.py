@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.config import load
+from experiments.studies import surrogate as study
 from experiments.world import tasks
 from experiments.world.environment import TwinEnvironment
 from experiments.world.orchestration import read
@@ -120,3 +121,20 @@ def test_a_wrong_key_is_one_line(key, words):
     with pytest.raises(ConfigError) as error:
         load(["preset=smoke", key])
     assert words in str(error.value)
+
+
+def test_the_study_counts_what_is_spared_and_what_is_wrong(answers, truth):
+    """Networks that are sure of everything and always say yes: wrong wherever it is not."""
+    readable = [i for i, one in enumerate(truth) if one.qos is not None]
+    pairs = [(answers[i][0], read(answers[i][1])[0]) for i in readable]
+    good = np.array([truth[i].fulfilled for i in readable])
+    R = np.array([truth[i].R for i in readable])
+    yes = Surrogate(Networks(np.full((4, 1), 0.97), reward=0.7), 0.95, 0.0)
+    row = study.at(yes, pairs, R, good)
+    assert row["spared"] == 1 and row["reward"] == [pytest.approx(0.7), pytest.approx(R.mean())]
+    assert row["wrong"][0] == row["flattered"] == pytest.approx(1 - good.mean())
+    assert row["fulfilment"] == [1.0, pytest.approx(good.mean())]
+    unsure = study.at(yes._replace(sure=0.98), pairs, R, good)
+    assert unsure["spared"] == 0 and unsure["wrong"][0] == 0
+    assert unsure["reward"][0] == unsure["reward"][1]
+    assert study.table([row, unsure]).count("\n") == 3
