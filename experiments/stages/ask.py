@@ -4,7 +4,8 @@ result may be.
     python -m experiments.stages.ask preset=asking
 
 The conversations are made of the rounds' own samples: what fulfils is a first message, `ask.share`
-of them as questions; what does not is a question, to whose result the task's best sample answers.
+of them as questions; what does not is a question, to whose result the task's best sample answers,
+whole, since that is what the model can already write.
 """
 
 import json
@@ -18,7 +19,6 @@ from experiments.files import exists, json_lines, whole
 from experiments.stages.reject import all_sampled, keep, reject
 from experiments.stages.run import Run, keep_model, opened, say, stage_model
 from experiments.world.asking import asking, question, results, spoken
-from experiments.world.orchestration import END_THINK
 from rldtf_jax import sft
 from rldtf_jax.config import ConfigError
 from rldtf_jax.qwen2 import Qwen2
@@ -93,7 +93,7 @@ def conversations(run: Run) -> list[dict[str, str]]:
                         "task": row["task"],
                         "question": text,
                         "result": result,
-                        "answer": best["response"].rpartition(END_THINK)[2].lstrip(),
+                        "answer": best["response"],
                     }
                     file.write(json.dumps(talk) + "\n")
     return json_lines(path)
