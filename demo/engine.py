@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.stages.evaluate import METHODS, MODELS
+from experiments.stages.evaluate import METHODS, MODELS, for_eq_4
 from experiments.stages.orchestrate import TARGETS, held_against, result, to_task
 from experiments.stages.run import Run, reading_model, stage_model
 from experiments.world import baselines, worlds
@@ -268,16 +268,7 @@ class Engine:
         samples = Samples(np.array([ids], np.int32), np.array([len(ids)]), None, np.array([True]))
         parts = {}
         for part, perturb in (("unreadable", "paper"), ("service", "in-kind")):
-            config = dataclasses.replace(
-                run.config.rldtf,
-                weight_by="sensitivity",
-                perturb=perturb,
-                alpha=1.0,
-                num_perturb=2,
-                advantage="paper",
-                with_critic=True,
-                judge_first=None,
-            )
+            config = for_eq_4(run.config.rldtf, perturb=perturb, alpha=1.0, num_perturb=2)
             (judged,) = judge(
                 [Arm(config, 0, environment)],
                 [Prompts([task], None, None, None)],

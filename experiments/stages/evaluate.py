@@ -16,6 +16,7 @@ from experiments.stages.run import Run, opened, respond, say, stage_model
 from experiments.statistics import mean_interval, paired_difference, wilson
 from experiments.world import baselines, wording
 from experiments.world.tasks import HELD_OUT, Task
+from rldtf_jax.config import PricesConfig, RLDTFConfig
 from rldtf_jax.judge import Arm, Policy, Prompts, Verdict, judge
 from rldtf_jax.sample import Samples
 from rldtf_jax.token_weight import token_weights
@@ -224,6 +225,21 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def for_eq_4(config: RLDTFConfig, **changes) -> RLDTFConfig:
+    """A config that says what S_t is, whatever was learnt from."""
+    return dataclasses.replace(
+        config,
+        weight_by="sensitivity",
+        advantage="paper",
+        with_critic=True,
+        judge_first=None,
+        turns=1,
+        branches=0,
+        prices=PricesConfig(),
+        **changes,
+    )
+
+
 def shaded_responses(run: Run, count: int = 3) -> list[dict]:
     """Responses of the last model to held-out tasks with each token's S_t and w_t, for a reader to
     see.
@@ -234,23 +250,17 @@ def shaded_responses(run: Run, count: int = 3) -> list[dict]:
     environment, config = run.environment("test"), run.config.rldtf
     rows = range(min(count, len(environment.tasks)))
     model = stage_model(run, stage)
-    tasks, _, responses, _ = respond(
+    found = respond(
         run, model, environment, rows, salt=2, temperature=run.config.evaluate.temperature
     )
+    tasks, responses = found.tasks, found.tokens
     lengths = np.array([len(ids) for ids in responses])
     tokens = np.zeros((len(rows), lengths.max()), np.int32)
     for row, ids in zip(tokens, responses):
         row[: len(ids)] = ids
     ended = np.array([run.tokenizer.eos_id in ids for ids in responses])
-    config = dataclasses.replace(
-        config,
-        perturb="paper" if config.perturb in ("policy", "completion") else config.perturb,
-        weight_by="sensitivity",
-        # what S_t is, whatever was learnt from
-        advantage="paper",
-        with_critic=True,
-        judge_first=None,
-    )
+    kind = "paper" if config.perturb in ("policy", "completion") else config.perturb
+    config = for_eq_4(config, perturb=kind)
     (judged,) = judge(
         [Arm(config, run.config.seed, environment)],
         [Prompts(tasks, None, None, None)],

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.config import load
 from experiments.stages.ask import with_the_best
+from experiments.stages.evaluate import for_eq_4
 from experiments.world import asking, tasks, worlds
 from experiments.world.environment import TwinEnvironment
 from experiments.world.orchestration import read
@@ -132,3 +134,22 @@ def test_a_conversation_is_made_of_a_tasks_own_samples():
     sampled = [row(4, -0.1), row(1, 0.9), row(4, 0.6), row(4, 0.7), row(1, 0.2), row(2, -0.3)]
     sampled += [row(4, -0.2)]
     assert list(with_the_best(sampled)) == [(sampled[0], sampled[3]), (sampled[6], sampled[3])]
+
+
+TREE = ("rldtf.branches=2", "rldtf.samples_per_prompt=4", "rldtf.advantage=tree")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["preset=asking"],
+        ["preset=quickstart"],
+        ["preset=leave-one-out", "rldtf.prices.prb=0.2", *TREE],
+    ],
+)
+def test_what_s_t_is_can_be_shown_of_every_run(keys):
+    """Whatever form of training the run's config asks for."""
+    config = load(keys).rldtf
+    shown = for_eq_4(config, perturb="paper")
+    assert shown.turns == 1 and shown.branches == 0 and not any(vars(shown.prices).values())
+    assert shown.perturbs == (config.alpha > 0) and shown.sample == config.sample
