@@ -92,7 +92,7 @@ class Timed:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._models, name)
-        return timed(name, found, self._spans) if name in ("sample", "recall", "update") else found
+        return timed(name, found, self._spans) if name in ("respond", "recall", "update") else found
 
 
 def timed(name: str, function, spans: list[tuple[str, float, float]]):
@@ -248,7 +248,7 @@ def floors(prompt_tokens: int, rate: float) -> dict[str, float]:
         USUAL["response tokens"], microbatches=1, logit_chunk=None, remat=False,
     )  # fmt: skip
     work = flops(config)
-    names = {"sample": "sampling", "recall": "values and reference", "update": "update"}
+    names = {"respond": "sampling", "recall": "values and reference", "update": "update"}
     return {part: work[name] / rate for part, name in names.items()}
 
 

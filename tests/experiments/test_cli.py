@@ -61,12 +61,12 @@ def test_help_names_every_key_with_a_default_that_loads_as_it_is_printed():
     )
     keys = flat(ExperimentConfig())
     groups = {name for name in shown if any(key.startswith(f"{name}.") for key in shown)}
-    assert set(keys) <= set(shown) and groups == {"instruct.reading"}
+    assert set(keys) <= set(shown) and groups == {"instruct.reading", "ask.sft"}
     defaults = {
         name: value
         for name, value in shown.items()
         if name not in groups
-        and not name.startswith("instruct.reading.")
+        and not name.startswith(("instruct.reading.", "ask.sft."))
         and "[" not in value
         and "(" not in value
         and value not in ("", "null")

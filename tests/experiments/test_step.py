@@ -19,9 +19,9 @@ def test_slopes_are_those_of_powers():
 
 def test_floors_are_operations_over_rate():
     one, half = step.floors(96, 1e9), step.floors(96, 2e9)
-    assert one.keys() == {"sample", "recall", "update"}
+    assert one.keys() == {"respond", "recall", "update"}
     assert all(one[part] == pytest.approx(2 * half[part]) for part in one)
-    assert one["update"] > one["recall"] > one["sample"]
+    assert one["update"] > one["recall"] > one["respond"]
 
 
 def test_every_stored_answer_is_looked_up():
@@ -37,7 +37,7 @@ def test_the_parts_of_a_step_follow_each_other_and_fill_it(monkeypatch):
     env = step.free(TwinEnvironment)(tasks, tok, None, config.reward)
     ((seconds,), (spans,)) = step.steps(config, policy, env, parts=True)
     assert rldtf.judge is before
-    names = ["sample", "recall", "judge", "weigh", "update", "rollout_metrics"]
+    names = ["respond", "recall", "judge", "weigh", "update", "rollout_metrics"]
     assert [name for name, *_ in spans] == names
     times = [time for _, *both in spans for time in both]
     assert times == sorted(times) and times[-1] <= seconds

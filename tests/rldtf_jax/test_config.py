@@ -39,7 +39,7 @@ WRONG = [  # (group, the whole message)
         {"advantage": "grpo"},
         (
             r"rldtf\.advantage = 'grpo': expected one of 'paper', 'gae', 'group', 'leave-one-out',"
-            r" 'counterfactual', 'prefix', 'expected'"
+            r" 'tree', 'counterfactual', 'prefix', 'expected'"
         ),
     ),
     ({"whiten": 1}, r"rldtf\.whiten = 1: expected a bool"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_turns import TALK, Answering, conversations
+from test_conversations import TALK, Answering, conversations
 from tiny_training import EOS, ONE, HighTokens
 
 from rldtf_jax import arms, rldtf
