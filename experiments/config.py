@@ -251,9 +251,8 @@ class AskConfig:
     """Questions before the answer, with rldtf.turns > 1, see `stages.ask`."""
 
     slots: int = 16  # of the quick run of the twin that says what a question's workflow does
-    share: float = (
-        0.67  # of the first messages that are taught are questions; 0: nothing but answers
-    )
+    # of the first messages that are taught are questions; 0: nothing but answers
+    share: float = 0.67
     # after rejection sampling; None: nothing is taught, RLDTF goes on from there
     sft: SFTConfig | None = None
 

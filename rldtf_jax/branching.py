@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rldtf_jax.judge import Prompts
-from rldtf_jax.sample import PAD_ID, Samples
+from rldtf_jax.sample import Samples, join
 
 # folded into a row's key; beyond any response's positions
 BRANCHES = 1 << 23
@@ -75,15 +75,13 @@ def resumed(prompts: Prompts, heads: Samples, place_B, branches: int) -> Prompts
     """What the branches read: their prompt, and their first member up to its place."""
     parent = parents(len(prompts.lengths_B), prompts.each, branches)
     rows = np.arange(len(prompts.lengths_B)).reshape(-1, prompts.each)[:, -branches:].reshape(-1)
-    P, R = prompts.tokens_BxP.shape[1], heads.tokens_BxR.shape[1]
     place = np.asarray(place_B)[parent]
-    tokens_BxS = np.full((len(rows), P + R), PAD_ID, np.int32)
-    for row, b, p, t in zip(tokens_BxS, rows, parent, place):
-        n = prompts.lengths_B[b]
-        row[:n], row[n : n + t] = prompts.tokens_BxP[b, :n], heads.tokens_BxR[p, :t]
+    tokens_BxS, lengths_B = join(
+        prompts.tokens_BxP[rows], prompts.lengths_B[rows], heads.tokens_BxR[parent], place
+    )
     keys_B = jax.vmap(jax.random.fold_in, (0, None))(prompts.keys_B[rows], BRANCHES)
-    lengths_B = (prompts.lengths_B[rows] + place).astype(np.int32)
-    return Prompts([], tokens_BxS, lengths_B, keys_B, 1, (R - place).astype(np.int32))
+    room_B = (heads.tokens_BxR.shape[1] - place).astype(np.int32)
+    return Prompts([], tokens_BxS, lengths_B, keys_B, 1, room_B)
 
 
 def joined(prompts: Prompts, heads: Samples, place_B, tails: Samples, branches: int) -> Samples:

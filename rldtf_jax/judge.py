@@ -221,6 +221,7 @@ def judge(
     whole_M = np.array([len(ids) > 0 for ids in sequences], bool)
     R_M = np.where(whole_M, verdict.reward_M, NO_SERVICE).astype(np.float32)
     unreadable_M = ~whole_M | np.array([reason is not None for reason in verdict.failure_M], bool)
+    paid_M = {name: np.asarray(x, np.float32) for name, x in (verdict.costs or {}).items()}
     judged, start = [], 0
     for arm, asked, sampled, rollouts, changed, found in zip(
         arms, prompts, samples, responses, perturbed, fields
@@ -234,7 +235,7 @@ def judge(
             reason if end else "truncated"
             for reason, end in zip(verdict.failure_M[own], sampled.ended_B)
         ]
-        paid_M, written = costs_of(verdict), costs_of_writing(sampled)
+        written = costs_of_writing(sampled)
         prices = vars(arm.config.prices)
         less_M = R_M - priced(paid_M, prices, len(R_M))
         less_B = priced(written, prices, B)
@@ -270,10 +271,6 @@ def judge(
         )
         start = others.stop
     return judged
-
-
-def costs_of(verdict: Verdict) -> dict[str, np.ndarray]:
-    return {name: np.asarray(x, np.float32) for name, x in (verdict.costs or {}).items()}
 
 
 def costs_of_writing(samples: Samples) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ from rldtf_jax.judge import (
     unjudged,
 )
 from rldtf_jax.loop import MAX_SKIPPED_IN_A_ROW, run
-from rldtf_jax.sample import Samples, answers, row_keys, sample_on_host
+from rldtf_jax.sample import Samples, answers, join, row_keys, sample_on_host
 from rldtf_jax.token_weight import WEIGHTS, Evidence, Perturbations, mean_one
 from rldtf_jax.turns import converse
 from rldtf_jax.update import (
@@ -92,22 +92,6 @@ def advantages(config: RLDTFConfig, reward_B, value_BxT, mask_BxT, change_BxT=No
     else:
         A, ret = adv.reward_minus_value(reward_B, value_BxT, mask_BxT)
     return (adv.whiten(A, mask_BxT) if config.whiten else A), ret
-
-
-def join(
-    prompts_BxP: np.ndarray,
-    prompt_lengths_B: np.ndarray,
-    response_BxT: np.ndarray,
-    response_lengths_B: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each response right behind its prompt: (tokens_BxS right-padded, lengths_B), S = P + T."""
-    P, T = prompts_BxP.shape[1], response_BxT.shape[1]
-    tokens_BxS = np.zeros((len(prompts_BxP), P + T), np.int32)
-    for row, prompt, p, response, r in zip(
-        tokens_BxS, prompts_BxP, prompt_lengths_B, response_BxT, response_lengths_B
-    ):
-        row[:p], row[p : p + r] = prompt[:p], response[:r]
-    return tokens_BxS, np.asarray(prompt_lengths_B + response_lengths_B, np.int32)
 
 
 def train(

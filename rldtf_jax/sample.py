@@ -95,6 +95,22 @@ def pad_prompts(
     return prompts_BxP, lengths_B
 
 
+def join(
+    prompts_BxP: np.ndarray,
+    prompt_lengths_B: np.ndarray,
+    response_BxT: np.ndarray,
+    response_lengths_B: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each response right behind its prompt: (tokens_BxS right-padded, lengths_B), S = P + T."""
+    P, T = prompts_BxP.shape[1], response_BxT.shape[1]
+    tokens_BxS = np.zeros((len(prompts_BxP), P + T), np.int32)
+    for row, prompt, p, response, r in zip(
+        tokens_BxS, prompts_BxP, prompt_lengths_B, response_BxT, response_lengths_B
+    ):
+        row[:p], row[p : p + r] = prompt[:p], response[:r]
+    return tokens_BxS, np.asarray(prompt_lengths_B + response_lengths_B, np.int32)
+
+
 def row_keys(key: jax.Array, row_ids: jax.Array) -> jax.Array:
     """One key per row from its id alone, so that a row's draws do not depend on the batch it
     is in.

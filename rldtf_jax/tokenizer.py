@@ -79,9 +79,17 @@ class Tokenizer:
         turn.
         """
         system = f"<|im_start|>system\n{self.system}<|im_end|>\n" if self.system else ""
-        head = self.encode(f"{system}<|im_start|>user\n")
+        return self._user_turn(system, user_text)
+
+    def next_turn(self, user_text: str) -> list[int]:
+        """Ids of a further user turn, behind the assistant's EOS, up to where its next answer
+        begins.
+        """
+        return self._user_turn("\n", user_text)
+
+    def _user_turn(self, before: str, user_text: str) -> list[int]:
         return (
-            head
+            self.encode(f"{before}<|im_start|>user\n")
             + self.encode(user_text, special=False)
             + self.encode("<|im_end|>\n<|im_start|>assistant\n")
         )

@@ -15,11 +15,11 @@ import numpy as np
 
 from rldtf_jax.judge import Prompts
 from rldtf_jax.sample import (
-    PAD_ID,
     Samples,
     answers,
     bucket,
     calls,
+    join,
     pad_prompts,
     row_keys,
     sample_on_host,
@@ -97,19 +97,13 @@ def continued(
     """What is to be read before the next message: prompt and conversation. Rows that have answered
     keep their place.
     """
-    (B, P), R = prompts.tokens_BxP.shape, talk.tokens_BxR.shape[1]
-    tokens_BxS = np.full((B, P + R), PAD_ID, np.int32)
     going_B = np.array([words is not None for words in said])
-    lengths_B = prompts.lengths_B + np.where(going_B, talk.lengths_B, 0)
-    for row, prompt, p, response, n in zip(
-        tokens_BxS, prompts.tokens_BxP, prompts.lengths_B, talk.tokens_BxR, lengths_B
-    ):
-        row[:p], row[p:n] = prompt[:p], response[: n - p]
-    keys_B = jax.vmap(jax.random.fold_in, (0, None))(prompts.keys_B, TURNS + turn)
-    room_B = np.where(going_B, R - talk.lengths_B, 0)
-    return Prompts(
-        prompts.tasks, tokens_BxS, lengths_B.astype(np.int32), keys_B, 1, room_B.astype(np.int32)
+    tokens_BxS, lengths_B = join(
+        *prompts[1:3], talk.tokens_BxR, np.where(going_B, talk.lengths_B, 0)
     )
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(prompts.keys_B, TURNS + turn)
+    room_B = np.where(going_B, talk.tokens_BxR.shape[1] - talk.lengths_B, 0)
+    return Prompts(prompts.tasks, tokens_BxS, lengths_B, keys_B, 1, room_B.astype(np.int32))
 
 
 def resumed(talk: Samples, more: Samples, said: Sequence[np.ndarray | None]) -> Samples:

@@ -303,7 +303,7 @@ def main(argv: list[str]) -> None:
     os.makedirs(asked.out, exist_ok=True)
     with Worker() as run:
         trained = train(asked.out, asked.seed, asked.view, config, run)
-        ranking = Ranking([task.prompt for task in trained.tasks])
+        ranking = trained.view.ranking or Ranking([task.prompt for task in trained.tasks])
         with remembered(asked.out, ranking, trained.tasks, trained.calls) as memory:
             found = compared(trained, memory, asked.seed, run)
             spared = stream(trained, memory, asked.seed, run)

@@ -18,7 +18,7 @@ from experiments.config import ExperimentConfig, command
 from experiments.files import exists, json_lines, whole
 from experiments.stages.reject import all_sampled, keep, reject
 from experiments.stages.run import Run, keep_model, opened, say, stage_model
-from experiments.world.asking import asking, question, results, spoken
+from experiments.world.asking import asking, question, results
 from rldtf_jax import sft
 from rldtf_jax.config import ConfigError
 from rldtf_jax.qwen2 import Qwen2
@@ -65,7 +65,7 @@ def taught(run: Run) -> sft.Sequences:
     talks = conversations(run) if run.config.ask.share else []
     for talk in talks:
         prompt = tok.apply_chat(tasks[talk["task"]].prompt(form)) + write(talk["question"])
-        rows.append((prompt + spoken(tok, talk["result"]), write(talk["answer"])))
+        rows.append((prompt + tok.next_turn(talk["result"]), write(talk["answer"])))
     say(f"ask: {len(first)} first messages and {len(talks)} second ones")
     return sft.Sequences.of(rows)
 

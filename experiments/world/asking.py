@@ -14,7 +14,6 @@ from experiments.world.orchestration import END_THINK, number, power_of_ten, qua
 from experiments.world.scoring import Judgement, judge_readings
 from experiments.world.tasks import Task
 from rldtf_jax.reward import RewardConfig
-from rldtf_jax.tokenizer import Tokenizer
 from twin import Twin
 
 CALL, END_CALL, RESULT, END_RESULT = "<call>", "</call>", "<result>", "</result>"
@@ -76,12 +75,3 @@ def said(task: Task, judgement: Judgement) -> str:
 
 def _two_digits(value: float) -> float:
     return float(f"{value:.2g}")
-
-
-def spoken(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The world's turn in token ids, up to where the policy's next message begins."""
-    return (
-        tokenizer.encode("\n<|im_start|>user\n")
-        + tokenizer.encode(text, special=False)
-        + tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n")
-    )

@@ -229,7 +229,7 @@ class TwinEnvironment:
         )
         said: list[np.ndarray | None] = [None] * len(messages)
         for i, text in ((i, text) for i, text in zip(asks, found) if text is not None):
-            said[i] = np.array(asking.spoken(self.tokenizer, text), np.int32)
+            said[i] = np.array(self.tokenizer.next_turn(text), np.int32)
         return said
 
     def imagine(
