@@ -38,7 +38,7 @@ COMMANDS = {
 } | {
     "corpus": "experiments.corpus",
     "network": "experiments.network",
-    "network_train": "experiments.network.train",
+    "network_report": "experiments.network.report",
     "world": "experiments.world",
     "twin": "twin",
     "fetch": "rldtf_jax.fetch",

@@ -17,22 +17,22 @@ import numpy as np
 
 from experiments.config import guarded
 from experiments.files import leave
+from experiments.network.config import SPLITS, RequestsConfig
 from experiments.network.problems import Assignment, Bandwidth, Leftover, Power, WaterFilling
 from experiments.network.tasks import Task, Verdict, figures, judge, right_tools, tasks
 from experiments.network.tools import BY_NAME, TOOLS, Tool
 from experiments.statistics import mean_interval
 from experiments.world.__main__ import options
 
-SPLITS = {  # sizes, held-out words
-    "test": ((3, 9), False),
-    "new-words": ((3, 9), True),
-    "larger": ((12, 21), False),
-}
 # the first that is found in a request decides; water and cells come before their parts
 KEYWORDS = (
     ("cells", (
-        ("worst", "max_min_power"), ("fair", "max_min_power"), ("smallest", "max_min_power"),
-        ("product", "max_product_power"), ("compromise", "max_product_power"), ("", "wmmse"),
+        ("no fairness", "wmmse"), ("proportional", "max_product_power"),
+        ("product", "max_product_power"), ("compromise", "max_product_power"),
+        ("decibel", "max_product_power"), ("multiplied", "max_product_power"),
+        ("mean", "max_product_power"), ("logarithm", "max_product_power"),
+        ("doubled", "max_product_power"), ("SINR", "max_min_power"), ("worst", "max_min_power"),
+        ("", "wmmse"),
     )),
     ("channels", (("", "water_filling"),)),
     ("bandwidth", (("", "bandwidth_marginal"),)),
@@ -40,8 +40,11 @@ KEYWORDS = (
     ("services", (("", "slice_exact"),)),
 )  # fmt: skip
 ALPHAS = (
-    ("proportional", 1.0), ("product", 1.0), ("1 / rate", 2.0), ("mean time", 2.0),
-    ("slowest", "inf"), ("minimum", "inf"), ("", 0.0),
+    ("no fairness", 0.0), ("proportional", 1.0), ("product", 1.0), ("logarithm", 1.0),
+    ("geometric", 1.0), ("percent", 1.0), ("1 / rate", 2.0), ("mean", 2.0), ("time", 2.0),
+    ("delay", 2.0), ("inverse", 2.0), ("wait", 2.0), ("slowest", "inf"), ("slower", "inf"),
+    ("minimum", "inf"), ("max-min", "inf"), ("lowest", "inf"), ("weakest", "inf"),
+    ("smallest", "inf"), ("least", "inf"), ("poorest", "inf"), ("", 0.0),
 )  # fmt: skip
 
 
@@ -191,7 +194,7 @@ def row(some: list[Task], seen: list[Verdict]) -> dict:
 def compared(count: int, seed: int) -> dict:
     found: dict = {}
     for split, (sizes, held_out) in SPLITS.items():
-        some = tasks(seed, count, sizes, held_out)
+        some = tasks(seed, count, sizes or RequestsConfig().sizes, held_out)
         found[split] = {arm: row(some, seen) for arm, seen in verdicts(some, seed).items()}
     return found
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 
 from experiments.network import oracles, tools
+from experiments.network.phrases import ALL_CHANNELS, ALL_OR_NONE, GOALS, ONE_EACH, Phrases
 from experiments.network.problems import (
     KINDS,
     MAX_MIN,
@@ -32,44 +33,6 @@ from experiments.network.problems import (
 from experiments.network.tools import Tool
 
 NOTHING = -1.0  # the reward of an answer that cannot be read
-# what is wanted, in words of training; the last of each is held out
-GOALS: dict[object, tuple[str, ...]] = {
-    0.0: (
-        "get as many bits through as possible in all",
-        "the sum of their rates counts, nothing else",
-        "squeeze the most throughput out of the carrier",
-    ),
-    1.0: (
-        "be proportionally fair",
-        "the product of their rates shall be as large as possible",
-        "a doubled rate is worth the same to everybody, weak or strong",
-    ),
-    2.0: (
-        "keep the mean time to send a file short",
-        "make the sum of 1 / rate small",
-        "the time that all of them need for a file each, added up, is to be small",
-    ),
-    math.inf: (
-        "make the slowest user as fast as possible",
-        "nobody shall be left behind: maximise the minimum rate",
-        "we are judged by whoever is worst off",
-    ),
-    MAX_MIN: (
-        "make the worst SINR as good as possible",
-        "fairness first: the smallest SINR counts",
-        "a complaint from any single user is what we fear",
-    ),
-    MAX_PRODUCT: (
-        "make the product of the SINRs as large as possible",
-        "find a compromise: the sum of the SINRs in decibels counts",
-        "every decibel counts the same, whoever gets it",
-    ),
-    SUM_RATE: (
-        "get the largest sum of rates",
-        "only the total throughput of all cells counts",
-        "the operator sells bits, and does not care to whom",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +102,8 @@ def figures(problem: Problem) -> dict[str, Any]:
 def in_words(problem: Problem, rng: random.Random, held_out: bool) -> Task:
     """A request for the problem, whose figures are then as they are said."""
 
-    def goal(key: object) -> str:
-        *train, last = GOALS[key]
-        return last if held_out else rng.choice(train)
+    def one_of(phrases: Phrases) -> str:
+        return rng.choice(phrases.held_out if held_out else phrases.training)
 
     ratios = table = ""
     if isinstance(problem, Bandwidth):
@@ -152,14 +114,14 @@ def in_words(problem: Problem, rng: random.Random, held_out: bool) -> Task:
         )
         request = (
             f"{problem.size} users share {problem.units} units of bandwidth. {ratios}.{least}"
-            f" Give each a whole number of units; {goal(problem.alpha)}."
+            f" Give each a whole number of units; {one_of(GOALS[problem.alpha])}."
         )
     elif isinstance(problem, WaterFilling):
         ratios = _ratios(problem.noise, rng, "Noise over gain of each")
         problem = dataclasses.replace(problem, noise=said(ratios))
         request = (
             f"{problem.size} parallel channels, {problem.power:g} units of power. {ratios}. "
-            f"Split the power; {goal(SUM_RATE) if held_out else 'get the largest sum of rates'}."
+            f"Split the power; {one_of(ALL_CHANNELS)}."
         )
     elif isinstance(problem, Power):
         problem = dataclasses.replace(
@@ -172,33 +134,30 @@ def in_words(problem: Problem, rng: random.Random, held_out: bool) -> Task:
             f"{problem.size} users of several cells, {problem.power:g} units of power in all."
             f" Gains: {_figures(problem.gain)}. What each hears of a unit of everybody's power:"
             f" {table}. Noise: {_figures(problem.noise)}. Set the powers;"
-            f" {goal(problem.objective)}."
+            f" {one_of(GOALS[problem.objective])}."
         )
     elif isinstance(problem, Assignment):
         table = "; ".join(_figures(row) for row in problem.value)
-        wish = "no unit goes to two of them" if held_out else "assign one to each, none twice"
         request = (
             f"{problem.size} users, {len(problem.value[0])} resource units. What each user gets"
-            f" from each unit: {table}. Make the most of them; {wish}."
+            f" from each unit: {table}. Make the most of them; {one_of(ONE_EACH)}."
         )
     elif isinstance(problem, Leftover):
         services = problem.services
         ratios = _ratios(problem.users.snr, rng, "SNR of each with all its power in one block")
         users = dataclasses.replace(problem.users, snr=said(ratios))
         problem = dataclasses.replace(problem, users=users)
-        wish = "half a slice is worth nothing" if held_out else "each takes all it wants or none"
         request = (
             f"A grant of {services.blocks} resource blocks. First the {services.size} services that"
-            f" want {_figures(services.wanted)} and are worth {_figures(services.worth)}: {wish}."
-            f" What they leave is for {users.size} users. {ratios}. Give each a whole number of"
-            f" blocks; {goal(users.alpha)}."
+            f" want {_figures(services.wanted)} and are worth {_figures(services.worth)}:"
+            f" {one_of(ALL_OR_NONE)}. What they leave is for {users.size} users. {ratios}."
+            f" Give each a whole number of blocks; {one_of(GOALS[users.alpha])}."
         )
     else:
-        wish = "half a slice is worth nothing" if held_out else "each takes all it wants or none"
         request = (
             f"A grant of {problem.blocks} resource blocks for {problem.size} services that want"
             f" {_figures(problem.wanted)} and are worth {_figures(problem.worth)}. Choose whom to"
-            f" serve; {wish}."
+            f" serve; {one_of(ALL_OR_NONE)}."
         )
     return Task(problem, request, "in dB" in ratios, table)
 

@@ -2,8 +2,10 @@
 it goes on from there.
 
     python -m experiments.stages.pipeline preset=quickstart [key=value ...]
+    python -m experiments.stages.pipeline preset=network [key=value ...]      the network world's
 """
 
+import sys
 import time
 
 from experiments.config import ExperimentConfig, command
@@ -30,4 +32,9 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    if "preset=network" in sys.argv[1:]:
+        from experiments.network import config, train
+
+        command(train.main, config.NetworkConfig, config.DIRECTORY, config.DEFAULT)
+    else:
+        command(main)

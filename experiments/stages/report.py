@@ -152,10 +152,12 @@ def folded(title: str, content: str) -> str:
     return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
-def panels(rows: list[dict]) -> list[tuple[str, list[tuple[str, list[tuple[int, float]]]]]]:
-    """(title, [(name, [(step, value)])]) of each of PANELS that has something to show."""
+def panels(
+    rows: list[dict], shown: Sequence[tuple[str, Sequence[str]]] = PANELS
+) -> list[tuple[str, list[tuple[str, list[tuple[int, float]]]]]]:
+    """(title, [(name, [(step, value)])]) of each of the shown that has something to show."""
     found = []
-    for title, names in PANELS:
+    for title, names in shown:
         names = [
             name
             for wanted in names

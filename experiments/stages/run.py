@@ -12,7 +12,7 @@ import json
 import math
 import os
 import random
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import jax
 import numpy as np
@@ -128,7 +128,7 @@ def opened(
         if hosts.first() and not inside:
             stack.enter_context(held(config.run_dir, shared))
         if exists(path):
-            _same_config(path, config, may_differ)
+            same_config(path, config, may_differ)
         else:
             configs.save(config, path)
         if device_mesh:
@@ -191,16 +191,16 @@ def on_devices(config: ExperimentConfig) -> Mesh | None:
         raise ConfigError(f"mesh = {sizes}: {error}") from None
 
 
-def _same_config(path: str, config: ExperimentConfig, may_differ: Sequence[str]) -> None:
-    # A directory may be moved, and a run may go on with other devices.
+def same_config(path: str, config: Any, may_differ: Sequence[str] = ()) -> None:
+    """Raises ConfigError where a directory was made with another config. It may have been moved
+    since, and a run may go on with other devices.
+    """
     made = flat(configs.saved(path))
     # a group that was left out has no keys
     nothing = tuple(f"{name}." for name, value in made.items() if value is None)
     # younger keys
     made = {
-        name: value
-        for name, value in flat(ExperimentConfig()).items()
-        if not name.startswith(nothing)
+        name: value for name, value in flat(type(config)()).items() if not name.startswith(nothing)
     } | made
     free = ("mesh.", "rollouts.", *(f"{name} " for name in ("run_dir", "hosts", *may_differ)))
     if different := [line for line in differences(made, flat(config)) if not line.startswith(free)]:

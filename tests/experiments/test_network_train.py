@@ -1,14 +1,16 @@
 """The network world behind the environment that the learning side takes, and its training."""
 
-import dataclasses
 import json
 import random
 
 import numpy as np
 import pytest
+from running import finish
 
-from experiments.network import train
+from experiments import config as configs
+from experiments.network import evaluate, report, train
 from experiments.network.__main__ import written
+from experiments.network.config import DEFAULT, DIRECTORY, NetworkConfig
 from experiments.network.environment import ENOUGH, NetworkEnvironment, View, parts, same
 from experiments.network.memory import Memory
 from experiments.network.problems import Leftover
@@ -16,7 +18,7 @@ from experiments.network.ranking import SHOWN, Ranking
 from experiments.network.tasks import judge, right_steps, right_tools, tasks
 from experiments.network.tools import BY_NAME, TOOLS
 from rldtf_jax import tokenizer
-from rldtf_jax.config import SFTConfig
+from rldtf_jax.config import ConfigError
 
 TASKS = tasks(5, 20, (3, 6))
 
@@ -83,59 +85,122 @@ def test_a_step_is_a_function_of_its_number(env):
 def test_the_careless_engineer_is_right_more_than_half_of_the_time_and_can_be_carried_out():
     rng = random.Random(0)
     verdicts = [
-        judge(task, train.engineer(task, rng, list(BY_NAME))) for task in TASKS for _ in range(10)
+        judge(task, train.engineer(task, rng, list(BY_NAME), 0.5))
+        for task in TASKS
+        for _ in range(10)
     ]
     share = np.mean([one.share >= ENOUGH for one in verdicts])
     assert 0.55 < share < 0.9
     assert max(one.reward for one in verdicts) == 1
 
 
-@pytest.fixture
-def short(monkeypatch):
-    few = dataclasses.replace(train.PHASE1, steps=6, batch_size=8, save_every=6)
-    monkeypatch.setattr(train, "TRAIN", 30)
-    monkeypatch.setattr(train, "ENOUGH", 0.0)  # so short a phase 1 teaches no call
-    monkeypatch.setattr(train, "TEST", 10)
-    monkeypatch.setattr(train, "SIZES", (3, 5))
-    monkeypatch.setattr(train, "SPLITS", {"test": ((3, 5), False)})
-    monkeypatch.setattr(train, "PHASE1", few)
-    monkeypatch.setattr(train, "REJECT", SFTConfig(steps=2, batch_size=8, save_every=2))
-    monkeypatch.setattr(
-        train, "RL", dataclasses.replace(train.RL, prompts_per_step=2, alpha=2.0, num_perturb=1)
-    )
+ASKED = [
+    "preset=network",
+    "view=memory",
+    "enough=0",  # so short a phase 1 teaches no call
+    *("requests.train=30", "requests.rejection=20", "requests.test=10", "requests.largest=4"),
+    *("instruct.steps=6", "instruct.batch_size=8", "instruct.save_every=6"),
+    *("reject.steps=2", "reject.batch_size=8", "reject.save_every=2"),
+    # the paper's token weights are on, so that perturbed calls are judged too
+    *("rldtf.steps=2", "rldtf.prompts_per_step=2", "rldtf.alpha=2", "rldtf.num_perturb=1"),
+]
 
 
-def test_all_stages_run_and_a_second_start_has_the_same_table(short, tmp_path, capsys):
-    """With the paper's token weights on, so that perturbed calls are judged too."""
-    asked = [f"out={tmp_path / 'run'}", "steps=2", "view=memory"]
-    train.main(asked)
-    once = capsys.readouterr().out
-    assert all(f"| {name} |" in once for name in ("phase 1", "+ rejection sampling", "+ RLDTF"))
-    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert set(found["splits"]["test"]["+ RLDTF"]["steps"]) >= {"plan", "selected", "arguments"}
-    near = found["splits"]["test"]["nearest call of the memory"]
-    assert near["reward"][0] > 0
+def test_all_stages_run_and_a_second_start_has_the_same_table(tmp_path):
+    run_dir = tmp_path / "run"
+    asked = [*ASKED, f"run_dir={run_dir}"]
+    status, once, err = finish(*asked)
+    assert status == 0, err
+    once = once[: once.index(" minutes")].rpartition("\n")[0]
+    assert all(f"| {name} |" in once for name in evaluate.STAGES)
+    found = json.loads((run_dir / "evaluation.json").read_text())
+    part = found["splits"]["test"]
+    assert set(part["arms"]["+ RLDTF"]["steps"]) >= {"plan", "selected", "arguments"}
+    assert part["arms"][evaluate.MEMORY]["reward"][0] > 0
+    assert len(part["sizes"]) == len(part["arms"]["phase 1"]["rewards"]) == 10
     spared = found["stream"]
     assert 0 < spared["exact hits"] < spared["requests"]
     assert spared["with"]["reward"][0] >= spared["without"]["reward"][0] - 0.02
-    rows = (tmp_path / "run" / "rldtf" / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == 2 and "calls/plan" in json.loads(rows[0])
-    train.main(asked)
-    assert capsys.readouterr().out == once
+    lines = (run_dir / "rldtf" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and "calls/plan" in json.loads(lines[0])
+    assert finish(*asked)[1].startswith(once)
+    page = (run_dir / "report.html").read_text()
+    for text in ("Regret by size", "What it has learnt to select", "new-words", "view: memory"):
+        assert text in page
+    assert page.count("data:image/png;base64,") == 3
+    status, _, err = finish(*asked, "view=ranked")
+    assert status == 2 and "view is 'memory' there and 'ranked' here" in err
+    module = {"module": "experiments.network.report"}
+    status, one, _ = finish(str(run_dir), str(run_dir), **module)
+    assert status == 0 and one.splitlines()[0] in once and "| **larger** |" in one
+    status, _, err = finish(str(tmp_path), **module)
+    assert status == 2 and "expected a finished run" in err
+
+
+def test_means_over_seeds_are_paired_by_request():
+    """RLDTF earns 0.1 more than another arm on every request of both seeds."""
+    rng = np.random.default_rng(0)
+
+    def result():
+        rewards = rng.uniform(0, 0.9, 40)
+        arms = {
+            name: {
+                "rewards": list(rewards + more),
+                "share": [0.5],
+                "cost": 1,
+                "steps": dict.fromkeys(("plan", "selected", "arguments", "number"), 1.0),
+            }
+            for name, more in (("other", 0), ("+ RLDTF", 0.1))
+        }
+        return {"splits": {"test": {"sizes": [3] * 40, "arms": arms}}}
+
+    both = [result(), result()]
+    (other, own) = report.pooled(both)["test"].values()
+    assert other["gain"] == pytest.approx([0.1] * 3) and own["gain"] == [0, 0, 0]
+    assert other["reward"][1] < other["reward"][0] < other["reward"][2]
+    assert "+0.100 [+0.100, +0.100]" in report.table(both)
+    both[1]["splits"]["test"]["sizes"] = [4] * 40
+    with pytest.raises(ConfigError, match="different requests"):
+        report.pooled(both)
+
+
+def test_which_tools_were_called_is_counted_by_step():
+    verdicts = [judge(task, careful(task)) for task in TASKS]
+    right = evaluate.selected(TASKS, verdicts)
+    assert all(set(count) == {name} for name, count in right.items())
+    none = evaluate.selected(TASKS, [judge(task, "{") for task in TASKS])
+    assert {name: sum(count.values()) for name, count in right.items()} == {
+        name: count[""] for name, count in none.items()
+    }
 
 
 def test_what_phase_1_shows_can_be_carried_out_under_every_view():
     """By tools that the prompt shows, or in figures."""
-    for kind in train.VIEWS:
-        view, rng = train.view_of(kind, TASKS), random.Random(0)
-        write = train.figured if view.figures else lambda *x: train.engineer(*x, view.shown(x[0]))  # noqa: B023, E501
-        rewards = [judge(task, write(task, rng), view.shown(task)).reward for task in TASKS]
+    for kind in ("ranked", "unranked", "memory", "figures"):
+        view, rng, rewards = train.view_of(kind, TASKS), random.Random(0), []
+        for task in TASKS:
+            shown = view.shown(task)
+            text = (
+                train.figured(task, rng, 0.5)
+                if view.figures
+                else train.engineer(task, rng, shown, 0.5)
+            )
+            rewards.append(judge(task, text, shown).reward)
         assert np.mean(np.array(rewards) >= 0) > 0.8 and max(rewards) > 0.999, kind
 
 
-def test_a_wrong_view_is_one_line(tmp_path):
-    with pytest.raises(train.ConfigError, match="view = 'all': expected one of ranked, unranked"):
-        train.main([f"out={tmp_path}", "view=all"])
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        ("view=all", "view = 'all': expected one of"),
+        ("requests.test=0", "test = 0: expected an integer >= 1"),
+        ("requests.largest=2", "largest = 2: expected at least 3"),
+        ("twin.workers=2", "twin"),
+    ],
+)
+def test_a_wrong_value_is_one_line(tmp_path, asked, said):
+    with pytest.raises(ConfigError, match=said):
+        configs.load([asked, f"run_dir={tmp_path}"], NetworkConfig, DIRECTORY, DEFAULT)
 
 
 @pytest.fixture(scope="module")
@@ -206,12 +271,12 @@ def test_a_memory_knows_the_same_request_and_the_nearest_other(ranking, tmp_path
 def test_a_file_that_is_no_memory_is_one_line(ranking, tmp_path):
     path = tmp_path / "memory.sqlite"
     path.write_text("no database at all, but some text" * 100)
-    with pytest.raises(train.ConfigError, match=f"{path}: expected a memory of plans"):
+    with pytest.raises(ConfigError, match=f"{path}: expected a memory of plans"):
         Memory(str(path), ranking.embedding)
     other = Ranking(["something else"])
     with Memory(str(tmp_path / "other"), other.embedding) as memory:
         memory.add([("a", "b", 0.5, 1)])
-    with pytest.raises(train.ConfigError, match="of this embedding"):
+    with pytest.raises(ConfigError, match="of this embedding"):
         Memory(str(tmp_path / "other"), ranking.embedding)
 
 

@@ -1,0 +1,227 @@
+"""The tables and the page of trainings on the network world.
+
+    python -m experiments.network.report RUN [RUN ...] [--json FILE]
+
+Of several runs, which differ in their seed, the means with 95 % intervals over seeds and requests;
+differences are paired by both.
+"""
+
+import argparse
+import html
+import json
+import os
+import sys
+from typing import Any, Sequence
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from experiments.config import guarded
+from experiments.files import leave, whole
+from experiments.network.evaluate import MEMORY, STAGES
+from experiments.stages.report import charts, document, folded, image, lines_figure, panels, png
+from experiments.statistics import mean_interval, nested_interval
+from rldtf_jax import metrics
+from rldtf_jax.config import ConfigError
+
+PANELS = (
+    ("reward", ("reward", "reward_p10", "reward_p90", "earned")),
+    ("the coordinator's steps", ("calls/plan", "calls/selected", "calls/arguments")),
+    ("calls", ("calls/number", "calls/cost", "calls/carried_out")),
+    ("policy loss (Eq. 6)", ("policy_loss",)),
+    ("nats a token", ("kl", "entropy")),
+    ("groups with more than one reward", ("informative_groups",)),
+)
+COLUMNS = "reward", "share of the best", "plan", "tools", "arguments", "calls", "cost"
+DRAWN = ("keyword rule", MEMORY, *STAGES)  # by size
+
+
+def pooled(results: Sequence[dict]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{split: {arm: its figures, means over seeds; "reward" and "gain" (RLDTF's reward more than
+    the arm's) as [mean, low, high]}}.
+
+    Raises:
+      ConfigError: the runs were evaluated on other requests.
+    """
+    sizes = [{split: part["sizes"] for split, part in one["splits"].items()} for one in results]
+    if any(one != sizes[0] for one in sizes):
+        raise ConfigError("the runs were evaluated on different requests (requests.*)")
+    found: dict = {}
+    for split, part in results[0]["splits"].items():
+        arms = {
+            name: [one["splits"][split]["arms"][name] for one in results] for name in part["arms"]
+        }
+        rewards = {name: np.array([row["rewards"] for row in rows]) for name, rows in arms.items()}
+        found[split] = {}
+        for name, rows in arms.items():
+            mean = lambda read: float(np.mean([read(row) for row in rows]))  # noqa: B023
+            found[split][name] = {
+                "reward": _interval(rewards[name]),
+                "share": mean(lambda row: row["share"][0]),
+                "cost": mean(lambda row: row["cost"]),
+                "gain": _interval(rewards[STAGES[-1]] - rewards[name]),
+                **{
+                    step: mean(lambda row: row["steps"][step])  # noqa: B023
+                    for step in ("plan", "selected", "arguments", "number")
+                },
+            }
+    return found
+
+
+def _interval(values_SxN: np.ndarray) -> list[float]:
+    interval = nested_interval(values_SxN) if len(values_SxN) > 1 else mean_interval(values_SxN[0])
+    return [float(values_SxN.mean()), *interval]
+
+
+def cells(row: dict[str, Any], itself: bool) -> list[str]:
+    """Of COLUMNS and the gain."""
+    shown = "{:.3f} [{:.3f}, {:.3f}]".format(*row["reward"])
+    gain = "" if itself else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["gain"])
+    steps = [f"{row[name]:.2f}" for name in ("plan", "selected", "arguments", "number")]
+    if not row["number"]:  # figures: nothing is called
+        steps = ["", "", "", "0.00"]
+    return [shown, f"{row['share']:.3f}", *steps, f"{row['cost']:.1f}", gain]
+
+
+def table(results: Sequence[dict]) -> str:
+    """Markdown."""
+    head = ("", *COLUMNS, "RLDTF earns more by")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for split, arms in pooled(results).items():
+        lines.append(f"| **{split}** {'| ' * len(head)}".rstrip() + "")
+        lines += [
+            f"| {name} | {' | '.join(cells(row, name == STAGES[-1]))} |"
+            for name, row in arms.items()
+        ]
+    return "\n".join(lines)
+
+
+def page_table(result: dict, split: str) -> str:
+    head = "".join(f"<th>{one}</th>" for one in ("", *COLUMNS, "RLDTF earns more by"))
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td>"
+        + "".join(f"<td>{one}</td>" for one in cells(row, name == STAGES[-1]))
+        + "</tr>"
+        for name, row in pooled([result])[split].items()
+    )
+    return f"<h3>{split}</h3><table><tr>{head}</tr>{rows}</table>"
+
+
+def regret_figure(result: dict) -> bytes:
+    """1 - reward by the size of the problem, with 95 % intervals, in words of training."""
+    figure, axis = plt.subplots(figsize=(11, 3.6), layout="constrained")
+    parts = [result["splits"][split] for split in ("test", "larger") if split in result["splits"]]
+    for k, name in enumerate(DRAWN):
+        by_size: dict[int, list[float]] = {}
+        for part in parts:
+            for size, reward in zip(part["sizes"], part["arms"][name]["rewards"]):
+                by_size.setdefault(size, []).append(1 - reward)
+        for where, (size, regrets) in enumerate(sorted(by_size.items())):
+            low, high = mean_interval(regrets)
+            axis.errorbar(
+                size + 0.12 * (k - len(DRAWN) / 2),
+                np.mean(regrets),
+                yerr=[[np.mean(regrets) - low], [high - np.mean(regrets)]],
+                fmt="o",
+                markersize=4,
+                capsize=2,
+                color=f"C{k}",
+                label=name if where == 0 else None,
+            )
+    axis.set(xlabel="size of the problem (training: the smaller ones)", ylabel="1 - reward")
+    axis.legend(fontsize=8)
+    return png(figure)
+
+
+def selection_figure(part: dict) -> bytes:
+    """Which tool each stage calls where which is right."""
+    stages = [name for name in STAGES if name in part["arms"]]
+    selected = [part["arms"][name]["selected"] for name in stages]
+    right = sorted({name for one in selected for name in one})
+    called = sorted({tool for one in selected for count in one.values() for tool in count})
+    figure, axes = plt.subplots(
+        1,
+        len(stages),
+        figsize=(1.8 + 0.34 * len(called) * len(stages), 1.8 + 0.3 * len(right)),
+        layout="constrained",
+        sharey=True,
+    )
+    for axis, title, one in zip(np.atleast_1d(axes), stages, selected):
+        counts = np.array(
+            [[one.get(row, {}).get(column, 0) for column in called] for row in right], float
+        )
+        axis.imshow(counts / counts.sum(1, keepdims=True), vmin=0, vmax=1, cmap="Blues")
+        axis.set(
+            title=title,
+            xlabel="called",
+            xticks=range(len(called)),
+            yticks=range(len(right)),
+            yticklabels=right,
+        )
+        axis.set_xticklabels([name or "none" for name in called], rotation=90)
+    return png(figure)
+
+
+def write(run_dir: str, result: dict) -> str:
+    """Writes <run_dir>/report.html with its figures inside and under figures/; returns its path."""
+    drawn = panels(metrics.read(os.path.join(run_dir, "rldtf")), PANELS)
+    figures = {
+        "regret": regret_figure(result),
+        "selected": selection_figure(result["splits"]["test"]),
+        "rldtf": lines_figure(drawn, columns=3),
+    }
+    os.makedirs(os.path.join(run_dir, "figures"), exist_ok=True)
+    for name, picture in figures.items():
+        with whole(os.path.join(run_dir, "figures", f"{name}.png"), "wb") as file:
+            file.write(picture)
+    with open(os.path.join(run_dir, "config.yaml"), encoding="utf-8") as file:
+        config = file.read()
+    page = document(
+        f"The network world: {os.path.basename(os.path.abspath(run_dir))}",
+        "<p>Held-out requests, greedily, 95 % intervals over requests. test: the words and sizes of"
+        " training; new-words: phrases that training has not seen; larger: problems of 12 to"
+        " 20.</p>",
+        *(page_table(result, split) for split in result["splits"]),
+        "<h2>Regret by size</h2>",
+        image(figures["regret"], "Regret by the size of the problem"),
+        "<h2>What it has learnt to select</h2>",
+        image(figures["selected"], "Tools called where each tool is right"),
+        "<h2>RLDTF, step by step</h2>",
+        charts(drawn, image(figures["rldtf"], "Curves of the RLDTF stage")),
+        folded(
+            "A memory over a stream of requests",
+            f"<pre>{html.escape(json.dumps(result['stream'], indent=1))}</pre>",
+        ),
+        folded("Config", f"<pre>{html.escape(config)}</pre>"),
+    )
+    path = os.path.join(run_dir, "report.html")
+    with whole(path) as file:
+        file.write(page)
+    return path
+
+
+def load(run_dir: str) -> dict:
+    """What a finished run has measured.
+
+    Raises:
+      ConfigError: it is not finished.
+    """
+    path = os.path.join(run_dir, "evaluation.json")
+    if not os.path.exists(path):
+        raise ConfigError(f"{path}: no such file; expected a finished run of preset=network")
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("rldtf network_report", description=__doc__)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--json")
+    asked = parser.parse_args(argv)
+    results = [load(run) for run in asked.runs]
+    print(table(results))
+    leave({"runs": len(results), "splits": pooled(results)}, asked.json)
+
+
+if __name__ == "__main__":
+    guarded(lambda: main(sys.argv[1:]))
