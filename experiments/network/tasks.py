@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import random
+import re
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
@@ -37,17 +38,14 @@ NOTHING = -1.0  # the reward of an answer that cannot be read
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """decibels: the request gives its ratios so; table: the part of it that is rows of numbers."""
+    """prompt: the request as a policy reads it, which names lists of figures ("@snr") where the
+    request has them; decibels: the request gives its ratios so.
+    """
 
     problem: Problem
     request: str
+    prompt: str
     decibels: bool = False
-    table: str = ""
-
-    @property
-    def prompt(self) -> str:
-        """The request as a policy reads it, which refers to a table and does not copy it."""
-        return self.request.replace(self.table, "see the table") if self.table else self.request
 
     @functools.cached_property
     def figures(self) -> dict[str, Any]:
@@ -105,22 +103,35 @@ def in_words(problem: Problem, rng: random.Random, held_out: bool) -> Task:
     def one_of(phrases: Phrases) -> str:
         return rng.choice(phrases.held_out if held_out else phrases.training)
 
-    ratios = table = ""
+    lists: dict[str, str] = {}  # of figures, as the request has them
+
+    def named(name: str, values) -> str:
+        lists[name] = _figures(values)
+        return f"@{name}"
+
+    def ratios(name: str, values, thing: str) -> tuple[str, tuple[float, ...]]:
+        """(what the prompt says, what a reader takes for the values)."""
+        text = _ratios(values, rng, thing)
+        thing, _, lists[name] = text.partition(": ")
+        return f"{thing}: @{name}", said(text)
+
     if isinstance(problem, Bandwidth):
-        ratios = _ratios(problem.snr, rng, "SNR of each with all its power in one unit")
-        problem = dataclasses.replace(problem, snr=said(ratios))
+        snr, linear = ratios("snr", problem.snr, "SNR of each with all its power in one unit")
+        problem = dataclasses.replace(problem, snr=linear)
         least = (
-            "" if problem.least is None else f" Each needs at least {_figures(problem.least)} bits."
+            ""
+            if problem.least is None
+            else f" Each needs at least {named('least', problem.least)} bits."
         )
-        request = (
-            f"{problem.size} users share {problem.units} units of bandwidth. {ratios}.{least}"
+        prompt = (
+            f"{problem.size} users share {problem.units} units of bandwidth. {snr}.{least}"
             f" Give each a whole number of units; {one_of(GOALS[problem.alpha])}."
         )
     elif isinstance(problem, WaterFilling):
-        ratios = _ratios(problem.noise, rng, "Noise over gain of each")
-        problem = dataclasses.replace(problem, noise=said(ratios))
-        request = (
-            f"{problem.size} parallel channels, {problem.power:g} units of power. {ratios}. "
+        noise, linear = ratios("noise", problem.noise, "Noise over gain of each")
+        problem = dataclasses.replace(problem, noise=linear)
+        prompt = (
+            f"{problem.size} parallel channels, {problem.power:g} units of power. {noise}. "
             f"Split the power; {one_of(ALL_CHANNELS)}."
         )
     elif isinstance(problem, Power):
@@ -129,37 +140,41 @@ def in_words(problem: Problem, rng: random.Random, held_out: bool) -> Task:
             gain=_significant(problem.gain),
             interference=tuple(map(_significant, problem.interference)),
         )
-        table = "; ".join(_figures(row) for row in problem.interference)
-        request = (
+        lists["interference"] = "; ".join(_figures(row) for row in problem.interference)
+        prompt = (
             f"{problem.size} users of several cells, {problem.power:g} units of power in all."
-            f" Gains: {_figures(problem.gain)}. What each hears of a unit of everybody's power:"
-            f" {table}. Noise: {_figures(problem.noise)}. Set the powers;"
+            f" Gains: {named('gain', problem.gain)}. What each hears of a unit of everybody's"
+            f" power: @interference. Noise: {named('noise', problem.noise)}. Set the powers;"
             f" {one_of(GOALS[problem.objective])}."
         )
     elif isinstance(problem, Assignment):
-        table = "; ".join(_figures(row) for row in problem.value)
-        request = (
+        lists["value"] = "; ".join(_figures(row) for row in problem.value)
+        prompt = (
             f"{problem.size} users, {len(problem.value[0])} resource units. What each user gets"
-            f" from each unit: {table}. Make the most of them; {one_of(ONE_EACH)}."
+            f" from each unit: @value. Make the most of them; {one_of(ONE_EACH)}."
         )
     elif isinstance(problem, Leftover):
         services = problem.services
-        ratios = _ratios(problem.users.snr, rng, "SNR of each with all its power in one block")
-        users = dataclasses.replace(problem.users, snr=said(ratios))
+        snr, linear = ratios(
+            "snr", problem.users.snr, "SNR of each with all its power in one block"
+        )
+        users = dataclasses.replace(problem.users, snr=linear)
         problem = dataclasses.replace(problem, users=users)
-        request = (
+        prompt = (
             f"A grant of {services.blocks} resource blocks. First the {services.size} services that"
-            f" want {_figures(services.wanted)} and are worth {_figures(services.worth)}:"
-            f" {one_of(ALL_OR_NONE)}. What they leave is for {users.size} users. {ratios}."
-            f" Give each a whole number of blocks; {one_of(GOALS[users.alpha])}."
+            f" want {named('wanted', services.wanted)} and are worth"
+            f" {named('worth', services.worth)}: {one_of(ALL_OR_NONE)}. What they leave is for"
+            f" {users.size} users. {snr}. Give each a whole number of blocks;"
+            f" {one_of(GOALS[users.alpha])}."
         )
     else:
-        request = (
+        prompt = (
             f"A grant of {problem.blocks} resource blocks for {problem.size} services that want"
-            f" {_figures(problem.wanted)} and are worth {_figures(problem.worth)}. Choose whom to"
-            f" serve; {one_of(ALL_OR_NONE)}."
+            f" {named('wanted', problem.wanted)} and are worth {named('worth', problem.worth)}."
+            f" Choose whom to serve; {one_of(ALL_OR_NONE)}."
         )
-    return Task(problem, request, "in dB" in ratios, table)
+    request = re.sub(r"@(\w+)", lambda name: lists[name[1]], prompt)
+    return Task(problem, request, prompt, "in dB" in prompt)
 
 
 def said(ratios: str) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ it: the same rank for all, ranks in proportion to gradients, the singular direct
 energy a bit (the knapsack's greedy choice), and ranks grown by what is measured, which asks the
 device's data and shows what a learnt choice could gain. What arrives is measured as the mean
 log-probability that the server's own responses lose, in nats a token, and as fulfilment and R of
-greedy responses by the twin.
+responses at temperature 1 by the twin.
 """
 
 import dataclasses
@@ -234,7 +234,7 @@ def measured(run: Run, count: int) -> dict[str, Any]:
         key = tuple(ranks.items())
         if key not in judged:
             model = nnx.merge(graph, sent(device, server, some, ranks))
-            judged[key] = respond(run, model, env, asked[FIRST:], salt=12, temperature=0.0)
+            judged[key] = respond(run, model, env, asked[FIRST:], salt=12, temperature=1.0)
         verdict = judged[key].verdict
         return {
             "ranks": sum(ranks.values()),

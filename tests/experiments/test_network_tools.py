@@ -181,7 +181,7 @@ def test_a_step_of_a_plan_may_refer_to_what_stands_before_it_and_only_to_that():
 def test_two_sub_tasks_are_graded_each_by_what_it_could_be():
     """The services come first; users are held against what the best choice of services leaves."""
     problem = Leftover(Slicing(9, (4, 6), (1.0, 9.0)), Bandwidth(9, (1.0, 50.0), math.inf))
-    task = Task(problem, "")
+    task = Task(problem, "", "")
     assert [list(part) for part in task.best.solution] == [[0, 1], [2, 1]]
     assert judged(task, task.best.solution).reward == 1
     few = judged(task, (np.array([1, 0]), np.array([4, 1]))).reward
@@ -254,7 +254,7 @@ def test_whatever_arguments_a_tool_gets_it_answers_or_refuses(tool, data):
 
 
 def test_rewards_are_1_minus_regret_or_a_closeness_below_0():
-    task = Task(Bandwidth(6, (1.0, 40.0), math.inf), "")
+    task = Task(Bandwidth(6, (1.0, 40.0), math.inf), "", "")
     best = task.best.solution
     assert judged(task, best).reward == 1
     worse = judged(task, np.array([1, 5]))
