@@ -21,7 +21,7 @@ from experiments.world import baselines, worlds
 from experiments.world.tasks import Task
 from rldtf_jax.config import ConfigError
 
-TASKS = {"test": 500, "new-links": 250}  # of each split
+TASKS = {"test": 500, "new-links": 750}  # of each split
 
 
 def draw(family: worlds.Family, wanted: dict[str, int]) -> dict[str, list[Task]]:
