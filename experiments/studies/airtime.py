@@ -1,7 +1,7 @@
 """Adapting a small model over the air: which ranks its updates should have when the link leaves
 time for so many bits (AirLLM's question, without its diffusion policy).
 
-    python -m experiments.studies.airtime RUN [tasks=100] [out=FILE.json]
+    python -m experiments.studies.airtime RUN [--tasks 100] [--json FILE]
 
 A device has the model of phase 1, a server the run's model after RLDTF. What lies between them is
 sent as low-rank factors of each matrix, 16 bits a number, vectors as they are. An airtime is a
@@ -13,11 +13,11 @@ log-probability that the server's own responses lose, in nats a token, and as fu
 responses at temperature 1 by the twin.
 """
 
+import argparse
 import dataclasses
 import heapq
 import json
 import math
-import sys
 from typing import Any, Callable, Mapping, NamedTuple
 
 import jax
@@ -28,11 +28,9 @@ from experiments.config import guarded, of_run
 from experiments.files import leave
 from experiments.stages.run import Responses, Run, opened, respond
 from experiments.statistics import mean_interval
-from experiments.world.__main__ import options
 from experiments.world.search import modes, runs
 from experiments.world.tasks import Task
 from rldtf_jax import hf, sft
-from rldtf_jax.config import ConfigError
 from rldtf_jax.hosts import say
 
 BITS = 16  # of a number
@@ -287,18 +285,21 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
-    if not argv or "=" in argv[0]:
-        raise ConfigError("expected the directory of a finished run")
-    asked = options(argv[1:], tasks=100, out=None)
-    with opened(of_run(argv[0]), shared=True) as run:
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m experiments.studies.airtime",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run")
+    parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--json", metavar="FILE")
+    asked = parser.parse_args()
+    with opened(of_run(asked.run), shared=True) as run:
         result = measured(run, asked.tasks)
     print(table(result))
-    leave(result, asked.out)
+    leave(result, asked.json)
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-    else:
-        guarded(lambda: main(sys.argv[1:]))
+    guarded(main)
