@@ -2,6 +2,7 @@
 command line.
 """
 
+import argparse
 import dataclasses
 import importlib.util
 import inspect
@@ -525,6 +526,15 @@ def command(function, *source, loaded=None):
         function(config)
 
     guarded(run)
+
+
+def of_runs(doc: str | None) -> argparse.ArgumentParser:
+    """Arguments of a command that looks at finished runs: --json, to which it adds their names."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", metavar="FILE", help="where the figures go too")
+    return parser
 
 
 def guarded(function):

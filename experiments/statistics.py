@@ -72,3 +72,12 @@ def nested_interval(
 def with_nested_interval(values_SxN: np.ndarray) -> list[float]:
     """[mean, low, high] of S seeds and N tasks."""
     return [float(values_SxN.mean()), *nested_interval(values_SxN)]
+
+
+def shown(values: Sequence[float] | None, sign: str = "") -> str:
+    """[mean, low, high] as a table has it; sign: "+" for a difference.
+
+    >>> shown([0.5, 0.25, 0.75]), shown([-0.1, -0.2, 0.0], "+"), shown(None)
+    ('0.500 [0.250, 0.750]', '-0.100 [-0.200, +0.000]', '')
+    """
+    return "" if values is None else "{:{s}.3f} [{:{s}.3f}, {:{s}.3f}]".format(*values, s=sign)

@@ -21,7 +21,7 @@ from experiments.network.config import SPLITS, RequestsConfig
 from experiments.network.problems import Assignment, Bandwidth, Leftover, Power, WaterFilling
 from experiments.network.tasks import Task, Verdict, figures, judge, right_tools, tasks
 from experiments.network.tools import BY_NAME, TOOLS, Tool
-from experiments.statistics import mean_interval
+from experiments.statistics import mean_interval, shown
 from experiments.world.__main__ import options
 
 # the first that is found in a request decides; water and cells come before their parts
@@ -204,11 +204,8 @@ def table(found: dict) -> str:
     for split, arms in found.items():
         lines.append(f"| **{split}** | | | | |")
         for arm, row in arms.items():
-            shown = [
-                f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-                for mean, low, high in (row[key] for key in ("reward", "share", "carried out"))
-            ]
-            lines.append(f"| {arm} | {' | '.join(shown)} | {row['cost']:.1f} |")
+            cells = [shown(row[key]) for key in ("reward", "share", "carried out")]
+            lines.append(f"| {arm} | {' | '.join(cells)} | {row['cost']:.1f} |")
     return "\n".join(lines)
 
 

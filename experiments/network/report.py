@@ -6,21 +6,19 @@ Of several runs, which differ in their seed, the means with 95 % intervals over 
 differences are paired by both.
 """
 
-import argparse
 import html
 import json
 import os
-import sys
 from typing import Any, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
 
-from experiments.config import guarded
+from experiments.config import guarded, of_runs
 from experiments.files import leave, whole
 from experiments.network.evaluate import MEMORY, STAGES
 from experiments.stages.report import charts, document, folded, image, lines_figure, panels, png
-from experiments.statistics import mean_interval, nested_interval
+from experiments.statistics import mean_interval, shown, with_nested_interval
 from rldtf_jax import metrics
 from rldtf_jax.config import ConfigError
 
@@ -56,10 +54,10 @@ def pooled(results: Sequence[dict]) -> dict[str, dict[str, dict[str, Any]]]:
         for name, rows in arms.items():
             mean = lambda read: float(np.mean([read(row) for row in rows]))  # noqa: B023
             found[split][name] = {
-                "reward": _interval(rewards[name]),
+                "reward": with_nested_interval(rewards[name]),
                 "share": mean(lambda row: row["share"][0]),
                 "cost": mean(lambda row: row["cost"]),
-                "gain": _interval(rewards[STAGES[-1]] - rewards[name]),
+                "gain": with_nested_interval(rewards[STAGES[-1]] - rewards[name]),
                 **{
                     step: mean(lambda row: row["steps"][step])  # noqa: B023
                     for step in ("plan", "selected", "arguments", "number")
@@ -68,19 +66,13 @@ def pooled(results: Sequence[dict]) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def _interval(values_SxN: np.ndarray) -> list[float]:
-    interval = nested_interval(values_SxN) if len(values_SxN) > 1 else mean_interval(values_SxN[0])
-    return [float(values_SxN.mean()), *interval]
-
-
 def cells(row: dict[str, Any], itself: bool) -> list[str]:
     """Of COLUMNS and the gain."""
-    shown = "{:.3f} [{:.3f}, {:.3f}]".format(*row["reward"])
-    gain = "" if itself else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["gain"])
+    gain = "" if itself else shown(row["gain"], "+")
     steps = [f"{row[name]:.2f}" for name in ("plan", "selected", "arguments", "number")]
     if not row["number"]:  # figures: nothing is called
         steps = ["", "", "", "0.00"]
-    return [shown, f"{row['share']:.3f}", *steps, f"{row['cost']:.1f}", gain]
+    return [shown(row["reward"]), f"{row['share']:.3f}", *steps, f"{row['cost']:.1f}", gain]
 
 
 def table(results: Sequence[dict]) -> str:
@@ -213,15 +205,14 @@ def load(run_dir: str) -> dict:
         return json.load(file)
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("rldtf network_report", description=__doc__)
-    parser.add_argument("runs", nargs="+")
-    parser.add_argument("--json")
-    asked = parser.parse_args(argv)
+def main() -> None:
+    parser = of_runs(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    asked = parser.parse_args()
     results = [load(run) for run in asked.runs]
     print(table(results))
     leave({"runs": len(results), "splits": pooled(results)}, asked.json)
 
 
 if __name__ == "__main__":
-    guarded(lambda: main(sys.argv[1:]))
+    guarded(main)

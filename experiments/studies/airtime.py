@@ -13,7 +13,6 @@ log-probability that the server's own responses lose, in nats a token, and as fu
 responses at temperature 1 by the twin.
 """
 
-import argparse
 import dataclasses
 import heapq
 import json
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.config import guarded, of_run
+from experiments.config import guarded, of_run, of_runs
 from experiments.files import leave
 from experiments.stages.run import Responses, Run, opened, respond
 from experiments.statistics import mean_interval
@@ -286,14 +285,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m experiments.studies.airtime",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = of_runs(__doc__)
     parser.add_argument("run")
     parser.add_argument("--tasks", type=int, default=100)
-    parser.add_argument("--json", metavar="FILE")
     asked = parser.parse_args()
     with opened(of_run(asked.run), shared=True) as run:
         result = measured(run, asked.tasks)

@@ -10,16 +10,15 @@ about, the second taken where it misses. And the workflows that the first asked 
 had been answers. Intervals over seeds and tasks, differences paired.
 """  # noqa: E501
 
-import argparse
 import dataclasses
 from typing import Any, Sequence
 
 import numpy as np
 
-from experiments.config import of_run
+from experiments.config import guarded, of_run, of_runs
 from experiments.files import leave
 from experiments.stages.run import Run, opened, respond, stage_model
-from experiments.statistics import with_nested_interval
+from experiments.statistics import shown, with_nested_interval
 from experiments.studies.fresh import draw
 from experiments.world import worlds
 from experiments.world.asking import question
@@ -139,26 +138,22 @@ def compared(pairs: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict[str, Any
 
 
 def table(found: dict[str, Any]) -> str:
-    cell = lambda mean, low, high, sign="": f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"  # noqa: E731, E501
     lines = [
         "| | quick runs a task | fulfilment | mean reward | asking earns more by |",
         "|---|---|---|---|---|",
     ]
     for name, row in found.items():
-        gain = "" if name == "asks" else cell(*row["gain"]["reward"], "+")  # type: ignore[call-arg]
+        gain = "" if name == "asks" else shown(row["gain"]["reward"], "+")  # type: ignore[call-arg]
         lines.append(
-            f"| {NAMES[name]} | {row['calls'][0]:.2f} | {cell(*row['fulfilled'])} |"
-            f" {cell(*row['reward'])} | {gain} |"
+            f"| {NAMES[name]} | {row['calls'][0]:.2f} | {shown(row['fulfilled'])} |"
+            f" {shown(row['reward'])} | {gain} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = of_runs(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--json", metavar="FILE", help="where the figures go too")
     asked = parser.parse_args()
     if len(asked.runs) % 2:
         raise ConfigError(f"{asked.runs[-1]}: expected pairs of runs, ASKS and PLAIN")
@@ -168,6 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from experiments.config import guarded
-
     guarded(main)

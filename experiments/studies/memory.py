@@ -8,19 +8,17 @@ nearest link's workflow, beside the run's policies; 95 % intervals over seeds an
 paired.
 """
 
-import argparse
 import glob
 import json
-import sys
 from typing import Sequence
 
 import numpy as np
 
-from experiments.config import guarded, of_run
+from experiments.config import guarded, of_run, of_runs
 from experiments.files import exists, json_lines, leave
 from experiments.stages.reject import all_sampled
 from experiments.stages.run import Run, opened
-from experiments.statistics import mean_interval, nested_interval
+from experiments.statistics import shown, with_nested_interval
 from experiments.studies.fresh import TASKS, draw
 from experiments.world import worlds
 from experiments.world.baselines import rewards
@@ -77,18 +75,13 @@ def measured(run_dir: str) -> dict[str, dict[str, list[float]]]:
 def pooled(runs: Sequence[dict[str, dict[str, list[float]]]]) -> dict[str, dict[str, list[float]]]:
     """{method: {"reward", "fulfilled", "gain" in reward on the memory}: [mean, low, high]}."""
 
-    def of(values_SxN: np.ndarray) -> list[float]:
-        several = len(values_SxN) > 1
-        interval = nested_interval(values_SxN) if several else mean_interval(values_SxN[0])
-        return [float(values_SxN.mean()), *interval]
-
     values = {
         name: {key: np.array([run[name][key] for run in runs], float) for key in rows}
         for name, rows in runs[0].items()
     }
     return {
-        name: {key: of(x) for key, x in rows.items()}
-        | {"gain": of(rows["reward"] - values["nearest link"]["reward"])}
+        name: {key: with_nested_interval(x) for key, x in rows.items()}
+        | {"gain": with_nested_interval(rows["reward"] - values["nearest link"]["reward"])}
         for name, rows in values.items()
     }
 
@@ -96,23 +89,20 @@ def pooled(runs: Sequence[dict[str, dict[str, list[float]]]]) -> dict[str, dict[
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     lines = ["| | fulfilment | mean reward | more than the memory |", "|---|---|---|---|"]
     for name, row in found.items():
-        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*row[key]) for key in ("fulfilled", "reward")]
-        cells.append(
-            "" if name == "nearest link" else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["gain"])
-        )
+        cells = [shown(row[key]) for key in ("fulfilled", "reward")]
+        cells.append("" if name == "nearest link" else shown(row["gain"], "+"))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("python -m experiments.studies.memory", description=__doc__)
-    parser.add_argument("runs", nargs="+")
-    parser.add_argument("--json")
-    asked = parser.parse_args(argv)
+def main() -> None:
+    parser = of_runs(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    asked = parser.parse_args()
     found = pooled([measured(run) for run in asked.runs])
     print(table(found))
     leave({"runs": len(asked.runs), "methods": found}, asked.json)
 
 
 if __name__ == "__main__":
-    guarded(lambda: main(sys.argv[1:]))
+    guarded(main)

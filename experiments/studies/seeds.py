@@ -7,17 +7,16 @@ The seeds are those of the stages that a run has trained itself; all runs meet t
 same noise of evaluation.
 """  # noqa: E501
 
-import argparse
 import json
 import os
-import sys
 from typing import Any, Sequence
 
 import numpy as np
 
-from experiments.files import whole
+from experiments.config import guarded, of_runs
+from experiments.files import leave
 from experiments.stages.evaluate import METHODS
-from experiments.statistics import with_nested_interval
+from experiments.statistics import shown, with_nested_interval
 from rldtf_jax.config import ConfigError
 
 MEASURES = ("fulfilled", "reward")
@@ -105,9 +104,6 @@ def compare(runs: Sequence[dict[str, dict]]) -> dict[str, dict[str, Any]]:
 def table(result: dict[str, dict[str, Any]]) -> str:
     """Markdown, one table a split."""
 
-    def cell(mean, low, high, sign=""):
-        return f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
-
     lines = []
     for split, methods in result.items():
         lines += [
@@ -120,36 +116,27 @@ def table(result: dict[str, dict[str, Any]]) -> str:
             gains = (
                 ["", ""]
                 if name == "rldtf"
-                else [cell(*row["gain"][measure], "+") for measure in MEASURES]  # type: ignore[call-arg]
+                else [shown(row["gain"][measure], "+") for measure in MEASURES]
             )
             lines.append(
                 f"| {METHODS[name]} |"
-                f" {' | '.join([*(cell(*row[measure]) for measure in MEASURES), *gains])} |"
+                f" {' | '.join([*(shown(row[measure]) for measure in MEASURES), *gains])} |"
             )
         lines.append("")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = of_runs(__doc__)
     parser.add_argument("runs", nargs="+")
     parser.add_argument(
         "--evaluation", default="evaluation.json", help="file in each run's directory"
     )
-    parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
-    try:
-        result = compare([load(run, arguments.evaluation) for run in arguments.runs])
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    result = compare([load(run, arguments.evaluation) for run in arguments.runs])
     print(table(result))
-    if arguments.json:
-        with whole(arguments.json) as file:
-            json.dump(result, file, indent=1)
+    leave(result, arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -21,7 +21,7 @@ from scipy import stats
 from experiments import config as configs
 from experiments.files import whole
 from experiments.stages.run import say
-from experiments.statistics import with_nested_interval
+from experiments.statistics import shown, with_nested_interval
 from experiments.studies import ablate
 from experiments.studies.grid import Cell, SweepConfig, arm_path, named
 from experiments.studies.seeds import POOLED
@@ -241,9 +241,6 @@ def findings(
 def table(name: str, study: StudyConfig, found: dict[str, Any]) -> str:
     """Markdown."""
 
-    def cell(values: Sequence[float] | None, sign: str = "") -> str:
-        return "" if values is None else "{:{s}.3f} [{:{s}.3f}, {:{s}.3f}]".format(*values, s=sign)
-
     lines = [
         f"# Study {name}",
         "",
@@ -276,12 +273,12 @@ def table(name: str, study: StudyConfig, found: dict[str, Any]) -> str:
                 more = row.get("on_control", {})
                 p = more.get("p_seeds")
                 lines.append(
-                    f"| {arm} | {cell(row['reward'])} | {cell(more.get('reward'), '+')} |"
+                    f"| {arm} | {shown(row['reward'])} | {shown(more.get('reward'), '+')} |"
                     f" {'' if p is None else f'{p:.2f}'} |"
-                    f" {cell(row['on_best_baseline']['reward'], '+')} |"
+                    f" {shown(row['on_best_baseline']['reward'], '+')} |"
                 )
             lines += [
-                f"| {baselines.NAMES[method]} | {cell(values)} | | | |"
+                f"| {baselines.NAMES[method]} | {shown(values)} | | | |"
                 for method, values in part["baselines"].items()
             ]
     lines += ["", "## Cost of an arm", "", "| | seconds | simulations |", "|---|---|---|"]

@@ -7,12 +7,11 @@ For several `surrogate.sure`: the share of the verdicts that the twin is not ask
 these that are wrong, each way, and fulfilment and mean R as they are told and as they are.
 """
 
-import argparse
 from typing import Any, Collection, Sequence
 
 import numpy as np
 
-from experiments.config import guarded, of_run
+from experiments.config import guarded, of_run, of_runs
 from experiments.files import leave
 from experiments.stages.emulate import emulated
 from experiments.stages.reject import all_sampled
@@ -79,12 +78,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = of_runs(__doc__)
     parser.add_argument("run", help="whose emulator is asked; fitted first if there is none")
     parser.add_argument("other", help="whose samples it is asked about")
-    parser.add_argument("--json", metavar="FILE", help="where the figures go too")
     asked = parser.parse_args()
     with opened(of_run(asked.run), shared=True) as run:
         emulator, known = emulated(run), set(run.tasks_of("train"))
