@@ -32,6 +32,7 @@ PANELS = (
 )
 COLUMNS = "reward", "share of the best", "plan", "tools", "arguments", "calls", "cost"
 DRAWN = ("keyword rule", MEMORY, *STAGES)  # by size
+GROUPS = 3  # of sizes, a split
 
 
 def pooled(results: Sequence[dict]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -100,28 +101,34 @@ def page_table(result: dict, split: str) -> str:
 
 
 def regret_figure(result: dict) -> bytes:
-    """1 - reward by the size of the problem, with 95 % intervals, in words of training."""
+    """1 - reward by the size of the problem, three groups of sizes a split, with 95 % intervals, in
+    words of training.
+    """
     figure, axis = plt.subplots(figsize=(11, 3.6), layout="constrained")
-    parts = [result["splits"][split] for split in ("test", "larger") if split in result["splits"]]
-    for k, name in enumerate(DRAWN):
-        by_size: dict[int, list[float]] = {}
-        for part in parts:
-            for size, reward in zip(part["sizes"], part["arms"][name]["rewards"]):
-                by_size.setdefault(size, []).append(1 - reward)
-        for where, (size, regrets) in enumerate(sorted(by_size.items())):
-            low, high = mean_interval(regrets)
-            axis.errorbar(
-                size + 0.12 * (k - len(DRAWN) / 2),
-                np.mean(regrets),
-                yerr=[[np.mean(regrets) - low], [high - np.mean(regrets)]],
-                fmt="o",
-                markersize=4,
-                capsize=2,
-                color=f"C{k}",
-                label=name if where == 0 else None,
-            )
-    axis.set(xlabel="size of the problem (training: the smaller ones)", ylabel="1 - reward")
-    axis.legend(fontsize=8)
+    groups: list[str] = []
+    for split in ("test", "larger"):
+        part = result["splits"][split]
+        sizes = np.array(part["sizes"])
+        for group in np.array_split(np.unique(sizes), GROUPS):
+            some = np.isin(sizes, group)
+            if not some.any():
+                continue
+            for k, name in enumerate(DRAWN):
+                regrets = 1 - np.array(part["arms"][name]["rewards"])[some]
+                low, high = mean_interval(regrets)
+                axis.errorbar(
+                    len(groups) + 0.14 * (k - len(DRAWN) / 2),
+                    regrets.mean(),
+                    yerr=[[regrets.mean() - low], [high - regrets.mean()]],
+                    fmt="o",
+                    markersize=4,
+                    capsize=2,
+                    color=f"C{k}",
+                    label=None if groups else name,
+                )
+            groups.append(f"{group.min()} to {group.max()} ({split})")
+    axis.set(ylabel="1 - reward", xticks=range(len(groups)), xticklabels=groups)
+    figure.legend(loc="outside upper center", ncols=len(DRAWN), fontsize=8)
     return png(figure)
 
 
@@ -134,7 +141,7 @@ def selection_figure(part: dict) -> bytes:
     figure, axes = plt.subplots(
         1,
         len(stages),
-        figsize=(1.8 + 0.34 * len(called) * len(stages), 1.8 + 0.3 * len(right)),
+        figsize=(2.4 + 0.34 * len(called) * len(stages), 2.6 + 0.3 * len(right)),
         layout="constrained",
         sharey=True,
     )
