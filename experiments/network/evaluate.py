@@ -20,7 +20,7 @@ from rldtf_jax.tokenizer import Tokenizer
 
 SEED = 0  # of the requests; training's begin at 1000
 STAGES = ("phase 1", "+ rejection sampling", "+ RLDTF")
-MEMORY = "nearest call of the memory"
+MEMORY = "nearest right call of the memory"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,8 @@ def compared(
         some = tasks(SEED, config.requests.test, sizes or config.requests.sizes, held_out)
         env = NetworkEnvironment(some, trained.tokenizer, 0, trained.view, run)
         seen = verdicts(some, SEED)
-        seen[MEMORY] = [judge(task, memory.nearest(task.prompt)[0].call) for task in some]
+        near = [memory.nearest(task.prompt, least=config.enough)[0] for task in some]
+        seen[MEMORY] = [judge(task, one.call) for task, one in zip(some, near)]
         for name, model in trained.models.items():
             texts = respond(
                 model, env, env.prompts, config.seed, 0.0, config.rldtf.sample.max_new_tokens

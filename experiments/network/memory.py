@@ -7,6 +7,8 @@ remembered comes from training requests alone.
 """
 
 import contextlib
+import itertools
+import math
 import sqlite3
 from typing import Iterable, NamedTuple, Sequence
 
@@ -83,10 +85,19 @@ class Memory:
         row = next((row for row in self._rows[0] if row[0] == request), None)
         return None if row is None else Remembered(*row[1:], 1.0)
 
-    def nearest(self, request: str, number: int = 1) -> Sequence[Remembered]:
-        """The best calls of the requests most like this one; itself is not among them."""
+    def nearest(
+        self, request: str, number: int = 1, least: float = -math.inf
+    ) -> Sequence[Remembered]:
+        """The best calls of the requests most like this one, of those that earned at least so much;
+        itself is not among them.
+        """
         rows, vectors = self._rows
         alike = vectors @ self.embedding(request).astype(np.float32)
         order = (i for i in np.argsort(-alike, kind="stable") if i < len(rows))
-        near = [(rows[i], float(alike[i])) for i in order if rows[i][0] != request][:number]
-        return [Remembered(call, R, cost, one) for (_, call, R, cost), one in near]
+        near = ((rows[i], float(alike[i])) for i in order)
+        others = (
+            Remembered(call, R, cost, one)
+            for (known, call, R, cost), one in near
+            if known != request and R >= least
+        )
+        return list(itertools.islice(others, number))

@@ -141,7 +141,7 @@ def selection_figure(part: dict) -> bytes:
     figure, axes = plt.subplots(
         1,
         len(stages),
-        figsize=(2.4 + 0.34 * len(called) * len(stages), 2.6 + 0.3 * len(right)),
+        figsize=(2.4 + 0.34 * len(called) * len(stages), 3.0 + 0.3 * len(right)),
         layout="constrained",
         sharey=True,
     )

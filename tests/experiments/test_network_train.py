@@ -265,6 +265,9 @@ def test_a_memory_knows_the_same_request_and_the_nearest_other(ranking, tmp_path
             rewards.append(judge(task, near.call).reward)
         assert np.mean(rewards) > 0.5  # a call by reference is worth as much to another
         assert len(memory.nearest(TASKS[0].prompt, 7)) == 7
+        dear = memory.nearest(TASKS[0].prompt, 7, least=0.5)
+        assert dear == [one for one in memory.nearest(TASKS[0].prompt, 99) if one.reward >= 0.5][:7]
+        assert memory.nearest(TASKS[0].prompt, least=2.0) == []
         assert memory.exact("what nobody has asked") is None
 
 
