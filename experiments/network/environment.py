@@ -47,7 +47,7 @@ class View:
             for tool in some
         ]
         text = f"{task.prompt} Tools: {' '.join(cards)}"
-        for one in self.memory.nearest(task.prompt) if self.memory is not None else ():
+        for one in self.memory.nearest(task.request) if self.memory is not None else ():
             text += f" Earlier {one.call} earned {one.reward:.2f}."
         return text
 

@@ -69,7 +69,7 @@ def compared(
         some = tasks(SEED, config.requests.test, sizes or config.requests.sizes, held_out)
         env = NetworkEnvironment(some, trained.tokenizer, 0, trained.view, run)
         seen = verdicts(some, SEED)
-        near = [memory.nearest(task.prompt, least=config.enough)[0] for task in some]
+        near = [memory.nearest(task.request, least=config.enough)[0] for task in some]
         seen[MEMORY] = [judge(task, one.call) for task, one in zip(some, near)]
         for name, model in trained.models.items():
             texts = respond(
@@ -112,7 +112,7 @@ def stream(trained: Trained, memory: Memory, config: NetworkConfig, run: tools.R
     length = config.rldtf.sample.max_new_tokens
     texts = respond(trained.models[STAGES[-1]], env, env.prompts, config.seed, 0.0, length)
     alone = env.verdicts(some, texts)
-    known = [memory.exact(task.prompt) for task in some]
+    known = [memory.exact(task.request) for task in some]
     hits = [one is not None and one.reward >= config.enough for one in known]
     return {
         "requests": len(some),

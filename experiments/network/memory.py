@@ -32,7 +32,8 @@ class Remembered(NamedTuple):
 
 
 class Memory:
-    """Of requests, as vectors of an embedding, and the calls that were made for them."""
+    """Of requests with all their figures, as vectors of an embedding, and the calls that were made
+    for them."""
 
     def __init__(self, path: str, embedding: Embedding):
         """path: a file, or ":memory:".

@@ -94,7 +94,7 @@ def remembered(
     if not len(memory):
         verdicts = map(judge, train_tasks, calls)
         memory.add(
-            (task.prompt, call, one.reward, one.cost)
+            (task.request, call, one.reward, one.cost)
             for task, call, one in zip(train_tasks, calls, verdicts)
         )
     return memory

@@ -242,33 +242,36 @@ def test_words_that_nobody_knows_count_for_nothing(ranking):
 
 def test_a_memory_knows_the_same_request_and_the_nearest_other(ranking, tmp_path):
     path = str(tmp_path / "memory.sqlite")
+    some = tasks(6, 90, (3, 6))  # every goal is said in ten ways
     plans = [
-        (task.prompt, call, judge(task, call).reward, judge(task, call).cost)
-        for task in TASKS
+        (task.request, call, judge(task, call).reward, judge(task, call).cost)
+        for task in some
         for call in (careful(task), "{}")
     ]
     with Memory(path, ranking.embedding) as memory:
-        assert memory.exact(TASKS[0].prompt) is None and memory.nearest(TASKS[0].prompt) == []
+        assert memory.exact(some[0].request) is None and memory.nearest(some[0].request) == []
         memory.add(plans)
         memory.add(plans)  # nothing twice
     with Memory(path, ranking.embedding) as memory:
-        assert len(memory) == len(TASKS)
+        assert len(memory) == len(some)
         rewards = []
-        for task in TASKS:
-            own = memory.exact(task.prompt)
+        for task in some:
+            own = memory.exact(task.request)
             assert own.call == careful(task) and own.reward == pytest.approx(1, abs=1e-5)
-            (near,) = memory.nearest(task.prompt)
-            others = [ranking.embedding(other.prompt) for other in TASKS if other is not task]
+            (near,) = memory.nearest(task.request)
+            others = [ranking.embedding(other.request) for other in some if other is not task]
             assert near.alike == pytest.approx(
-                max(np.stack(others) @ ranking.embedding(task.prompt)), abs=1e-5
+                max(np.stack(others) @ ranking.embedding(task.request)), abs=1e-5
             )
             rewards.append(judge(task, near.call).reward)
         assert np.mean(rewards) > 0.5  # a call by reference is worth as much to another
-        assert len(memory.nearest(TASKS[0].prompt, 7)) == 7
-        dear = memory.nearest(TASKS[0].prompt, 7, least=0.5)
-        assert dear == [one for one in memory.nearest(TASKS[0].prompt, 99) if one.reward >= 0.5][:7]
-        assert memory.nearest(TASKS[0].prompt, least=2.0) == []
+        assert len(memory.nearest(some[0].request, 7)) == 7
+        dear = memory.nearest(some[0].request, 7, least=0.5)
+        assert dear == [one for one in memory.nearest(some[0].request, 99) if one.reward >= 0.5][:7]
+        assert memory.nearest(some[0].prompt, least=2.0) == []
         assert memory.exact("what nobody has asked") is None
+        # a prompt names its lists of figures: it may be that of another request, which is not known
+        assert memory.exact(some[0].prompt) is None
 
 
 def test_a_file_that_is_no_memory_is_one_line(ranking, tmp_path):
