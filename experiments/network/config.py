@@ -20,7 +20,7 @@ class RequestsConfig:
     """Numbers of requests, and the sizes of their problems."""
 
     train: int = 3000
-    rejection: int = 3000  # of these, that rejection sampling answers
+    rejection: int = 1000  # of these, that rejection sampling answers
     test: int = 200  # of each held-out split
     smallest: int = 3
     largest: int = 8  # 12 to 20 in the split `larger`
