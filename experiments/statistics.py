@@ -33,6 +33,11 @@ def mean_interval(
     return tuple(np.percentile(means, (2.5, 97.5)).tolist())
 
 
+def with_interval(values: Sequence[float]) -> list[float]:
+    """[mean, low, high]."""
+    return [float(np.mean(values)), *mean_interval(values)]
+
+
 def paired_difference(
     a: Sequence[float], b: Sequence[float], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:

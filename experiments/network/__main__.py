@@ -21,7 +21,7 @@ from experiments.network.config import SPLITS, RequestsConfig
 from experiments.network.problems import Assignment, Bandwidth, Leftover, Power, WaterFilling
 from experiments.network.tasks import Task, Verdict, figures, judge, right_tools, tasks
 from experiments.network.tools import BY_NAME, TOOLS, Tool
-from experiments.statistics import mean_interval, shown
+from experiments.statistics import shown, with_interval
 from experiments.world.__main__ import options
 
 # the first that is found in a request decides; water and cells come before their parts
@@ -171,10 +171,6 @@ def verdicts(some: list[Task], seed: int) -> dict[str, list[Verdict]]:
         "keyword rule": [judge(task, keyword_rule(task)) for task in some],
         "oracle tool": [judge(task, oracle_tool(task)) for task in some],
     }
-
-
-def with_interval(values: list[float]) -> list[float]:
-    return [float(np.mean(values)), *mean_interval(values)]
 
 
 def row(some: list[Task], seen: list[Verdict]) -> dict:

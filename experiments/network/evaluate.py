@@ -9,11 +9,12 @@ import jax
 from flax import nnx
 
 from experiments.network import tools
-from experiments.network.__main__ import row, verdicts, with_interval
+from experiments.network.__main__ import row, verdicts
 from experiments.network.config import SPLITS, NetworkConfig
 from experiments.network.environment import NetworkEnvironment, View, parts
 from experiments.network.memory import Memory
 from experiments.network.tasks import Task, Verdict, judge, right_tools, tasks
+from experiments.statistics import with_interval
 from rldtf_jax.qwen2 import Qwen2
 from rldtf_jax.sample import sample_batches
 from rldtf_jax.tokenizer import Tokenizer

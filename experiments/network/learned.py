@@ -26,7 +26,7 @@ from experiments.config import guarded
 from experiments.files import leave
 from experiments.network.problems import draw_cells
 from experiments.stages.machine import processor
-from experiments.statistics import mean_interval
+from experiments.statistics import mean_interval, shown
 from experiments.world.__main__ import options
 from rldtf_jax.hosts import say
 
@@ -315,14 +315,10 @@ def table(found: dict[str, Any]) -> str:
     ]
     for name, sizes in found.items():
         for users, row in sizes.items():
-            shown = [
-                f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-                for mean, low, high in (row["learnt"], row["equal shares"])
-            ]
+            shares = f"{shown(row['learnt'])} | {shown(row['equal shares'])}"
             took = row["milliseconds for a hundred"]
             lines.append(
-                f"| {name} | {users} | {' | '.join(shown)} | {took['learnt']:.2f} |"
-                f" {took['solver']:.2f} |"
+                f"| {name} | {users} | {shares} | {took['learnt']:.2f} | {took['solver']:.2f} |"
             )
     return "\n".join(lines)
 

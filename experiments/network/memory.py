@@ -33,7 +33,8 @@ class Remembered(NamedTuple):
 
 class Memory:
     """Of requests with all their figures, as vectors of an embedding, and the calls that were made
-    for them."""
+    for them.
+    """
 
     def __init__(self, path: str, embedding: Embedding):
         """path: a file, or ":memory:".

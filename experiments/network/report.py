@@ -7,6 +7,7 @@ differences are paired by both.
 """
 
 import html
+import itertools
 import json
 import os
 from typing import Any, Sequence
@@ -17,7 +18,17 @@ from matplotlib import pyplot as plt
 from experiments.config import guarded, of_runs
 from experiments.files import leave, whole
 from experiments.network.evaluate import MEMORY, STAGES
-from experiments.stages.report import charts, document, folded, image, lines_figure, panels, png
+from experiments.stages.report import (
+    charts,
+    document,
+    folded,
+    html_table,
+    image,
+    keep_figures,
+    lines_figure,
+    panels,
+    png,
+)
 from experiments.statistics import mean_interval, shown, with_nested_interval
 from rldtf_jax import metrics
 from rldtf_jax.config import ConfigError
@@ -30,7 +41,10 @@ PANELS = (
     ("nats a token", ("kl", "entropy")),
     ("groups with more than one reward", ("informative_groups",)),
 )
-COLUMNS = "reward", "share of the best", "plan", "tools", "arguments", "calls", "cost"
+COLUMNS = (
+    *("", "reward", "share of the best", "plan", "tools", "arguments", "calls", "cost"),
+    "RLDTF earns more by",
+)
 DRAWN = ("keyword rule", MEMORY, *STAGES)  # by size
 GROUPS = 3  # of sizes, a split
 
@@ -67,37 +81,22 @@ def pooled(results: Sequence[dict]) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def cells(row: dict[str, Any], itself: bool) -> list[str]:
-    """Of COLUMNS and the gain."""
-    gain = "" if itself else shown(row["gain"], "+")
+def cells(name: str, row: dict[str, Any]) -> list[str]:
+    """Of COLUMNS."""
+    gain = "" if name == STAGES[-1] else shown(row["gain"], "+")
     steps = [f"{row[name]:.2f}" for name in ("plan", "selected", "arguments", "number")]
     if not row["number"]:  # figures: nothing is called
         steps = ["", "", "", "0.00"]
-    return [shown(row["reward"]), f"{row['share']:.3f}", *steps, f"{row['cost']:.1f}", gain]
+    return [name, shown(row["reward"]), f"{row['share']:.3f}", *steps, f"{row['cost']:.1f}", gain]
 
 
-def table(results: Sequence[dict]) -> str:
-    """Markdown."""
-    head = ("", *COLUMNS, "RLDTF earns more by")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for split, arms in pooled(results).items():
-        lines.append(f"| **{split}** {'| ' * len(head)}".rstrip() + "")
-        lines += [
-            f"| {name} | {' | '.join(cells(row, name == STAGES[-1]))} |"
-            for name, row in arms.items()
-        ]
+def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Markdown, of what `pooled` says."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for split, arms in found.items():
+        lines.append(f"| **{split}** {'| ' * len(COLUMNS)}".rstrip())
+        lines += [f"| {' | '.join(cells(name, row))} |" for name, row in arms.items()]
     return "\n".join(lines)
-
-
-def page_table(result: dict, split: str) -> str:
-    head = "".join(f"<th>{one}</th>" for one in ("", *COLUMNS, "RLDTF earns more by"))
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td>"
-        + "".join(f"<td>{one}</td>" for one in cells(row, name == STAGES[-1]))
-        + "</tr>"
-        for name, row in pooled([result])[split].items()
-    )
-    return f"<h3>{split}</h3><table><tr>{head}</tr>{rows}</table>"
 
 
 def regret_figure(result: dict) -> bytes:
@@ -110,9 +109,9 @@ def regret_figure(result: dict) -> bytes:
         part = result["splits"][split]
         sizes = np.array(part["sizes"])
         for group in np.array_split(np.unique(sizes), GROUPS):
-            some = np.isin(sizes, group)
-            if not some.any():
+            if not len(group):  # fewer sizes than groups
                 continue
+            some = np.isin(sizes, group)
             for k, name in enumerate(DRAWN):
                 regrets = 1 - np.array(part["arms"][name]["rewards"])[some]
                 low, high = mean_interval(regrets)
@@ -161,18 +160,18 @@ def selection_figure(part: dict) -> bytes:
     return png(figure)
 
 
-def write(run_dir: str, result: dict) -> str:
-    """Writes <run_dir>/report.html with its figures inside and under figures/; returns its path."""
+def write(run_dir: str, result: dict, found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Writes <run_dir>/report.html with its figures inside and under figures/; returns its path.
+
+    found: `pooled` of the result.
+    """
     drawn = panels(metrics.read(os.path.join(run_dir, "rldtf")), PANELS)
     figures = {
         "regret": regret_figure(result),
         "selected": selection_figure(result["splits"]["test"]),
         "rldtf": lines_figure(drawn, columns=3),
     }
-    os.makedirs(os.path.join(run_dir, "figures"), exist_ok=True)
-    for name, picture in figures.items():
-        with whole(os.path.join(run_dir, "figures", f"{name}.png"), "wb") as file:
-            file.write(picture)
+    keep_figures(run_dir, figures)
     with open(os.path.join(run_dir, "config.yaml"), encoding="utf-8") as file:
         config = file.read()
     page = document(
@@ -180,7 +179,10 @@ def write(run_dir: str, result: dict) -> str:
         "<p>Held-out requests, greedily, 95 % intervals over requests. test: the words and sizes of"
         " training; new-words: phrases that training has not seen; larger: problems of 12 to"
         " 20.</p>",
-        *(page_table(result, split) for split in result["splits"]),
+        *(
+            f"<h3>{split}</h3>{html_table(COLUMNS, *itertools.starmap(cells, arms.items()))}"
+            for split, arms in found.items()
+        ),
         "<h2>Regret by size</h2>",
         image(figures["regret"], "Regret by the size of the problem"),
         "<h2>What it has learnt to select</h2>",
@@ -216,9 +218,9 @@ def main() -> None:
     parser = of_runs(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     asked = parser.parse_args()
-    results = [load(run) for run in asked.runs]
-    print(table(results))
-    leave({"runs": len(results), "splits": pooled(results)}, asked.json)
+    found = pooled([load(run) for run in asked.runs])
+    print(table(found))
+    leave({"runs": len(asked.runs), "splits": found}, asked.json)
 
 
 if __name__ == "__main__":

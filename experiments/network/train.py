@@ -202,9 +202,10 @@ def main(config: NetworkConfig) -> None:
             }
     with whole(os.path.join(config.run_dir, "evaluation.json")) as file:
         json.dump(result, file, indent=1)
-    print(report.table([result]))
+    found = report.pooled([result])
+    print(report.table(found))
     print(f"{(time.monotonic() - start) / 60:.1f} minutes")
-    print(f"report: {report.write(config.run_dir, result)}")
+    print(f"report: {report.write(config.run_dir, result, found)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from flax import nnx
 from experiments.config import ExperimentConfig, command
 from experiments.files import exists, whole
 from experiments.stages.run import Run, opened, respond, say, stage_model
-from experiments.statistics import mean_interval, paired_difference, wilson
+from experiments.statistics import mean_interval, paired_difference, shown, wilson
 from experiments.world import baselines, wording
 from experiments.world.tasks import HELD_OUT, Task
 from rldtf_jax.config import PricesConfig, RLDTFConfig
@@ -192,8 +192,7 @@ def cells(result: dict) -> list[list[str]]:
     def cell(row, name):
         if row.get(name) is None:
             return "-"
-        low, high = row[f"{name}_interval"]
-        return f"{row[name]:.3f} [{low:.3f}, {high:.3f}]"
+        return shown([row[name], *row[f"{name}_interval"]])
 
     return [
         [title, *(cell(result["methods"][name], column) for column in COLUMNS)]

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import sys
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -101,10 +101,7 @@ def write(run: Run, result: dict) -> str:
         "rldtf": lines_figure(drawn, columns=3),
         "losses": losses_figure(run),
     }
-    os.makedirs(run.path("figures"), exist_ok=True)
-    for name, png in figures.items():
-        with whole(run.path("figures", f"{name}.png"), "wb") as file:
-            file.write(png)
+    keep_figures(run.config.run_dir, figures)
     with open(run.path("config.yaml"), encoding="utf-8") as file:
         config = file.read()
     page = document(
@@ -131,6 +128,14 @@ def write(run: Run, result: dict) -> str:
     with whole(path) as file:
         file.write(page)
     return path
+
+
+def keep_figures(run_dir: str, figures: Mapping[str, bytes]) -> None:
+    """Leaves pictures as <run_dir>/figures/NAME.png."""
+    os.makedirs(os.path.join(run_dir, "figures"), exist_ok=True)
+    for name, picture in figures.items():
+        with whole(os.path.join(run_dir, "figures", f"{name}.png"), "wb") as file:
+            file.write(picture)
 
 
 def document(title: str, *parts: str) -> str:
@@ -204,13 +209,18 @@ def charts(
     )
 
 
-def split_table(split: str, part: dict) -> str:
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in ("", *COLUMNS.values()))
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in cells(part)
+def html_table(head: Sequence[str], *rows: Sequence[str]) -> str:
+    """Of texts."""
+    lines = "".join(
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+        for tag, row in (("th", head), *(("td", row) for row in rows))
     )
-    return f"<h3>{split}: {part['num_tasks']} tasks</h3><table><tr>{head}</tr>{rows}</table>"
+    return f"<table>{lines}</table>"
+
+
+def split_table(split: str, part: dict) -> str:
+    found = html_table(("", *COLUMNS.values()), *cells(part))
+    return f"<h3>{split}: {part['num_tasks']} tasks</h3>{found}"
 
 
 def results_table(result: dict) -> str:
@@ -256,23 +266,16 @@ def compare(run_dirs: Sequence[str]) -> str:
             flat(saved(os.path.join(path, "config.yaml"))),
             metrics.read(os.path.join(path, "rldtf")),
         )
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in ("", "run", *COLUMNS.values()))
     by_run = [(row[0], name, row[1:]) for name, result in results.items() for row in cells(result)]
     order = {title: i for i, title in enumerate(METHODS.values())}
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in (title, name, *row)) + "</tr>"
-        for title, name, row in sorted(by_run, key=lambda one: order[one[0]])
-    )
+    by_method = [
+        (title, name, *row) for title, name, row in sorted(by_run, key=lambda one: order[one[0]])
+    ]
     keys = sorted({key for config in configs.values() for key in config} - {"run_dir"})
     different = [
         key for key in keys if len({json.dumps(config.get(key)) for config in configs.values()}) > 1
     ]
-    table = "".join(
-        f"<tr><td>{html.escape(key)}</td>"
-        + "".join(f"<td>{html.escape(str(config.get(key)))}</td>" for config in configs.values())
-        + "</tr>"
-        for key in different
-    )
+    table = [(key, *(str(config.get(key)) for config in configs.values())) for key in different]
     drawn = [
         (
             key,
@@ -285,15 +288,12 @@ def compare(run_dirs: Sequence[str]) -> str:
     ]
     page = document(
         f"RLDTF: {', '.join(names)}",
-        f"<h2>Test tasks</h2><table><tr>{head}</tr>{body}</table>",
+        "<h2>Test tasks</h2>",
+        html_table(("", "run", *COLUMNS.values()), *by_method),
         "<h2>RLDTF, step by step</h2>",
         charts(drawn, image(lines_figure(drawn), "Curves of the RLDTF stage of every run")),
         "<h2>What the configs differ in</h2>",
-        (
-            f"<table><tr><th></th>{''.join(f'<th>{html.escape(name)}</th>' for name in names)}</tr>{table}</table>"
-            if different
-            else "<p>Nothing.</p>"
-        ),
+        html_table(("", *names), *table) if different else "<p>Nothing.</p>",
         "<p class='note'>"
         + ", ".join(
             f"<a href='{html.escape(os.path.relpath(os.path.join(path, 'report.html'), run_dirs[0]))}'>{html.escape(name)}</a>"
@@ -312,13 +312,8 @@ def machines_table(run: Run) -> str:
     numerics say whether they could be equal.
     """
     rows = json_lines(run.path("machines.jsonl"))
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(row[name])}</td>" for name in rows[0]) + "</tr>"
-        for row in rows
-    )
-    return (
-        f"<table><tr>{''.join(f'<th>{name}</th>' for name in rows[0])}</tr>{body}</table><p"
-        " class='note'>The same command, seed and numerics give the same run to the bit,"
+    return html_table(list(rows[0]), *([row[name] for name in rows[0]] for row in rows)) + (
+        "<p class='note'>The same command, seed and numerics give the same run to the bit,"
         " interrupted or not.</p>"
     )
 

@@ -25,8 +25,8 @@ from flax import nnx
 
 from experiments.config import guarded, of_run, of_runs
 from experiments.files import leave
-from experiments.stages.run import Responses, Run, opened, respond
-from experiments.statistics import mean_interval
+from experiments.stages.run import Run, opened, respond
+from experiments.statistics import with_interval
 from experiments.world.search import modes, runs
 from experiments.world.tasks import Task
 from rldtf_jax import hf, sft
@@ -139,12 +139,18 @@ def by_energy(some: Mapping[str, Delta], budget: int) -> Ranks:
             for strength in one.strength
         )
     )
-    ranks = dict.fromkeys(some, 0)
+    ranks, left = dict.fromkeys(some, 0), budget
     for _, name in order:
-        if bits(some, ranks) + some[name].bits > budget:
+        left -= some[name].bits
+        if left < 0:
             break
         ranks[name] += 1
     return ranks
+
+
+def full(some: Mapping[str, Delta]) -> dict[str, int]:
+    """All ranks there are."""
+    return {name: len(one.strength) for name, one in some.items()}
 
 
 def by_measure(
@@ -161,23 +167,22 @@ def by_measure(
         more = min(len(some[name].strength), max(1, 2 * ranks[name]))
         return ranks | {name: more}
 
-    def gain(name: str) -> float:
+    def measure(name: str) -> tuple[float, str, int, float]:
+        """(gain a bit, least first; name; after how many steps it was measured; the loss)."""
         more = bits(some, grown(name)) - bits(some, ranks)
-        return (now - loss(grown(name))) / more if more else -math.inf
+        then = loss(grown(name)) if more else now
+        return (then - now) / more if more else math.inf, name, number, then
 
-    queue = [(-gain(name), name, number) for name in some]
+    queue = list(map(measure, some))
     heapq.heapify(queue)
     while queue:
-        _, name, measured = heapq.heappop(queue)
+        _, name, measured, then = heapq.heappop(queue)
         if bits(some, grown(name)) > budget or grown(name)[name] == ranks[name]:
             continue
-        if measured < number:
-            heapq.heappush(queue, (-gain(name), name, number))
-            continue
-        ranks, number = grown(name), number + 1
-        now = loss(ranks)
-        steps.append(dict(ranks))
-        heapq.heappush(queue, (-gain(name), name, number))
+        if measured == number:
+            ranks, now, number = grown(name), then, number + 1
+            steps.append(dict(ranks))
+        heapq.heappush(queue, measure(name))
     return steps
 
 
@@ -222,24 +227,24 @@ def measured(run: Run, count: int) -> dict[str, Any]:
     budgets = {
         (snr, ms): int(mbps * 1e3 * ms) for snr, mbps in carried.items() for ms in AIRTIMES_MS
     }
-    whole = bits(some, {name: len(one.strength) for name, one in some.items()})
+    whole = bits(some, full(some))
     growth = by_measure(some, lambda ranks: loss(ranks, 0), min(whole, max(budgets.values())))
     say(f"{len(growth)} steps of measured growth")
-    judged: dict[tuple, Responses] = {}
+    known: dict[tuple, dict[str, Any]] = {}  # budgets share choices
 
     def arrives(ranks: Ranks) -> dict[str, Any]:
         key = tuple(ranks.items())
-        if key not in judged:
+        if key not in known:
             model = nnx.merge(graph, sent(device, server, some, ranks))
-            judged[key] = respond(run, model, env, asked[FIRST:], salt=12, temperature=1.0)
-        verdict = judged[key].verdict
-        return {
-            "ranks": sum(ranks.values()),
-            "bits": bits(some, ranks),
-            "lost": loss(ranks, 1),
-            "fulfilment": float(verdict.fulfilled_M.mean()),
-            "reward": [float(verdict.reward_M.mean()), *mean_interval(verdict.reward_M)],
-        }
+            verdict = respond(run, model, env, asked[FIRST:], salt=12, temperature=1.0).verdict
+            known[key] = {
+                "ranks": sum(ranks.values()),
+                "bits": bits(some, ranks),
+                "lost": loss(ranks, 1),
+                "fulfilment": float(verdict.fulfilled_M.mean()),
+                "reward": with_interval(verdict.reward_M),
+            }
+        return known[key]
 
     rows_ = []
     for (snr, ms), budget in budgets.items():
@@ -259,7 +264,7 @@ def measured(run: Run, count: int) -> dict[str, Any]:
         "matrices": len(some),
         "bits": {"whole": whole, "rank 1": bits(some, dict.fromkeys(some, 1))},
         "nothing": arrives(dict.fromkeys(some, 0)),
-        "all": arrives({name: len(one.strength) for name, one in some.items()}),
+        "all": arrives(full(some)),
         "rows": rows_,
     }
 

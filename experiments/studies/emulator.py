@@ -16,7 +16,7 @@ from experiments.config import ExperimentConfig, command
 from experiments.files import whole
 from experiments.stages.emulate import emulated
 from experiments.stages.run import Run, opened
-from experiments.statistics import mean_interval, paired_difference
+from experiments.statistics import mean_interval, paired_difference, shown
 from experiments.world import baselines
 from experiments.world.baselines import sturdiest
 from experiments.world.emulator import Emulator
@@ -83,11 +83,11 @@ def table(found: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for split in filter(found.get, HELD_OUT):
-        row, (gain, (low, high)) = found[split]["emulator"], found[split]["gain"]
+        row, (gain, interval) = found[split]["emulator"], found[split]["gain"]
         lines.append(
-            "| {} | {:.3f} | {:.3f} [{:.3f}, {:.3f}] | {:+.3f} [{:+.3f}, {:+.3f}] |".format(
-                split, row["fulfilment"], row["reward"], *row["reward_interval"], gain, low, high
-            )
+            f"| {split} | {row['fulfilment']:.3f} |"
+            f" {shown([row['reward'], *row['reward_interval']])} |"
+            f" {shown([gain, *interval], '+')} |"
         )
     return "\n".join(lines)
 

@@ -9,24 +9,24 @@ paired.
 """
 
 import glob
-import json
 from typing import Sequence
 
 import numpy as np
 
 from experiments.config import guarded, of_run, of_runs
-from experiments.files import exists, json_lines, leave
+from experiments.files import json_lines, leave
+from experiments.stages.evaluate import METHODS, MODELS
 from experiments.stages.reject import all_sampled
 from experiments.stages.run import Run, opened
 from experiments.statistics import shown, with_nested_interval
+from experiments.studies import seeds
 from experiments.studies.fresh import TASKS, draw
 from experiments.world import worlds
 from experiments.world.baselines import rewards
 from experiments.world.emulator import ran
 from experiments.world.memory import LinkMemory
-from rldtf_jax.config import ConfigError
 
-POLICIES = {"instruct": "phase 1", "reject": "+ rejection sampling", "rldtf": "+ RLDTF"}
+NEAREST = "nearest link"
 FRESH = "fresh_at_0.json"
 
 
@@ -44,16 +44,8 @@ def measured(run_dir: str) -> dict[str, dict[str, list[float]]]:
     Raises:
       ConfigError: the run has not been evaluated on them.
     """
+    known = seeds.load(run_dir, FRESH)
     with opened(of_run(run_dir), shared=True) as run:
-        path = run.path(FRESH)
-        if not exists(path):
-            raise ConfigError(
-                f"{path}: no such file; expected python -m experiments.studies.fresh"
-                " evaluate.temperature=0 to have run"
-            )
-        with open(path, encoding="utf-8") as file:
-            known = json.load(file)
-        parts = [known, *known["elsewhere"].values()]
         drawn = draw(worlds.family(run.config.tasks.family), TASKS)
         tasks = [task for split in TASKS for task in drawn[split]]
         memory = remembered(run)
@@ -63,25 +55,24 @@ def measured(run_dir: str) -> dict[str, dict[str, list[float]]]:
             run.twins("evaluate"),
             run.config.rldtf.reward,
         )
-    found = {"nearest link": {"reward": R.tolist(), "fulfilled": good.astype(float).tolist()}}
-    for name, title in (POLICIES | {"sturdiest": "sturdiest mode"}).items():
-        found[title] = {
-            key: [x for part in parts for x in part["by_task"][name][key]]
-            for key in ("reward", "fulfilled")
+    return {NEAREST: {"reward": R.tolist(), "fulfilled": good.astype(float).tolist()}} | {
+        METHODS[name]: {
+            key: [x for split in TASKS for x in known[split]["by_task"][name][key]]
+            for key in seeds.MEASURES
         }
-    return found
+        for name in (*MODELS, "sturdiest")
+    }
 
 
 def pooled(runs: Sequence[dict[str, dict[str, list[float]]]]) -> dict[str, dict[str, list[float]]]:
     """{method: {"reward", "fulfilled", "gain" in reward on the memory}: [mean, low, high]}."""
-
     values = {
         name: {key: np.array([run[name][key] for run in runs], float) for key in rows}
         for name, rows in runs[0].items()
     }
     return {
         name: {key: with_nested_interval(x) for key, x in rows.items()}
-        | {"gain": with_nested_interval(rows["reward"] - values["nearest link"]["reward"])}
+        | {"gain": with_nested_interval(rows["reward"] - values[NEAREST]["reward"])}
         for name, rows in values.items()
     }
 
@@ -89,8 +80,8 @@ def pooled(runs: Sequence[dict[str, dict[str, list[float]]]]) -> dict[str, dict[
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     lines = ["| | fulfilment | mean reward | more than the memory |", "|---|---|---|---|"]
     for name, row in found.items():
-        cells = [shown(row[key]) for key in ("fulfilled", "reward")]
-        cells.append("" if name == "nearest link" else shown(row["gain"], "+"))
+        cells = [shown(row[key]) for key in seeds.MEASURES]
+        cells.append("" if name == NEAREST else shown(row["gain"], "+"))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -26,8 +26,9 @@ from flax import nnx
 from experiments.config import guarded, of_run
 from experiments.files import whole
 from experiments.stages.evaluate import METHODS, MODELS, summarise
-from experiments.stages.report import COLOURS, document, image, png
+from experiments.stages.report import COLOURS, document, html_table, image, png
 from experiments.stages.run import Run, opened, reading_model, say, stage_model
+from experiments.statistics import shown
 from experiments.world.environment import TwinEnvironment
 from experiments.world.tasks import Task
 from experiments.world.translator import ModelTranslator
@@ -218,7 +219,7 @@ def table(found: dict, num_tasks: int) -> list[list[str]]:
     def cell(row, measure):
         if row[measure] is None:
             return "-"
-        return "{:.3f} [{:.3f}, {:.3f}]".format(row[measure], *row[f"{measure}_interval"])
+        return shown([row[measure], *row[f"{measure}_interval"]])
 
     head = ["", "f(a)", "fulfilment", "score of fulfilled", "mean reward", "nothing to run"]
     return [head] + [
@@ -252,18 +253,13 @@ def write(run: Run, found: dict, num_tasks: int, out: str) -> str:
         pictures.append(image(picture := png(figure), name))
         with open(os.path.join(out, f"{name}.png"), "wb") as file:
             file.write(picture)
-    head, *body = table(found, num_tasks)
-    lines = "".join(
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-        for tag, row in (("th", head), *(("td", row) for row in body))
-    )
     page = document(
         "The paper's comparison",
         f"<p>{num_tasks} test tasks of {html.escape(run.config.tasks.family)}, one response each,"
         " 95 % intervals over tasks. Raw models are whatever was named on the command line: the"
         " paper's are Qwen2.5-7B-Instruct and Llama2-7B-Instruct. The trained line is this run's"
         " model, whatever its size; Eq. 6's scale is that of this run's form of the loss.</p>",
-        f"<table>{lines}</table>",
+        html_table(*table(found, num_tasks)),
         *pictures,
     )
     with whole(path := os.path.join(out, "paper.html")) as file:

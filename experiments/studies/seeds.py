@@ -103,7 +103,6 @@ def compare(runs: Sequence[dict[str, dict]]) -> dict[str, dict[str, Any]]:
 
 def table(result: dict[str, dict[str, Any]]) -> str:
     """Markdown, one table a split."""
-
     lines = []
     for split, methods in result.items():
         lines += [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.statistics import nested_interval
+from experiments.statistics import nested_interval, shown
 from experiments.world import baselines, wording
 from experiments.world.baselines import NAMES
 from experiments.world.search import BUDGET, STEPPED, limit, modes, offered
@@ -167,7 +167,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     columns = ("fulfilment", "score", "common_score", "mean_R", "regret")
 
     def cell(x):
-        return "-" if x is None else f"{x[0]:.3f} [{x[1]:.3f}, {x[2]:.3f}]"
+        return "-" if x is None else shown(x)
 
     lines = [
         (

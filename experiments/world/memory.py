@@ -11,7 +11,6 @@ from typing import Sequence
 
 import numpy as np
 
-from experiments.world.orchestration import each_prb_mbps
 from experiments.world.search import runs
 from experiments.world.tasks import Task
 from twin import Workflow
@@ -77,6 +76,6 @@ def taken_over(workflow: Workflow, there: Task, here: Task) -> Workflow:
     """On the grant that carries as many times what is asked here as it did there, as far as there
     are resource blocks.
     """
-    spare = workflow.num_prb * each_prb_mbps(workflow) / there.throughput_mbps
-    blocks = math.ceil(here.throughput_mbps * spare / each_prb_mbps(workflow) - 1e-9)
+    times = here.throughput_mbps / there.throughput_mbps
+    blocks = math.ceil(workflow.num_prb * times - 1e-9)
     return dataclasses.replace(workflow, num_prb=max(1, min(here.scenario.max_prb, blocks)))

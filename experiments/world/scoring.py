@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from experiments.statistics import mean_interval, wilson
+from experiments.statistics import mean_interval, shown, wilson
 from experiments.world import wording
 from experiments.world.orchestration import read
 from experiments.world.reading import task_id
@@ -162,10 +162,7 @@ def as_text(table: Sequence[dict[str, Any]]) -> str:
             [
                 row["stratum"],
                 str(row["tasks"]),
-                *(
-                    "-" if one is None else "{:.3f} [{:.3f}, {:.3f}]".format(*one)
-                    for one in estimates
-                ),
+                *("-" if one is None else shown(one) for one in estimates),
             ]
         )
     widths = [max(map(len, column)) for column in zip(*lines)]

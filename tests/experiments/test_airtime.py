@@ -20,10 +20,6 @@ def drawn(seed):
     }
 
 
-def full(some):
-    return {name: len(one.strength) for name, one in some.items()}
-
-
 def energy(some, ranks):
     return sum(float((one.strength[: ranks[name]] ** 2).sum()) for name, one in some.items())
 
@@ -32,7 +28,7 @@ def energy(some, ranks):
 def test_what_is_chosen_fits_and_another_rank_of_all_would_not(seed, budget):
     some = drawn(seed)
     norms = dict(zip(some, np.random.default_rng(seed).uniform(0.1, 1, len(some))))
-    whole = full(some)
+    whole = airtime.full(some)
     for ranks in (
         airtime.fixed(some, budget),
         airtime.by_gradient(some, norms, budget),
@@ -51,7 +47,7 @@ def test_what_is_chosen_fits_and_another_rank_of_all_would_not(seed, budget):
 def test_greedy_energy_is_within_one_direction_of_every_choice(seed, budget):
     """Of all ranks that fit none has more energy than the greedy ones and their next direction."""
     some = drawn(seed)
-    ranks, whole = airtime.by_energy(some, budget), full(some)
+    ranks, whole = airtime.by_energy(some, budget), airtime.full(some)
     rest = [
         float(some[name].strength[ranks[name]] ** 2) for name in some if ranks[name] < whole[name]
     ]
@@ -76,7 +72,7 @@ def test_all_ranks_give_the_servers_parameters_and_none_its_vectors_alone():
     )
     some = airtime.deltas(device, server)
     assert len(some) == 4
-    whole = airtime.sent(device, server, some, full(some))
+    whole = airtime.sent(device, server, some, airtime.full(some))
     for name, leaf in server.items():
         np.testing.assert_allclose(whole[name], leaf, atol=1e-5)
     nothing = airtime.sent(device, server, some, {})
@@ -95,12 +91,12 @@ def test_measured_growth_follows_the_largest_gain_a_bit(seed):
     would, and the last one fits.
     """
     some = drawn(seed)
-    missing = lambda ranks: energy(some, full(some)) - energy(some, ranks)
-    budget = airtime.bits(some, full(some)) // 2
+    missing = lambda ranks: energy(some, airtime.full(some)) - energy(some, ranks)
+    budget = airtime.bits(some, airtime.full(some)) // 2
     steps = airtime.by_measure(some, missing, budget)
     assert all(one <= budget for one in (airtime.bits(some, ranks) for ranks in steps))
     assert set(steps[0].values()) == {0} and len(steps) > 3
-    whole = full(some)
+    whole = airtime.full(some)
     for before, after in zip(steps, steps[1:]):
         gains = {}
         for name in some:

@@ -158,7 +158,7 @@ def test_means_over_seeds_are_paired_by_request():
     (other, own) = report.pooled(both)["test"].values()
     assert other["gain"] == pytest.approx([0.1] * 3) and own["gain"] == [0, 0, 0]
     assert other["reward"][1] < other["reward"][0] < other["reward"][2]
-    assert "+0.100 [+0.100, +0.100]" in report.table(both)
+    assert "+0.100 [+0.100, +0.100]" in report.table(report.pooled(both))
     both[1]["splits"]["test"]["sizes"] = [4] * 40
     with pytest.raises(ConfigError, match="different requests"):
         report.pooled(both)
